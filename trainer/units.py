@@ -1,0 +1,45 @@
+"""What a denoiser looks like to the engine: an ordered list of units with explicit data flow.
+
+A unit reads named values and writes named values; every name is written once (static single assignment), so a skip
+connection is simply a value that a later unit reads too, and the time embedding a value that many units read.
+Forward, recompute, backward, streaming and the planner's simulation are all loops over this list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One schedulable piece of a model.
+
+    name:   dotted and unique, e.g. "unet.down.0.resnet.1" (the first part names the trained model: unet, text, text_2)
+    module: owns exactly the parameters this unit uses; no parameter belongs to two units
+    reads:  names of the values passed to `run`, in order
+    writes: names of the values `run` returns, in order (a single tensor for one name, else a tuple)
+    run:    pure in its tensor arguments and the module's parameters; no randomness except through module dropout
+    """
+
+    name: str
+    module: nn.Module
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    run: Callable[..., Tensor | tuple[Tensor, ...]]
+
+
+def check(units: list[Unit], given: set[str]) -> None:
+    """Assert that `units` is a valid schedule when the values named in `given` are supplied from outside."""
+    known, owners = set(given), {}
+    for unit in units:
+        missing = [name for name in unit.reads if name not in known]
+        assert not missing, f"{unit.name} reads {missing} before they are written"
+        for name in unit.writes:
+            assert name not in known, f"{unit.name} writes {name!r} a second time"
+            known.add(name)
+        for parameter in unit.module.parameters():
+            owner = owners.setdefault(id(parameter), unit.name)
+            assert owner == unit.name, f"a parameter belongs to both {owner} and {unit.name}"
