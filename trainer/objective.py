@@ -66,14 +66,18 @@ class Objective:
         return torch.where(snr > 0, capped / snr.clamp(min=torch.finfo(snr.dtype).tiny), 1.0).float()
 
     def loss(self, prediction: Tensor, target: Tensor, weights: Tensor, instances: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """(total, instance, class) losses, fp32 scalars. The first `instances` rows are photos, the rest class images.
+        """(total, instance, class) losses, fp32 scalars. The first `instances` rows are photos, the rest class images;
+        a half without rows adds nothing to the total and is nan itself.
 
-        `mask`: (B, 1, H/8, W/8) weights of mean one per picture, or None. The class loss is nan where there is no class row.
+        `mask`: (B, 1, H/8, W/8) weights of mean one per picture, or None.
         """
         error = (prediction.float() - target.float()) ** 2
         if mask is not None:
             error = error * mask
         each = error.mean(dim=(1, 2, 3)) * weights
-        instance, rest = each[:instances].mean(), each[instances:].mean()
-        total = instance if len(each) == instances else instance + self.prior_loss_weight * rest
-        return total, instance, rest
+        instance, prior = each[:instances].mean(), each[instances:].mean()  # the mean of no row is nan
+        if instances == len(each):
+            return instance, instance, prior
+        if instances == 0:
+            return self.prior_loss_weight * prior, instance, prior
+        return instance + self.prior_loss_weight * prior, instance, prior

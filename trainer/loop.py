@@ -1,0 +1,167 @@
+"""The training loop: a generator of events that reads the same on a 4 GB card and on a 24 GB one.
+
+It draws a step's micro-batches, hands them to the engine, and yields what happened. Where bytes live is the engine's
+business, what is on screen the reader's. Losses are read from the card one step late, so that the host never waits
+for a step that has just been queued.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from trainer import checkpoint
+from trainer.batches import Batches, MicroBatch
+from trainer.ema import Average
+from trainer.engine import Engine, StepResult
+from trainer.events import CheckpointSaved, Controls, Event, Notice, Step
+from trainer.objective import Objective
+from trainer.vitals import Vitals
+
+
+class Diverged(RuntimeError):
+    """The loss is no longer a number. The message names the step, the pictures and the likely cause."""
+
+
+@dataclass
+class Job:
+    """One training run.
+
+    rates:   learning rate by model name ("unet", "text"), before the schedule
+    factor:  schedule.factor(...)
+    preview: draws pictures of the weights as they are: preview(step) -> events
+    guard:   takes readings: guard.due(step), guard.read(step) -> events, guard.stop -> str
+    """
+
+    run: Path
+    engine: Engine
+    batches: Batches
+    objective: Objective
+    rates: dict[str, float]
+    factor: Callable[[int], float]
+    total: int
+    vitals: Vitals
+    facts: dict
+    preview: Callable[[int], Iterator[Event]]
+    guard: object | None = None
+    average: Average | None = None
+    text_stop: int | None = None
+    save_every: int | None = None
+    save_limit: int | None = None
+    sample_every: int | None = None
+    done: int = 0
+    stopped: str = ""  # why training ended early; empty otherwise
+    images: int = 0
+    pending: list[Pending] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A step whose losses are still on their way from the card."""
+
+    step: int
+    lr: float
+    started: float
+    ended: float
+    micro: list[MicroBatch]
+    result: StepResult
+
+
+def run(job: Job, controls: Controls) -> Iterator[Event]:
+    """Train until `job.total` steps are done or somebody asks to stop; checkpoints and previews on the way."""
+    while job.done < job.total and not job.stopped:
+        yield from _one_step(job)
+        if job.pending and len(job.pending) > 1:
+            yield _settle(job)
+        if _due(job.save_every, job) or controls.take("checkpoint"):
+            yield from save(job, "interval")
+        if _due(job.sample_every, job) or controls.take("sample"):
+            yield from job.preview(job.done)
+        if job.guard is not None and job.guard.due(job.done):
+            yield from job.guard.read(job.done)
+            job.stopped = job.guard.stop
+        while controls.pause and not controls.quit:
+            time.sleep(0.1)
+        if controls.quit:
+            job.stopped = "asked to stop"
+    while job.pending:
+        yield _settle(job)
+
+
+def _due(every: int | None, job: Job) -> bool:
+    return every is not None and job.done % every == 0 and job.done < job.total
+
+
+def _one_step(job: Job) -> Iterator[Event]:
+    started = time.perf_counter()
+    factor = job.factor(job.done)
+    rates = {name: rate * factor for name, rate in job.rates.items()}
+    if job.text_stop is not None and job.done >= job.text_stop:
+        rates = {name: rate if name == "unet" else 0.0 for name, rate in rates.items()}
+        if job.done == job.text_stop:
+            yield Notice(f"The text encoder stops learning after step {job.done}, as asked.")
+    micro = [batch.to(job.vitals.device) for batch in job.batches.step()]
+
+    def loss(prediction: torch.Tensor, index: int):
+        batch = micro[index]
+        total, instance, prior = job.objective.loss(prediction, batch.target, batch.weights, batch.instances, batch.mask)
+        return total / job.batches.accumulation, instance, prior
+
+    result = job.engine.step([batch.values for batch in micro], loss, rates)
+    job.done += 1
+    if job.average is not None:
+        job.average.update(job.engine.master())
+    job.pending.append(Pending(job.done, rates["unet"], started, time.perf_counter(), micro, result))
+
+
+def _settle(job: Job) -> Step:
+    """The oldest pending step as an event; waits for its losses, which are a step old by now."""
+    pending = job.pending.pop(0)
+    losses = pending.result.losses.float().cpu()  # (micro-batches, 3): the only value a step sends to the host
+    total, instance, prior = losses[:, 0].sum().item(), losses[:, 1].nanmean().item(), losses[:, 2].nanmean().item()
+    if not math.isfinite(total):
+        raise Diverged(_explain(pending, total))
+    images = sum(len(batch.target) for batch in pending.micro)
+    job.images += images
+    return Step(pending.step, job.total, total, instance, prior, pending.lr, float(pending.result.grad_norm),
+                pending.ended - pending.started, images, **job.vitals.read())  # fmt: skip
+
+
+def _explain(pending: Pending, total: float) -> str:
+    pictures = ", ".join(dict.fromkeys(name for batch in pending.micro for name in batch.names))
+    timesteps = ", ".join(str(int(t)) for batch in pending.micro for t in batch.values["timestep"])
+    return (
+        f"The loss became {total} in step {pending.step} (pictures: {pictures}; timesteps: {timesteps}; learning rate {pending.lr:g}).\n"
+        "  likely cause: a learning rate that is too high, or fp16 overflow; earlier checkpoints are intact.\n"
+        "  fix: lower --learning_rate, or use --mixed_precision bf16 (or no), then --resume_from_checkpoint latest."
+    )
+
+
+def save(job: Job, kind: str) -> Iterator[Event]:
+    """A checkpoint of the step just done. Outstanding losses are checked first, so a diverged model is never saved."""
+    while job.pending:
+        yield _settle(job)
+    started = time.perf_counter()
+    state = job.engine.state_dict()
+    average = None if job.average is None else job.average.values
+    size = sum(t.numel() * t.element_size() for tensors in (state, average or {}) for t in tensors.values())
+    checkpoint.require_space(job.run, size, "a checkpoint")
+    facts = job.facts | {"ema_steps": job.average.steps if job.average else 0}
+    path = checkpoint.save(job.run, job.done, state, ema=average, batches=job.batches.state(), facts=facts)
+    checkpoint.prune(job.run, job.save_limit, getattr(job.guard, "best", None))
+    yield CheckpointSaved(job.done, str(path), checkpoint.size_bytes(path), time.perf_counter() - started, kind)
+
+
+def resume(job: Job, path: Path) -> None:
+    """Put everything back as it was when `path` was written."""
+    state, engine, average, batches = checkpoint.load(path)
+    job.engine.load_state_dict(engine)
+    job.batches.restore(batches)
+    if job.average is not None and average is not None:
+        job.average.restore(average, state["ema_steps"])
+    job.done = state["step"]

@@ -1,0 +1,54 @@
+"""What the machine is doing: card memory (allocated, peak, reserved), host memory, load and temperature.
+
+"allocated" is what live tensors take from torch's allocator, "reserved" what the allocator took from the driver; neither
+includes the CUDA context. Load and temperature come from NVML where it is installed, read at most twice a second.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import psutil
+import torch
+
+
+@dataclass
+class Vitals:
+    device: torch.device
+    _process: psutil.Process = field(default_factory=psutil.Process)
+    _nvml: tuple[float, float] = (float("nan"), float("nan"))
+    _nvml_time: float = 0.0
+
+    def begin_phase(self) -> None:
+        """Forget the peak, so that the next one belongs to the phase that starts here."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def read(self) -> dict[str, float]:
+        """Fields of events.Step: vram_bytes, vram_peak_bytes, vram_reserved_bytes, ram_bytes, gpu_load, gpu_celsius."""
+        on_card = self.device.type == "cuda"
+        load, celsius = self._load_and_heat() if on_card else (float("nan"), float("nan"))
+        return {
+            "vram_bytes": torch.cuda.memory_allocated(self.device) if on_card else 0,
+            "vram_peak_bytes": self.peak(),
+            "vram_reserved_bytes": torch.cuda.memory_reserved(self.device) if on_card else 0,
+            "ram_bytes": self.ram(),
+            "gpu_load": load,
+            "gpu_celsius": celsius,
+        }
+
+    def peak(self) -> int:
+        return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
+
+    def ram(self) -> int:
+        return self._process.memory_info().rss
+
+    def _load_and_heat(self) -> tuple[float, float]:
+        if time.monotonic() - self._nvml_time > 0.5:
+            self._nvml_time = time.monotonic()
+            try:
+                self._nvml = torch.cuda.utilization(self.device) / 100, float(torch.cuda.temperature(self.device))
+            except (ImportError, RuntimeError):  # no NVML bindings: the two readings stay unknown
+                self._nvml_time = float("inf")
+        return self._nvml
