@@ -1,0 +1,91 @@
+"""One picture file as upright 8-bit RGB, whatever the camera, the phone or the paint program wrote.
+
+EXIF rotation is applied, 16-bit and float greys are scaled to 8 bits, palettes and CMYK are converted, animations give
+their first frame. Transparency is laid on white, the most common ground of product pictures; its alpha is kept beside
+the colours, so that a masked loss can leave the invisible part out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jp2", ".avif", ".heic", ".heif", ".ppm", ".pgm", ".tga"})
+HEIF_SUFFIXES = frozenset({".heic", ".heif"})
+
+
+class Unreadable(ValueError):
+    """This file is no picture that can be trained on; the message says why and, where there is one, the way out."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """rgb: upright, 8 bits; alpha: greyscale of the same size, or None where every pixel is opaque."""
+
+    rgb: Image.Image
+    alpha: Image.Image | None
+    digest: str  # sha256 of the file's bytes
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height), after rotation."""
+        return self.rgb.size
+
+
+def read(path: Path) -> Picture:
+    """Decode `path` completely. Raises Unreadable with the reason, so that nothing can fail later in a run."""
+    if path.suffix.lower() in HEIF_SUFFIXES:
+        _allow_heif()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise Unreadable(error.strerror or "it cannot be opened") from error
+    if not data:
+        raise Unreadable("the file is empty")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            rgb, alpha = _flatten(upright)
+    except UnidentifiedImageError as error:
+        raise Unreadable("not a picture, or a format that Pillow cannot read") from error
+    except Image.DecompressionBombError as error:
+        raise Unreadable("more pixels than any photo has; scale it down first") from error
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:  # what Pillow's decoders raise on broken files
+        raise Unreadable(f"damaged or cut short ({error})") from error
+    return Picture(rgb, alpha, hashlib.sha256(data).hexdigest())
+
+
+def _allow_heif() -> None:
+    if find_spec("pillow_heif") is None:
+        raise Unreadable("HEIC needs one more package: pip install pillow-heif (or convert it to JPEG)")
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+
+
+def _flatten(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """(RGB, alpha or None). Modes: https://pillow.readthedocs.io/en/stable/handbook/concepts.html#modes"""
+    if image.mode.startswith("I") or image.mode == "F":
+        return _grey_to_8bit(image).convert("RGB"), None
+    if not image.has_transparency_data:
+        return image.convert("RGB"), None
+    rgba = image.convert("RGBA")
+    alpha = rgba.getchannel("A")
+    ground = Image.new("RGBA", rgba.size, "white")
+    ground.alpha_composite(rgba)
+    return ground.convert("RGB"), None if alpha.getextrema() == (255, 255) else alpha
+
+
+def _grey_to_8bit(image: Image.Image) -> Image.Image:
+    """Integer greys deeper than 8 bits are 16-bit by convention; float greys are 0..1 unless they reach further."""
+    values = np.asarray(image, dtype=np.float64)
+    peak = values.max(initial=0.0)
+    full = (1.0 if peak <= 1 else 255.0 if peak <= 255 else peak) if image.mode == "F" else (255.0 if peak <= 255 and image.mode == "I" else 65535.0)
+    return Image.fromarray((values / full * 255).clip(0, 255).round().astype(np.uint8))
