@@ -1,0 +1,15 @@
+"""The model families. Adding one is a file here and a line in `FAMILIES`."""
+
+from trainer.models.base import Defaults, Family, Parts, abar
+from trainer.models.sd1 import DEMO, SD1
+from trainer.models.sd2 import SD2
+from trainer.models.sdxl import SDXL
+
+FAMILIES: tuple[Family, ...] = (SD1, SD2, SDXL)
+
+__all__ = ["DEMO", "FAMILIES", "SD1", "SD2", "SDXL", "Defaults", "Family", "Parts", "abar", "family"]
+
+
+def family(name: str) -> Family:
+    """The family called `name`: sd1, sd2, sdxl, or demo (SD 1.x with the built-in model's defaults)."""
+    return {each.name: each for each in (*FAMILIES, DEMO)}[name]

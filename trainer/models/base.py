@@ -1,0 +1,132 @@
+"""A model family is a value: it knows how to build, read, encode, split and run one kind of Stable Diffusion.
+
+Everything the rest of the trainer asks of a model goes through `Parts` (the loaded modules) and `Family` (what can be
+done with them), so the loop, the planner and the exporters never ask which family they hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from trainer.units import Unit
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Learning settings of a family; the comment beside each value in the family's file says where it comes from."""
+
+    lr_full: float  # full fine-tuning with prior preservation
+    lr_full_no_prior: float  # without it
+    lr_full_text: float  # with the text encoder trained too (both parts)
+    lr_lora: float  # LoRA and DoRA, denoiser
+    lr_lora_text: float  # LoRA and DoRA, text encoder
+    steps: int = 800
+    steps_lora: int = 800
+    class_images: int = 200
+    prior_loss_weight: float = 1.0
+    rank: int = 16
+
+    def learning_rate(self, method: str, prior: bool, text: bool) -> float:
+        """The denoiser's learning rate for `method` ("full", "lora", "dora")."""
+        if method != "full":
+            return self.lr_lora
+        if text:
+            return self.lr_full_text
+        return self.lr_full if prior else self.lr_full_no_prior
+
+    def text_learning_rate(self, method: str) -> float:
+        return self.lr_full_text if method == "full" else self.lr_lora_text
+
+    def max_train_steps(self, method: str) -> int:
+        return self.steps if method == "full" else self.steps_lora
+
+
+@dataclass
+class Parts:
+    """One loaded model. Modules may be None (or the lists empty) where a stage does not need them or has freed them.
+
+    `digest` names the weights: a hash of their bytes, or, for files above 64 MiB, of each file's size and first and
+    last MiB (see `load.digest`).
+    """
+
+    family: Family
+    source: str
+    digest: str
+    unet: nn.Module | None = None  # UNet2DConditionModel
+    vae: nn.Module | None = None  # AutoencoderKL
+    text_encoders: list[nn.Module] = field(default_factory=list)  # one, or two for SDXL
+    tokenizers: list[Any] = field(default_factory=list)  # CLIPTokenizer, as many
+    scheduler_config: dict[str, Any] = field(default_factory=dict)
+    prediction_type: str = "epsilon"  # or "v_prediction"
+    vae_source: str | None = None  # where another VAE was read from
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The modules that are loaded, by the name that parameters and units carry: unet, vae, text, text_2."""
+        named = {"unet": self.unet, "vae": self.vae}
+        named |= dict(zip(("text", "text_2"), self.text_encoders, strict=False))
+        return {name: module for name, module in named.items() if module is not None}
+
+    @property
+    def latent_factor(self) -> int:
+        """Pixels along the side of one latent pixel (8 for every public model)."""
+        assert self.vae is not None, "the VAE has been freed"
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+
+class Family(Protocol):
+    """What can be done with one kind of model. `values` are named tensors, as units read and write them."""
+
+    name: str
+    resolution: int
+    defaults: Defaults
+
+    def tiny(self, seed: int = 0) -> Parts:
+        """Small, randomly initialised, real diffusers and transformers modules with every block type (fp32, CPU)."""
+
+    def meta(self) -> Parts:
+        """The full-size public model on the meta device: shapes without memory."""
+
+    def units(self, parts: Parts, text: bool = False) -> list[Unit]:
+        """The denoiser, preceded by the text encoders when `text`, as an ordered list of units.
+
+        Parameter names inside a unit's module are the full ones ("unet.down_blocks.0...."). Inject adapters first.
+        """
+
+    def encode_text(self, parts: Parts, prompts: list[str]) -> dict[str, Tensor]:
+        """{"text": (B, 77, C)}, for SDXL also {"pooled": (B, P)}, without gradients, on the encoders' device."""
+
+    def tokens(self, parts: Parts, prompts: list[str]) -> dict[str, Tensor]:
+        """{"input_ids": (B, 77)}, for SDXL also {"input_ids_2": (B, 77)}; what text units read."""
+
+    def extra_values(
+        self, original_size: tuple[int, int], crop_top_left: tuple[int, int], target_size: tuple[int, int], batch: int
+    ) -> dict[str, Tensor]:
+        """Size conditioning of SDXL, {"time_ids": (B, 6)} from (height, width) pairs; {} for the others."""
+
+    def denoise(self, parts: Parts, values: dict[str, Tensor]) -> Tensor:
+        """The unmodified diffusers forward pass: the reference that units must equal bit for bit."""
+
+    def pipeline(self, parts: Parts, **overrides: Any) -> Any:
+        """A diffusers pipeline over the same modules."""
+
+
+def abar(parts: Parts, zero_terminal_snr: bool = False) -> Tensor:
+    """Cumulative products of 1 - beta of the model's noise schedule, (T,) fp64 on the CPU.
+
+    `zero_terminal_snr` shifts and scales sqrt(abar) so that its last value is zero and its first stays (arXiv 2305.08891).
+    """
+    config = parts.scheduler_config
+    start, end, count = config["beta_start"], config["beta_end"], config["num_train_timesteps"]
+    kind = config["beta_schedule"]
+    assert kind in ("scaled_linear", "linear"), f"unknown noise schedule {kind}"
+    power = 2 if kind == "scaled_linear" else 1
+    betas = torch.linspace(start ** (1 / power), end ** (1 / power), count, dtype=torch.float64, device="cpu") ** power
+    signal = (1 - betas).cumprod(0)
+    if zero_terminal_snr or config.get("rescale_betas_zero_snr"):
+        root = signal.sqrt()
+        signal = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
+    return signal

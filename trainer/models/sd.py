@@ -1,0 +1,127 @@
+"""What all Stable Diffusion families have in common: a CLIP-conditioned UNet over the latents of a VAE.
+
+A family is one frozen value of `StableDiffusion`; families differ in configurations, defaults and, for SDXL, in a
+second text encoder and size conditioning, which the UNet's own configuration announces.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from trainer.models import text, unet_units
+from trainer.models.base import Defaults, Parts
+from trainer.units import Unit
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StableDiffusion:
+    """One family.
+
+    folder: where its public configurations lie, below `assets/models`
+    pads:   padding token of each tokenizer; as many as there are text encoders
+    small:  what `tiny()` changes in those configurations, by part
+    """
+
+    name: str
+    title: str
+    resolution: int
+    defaults: Defaults
+    folder: str
+    pads: tuple[str, ...]
+    pipeline_class: str
+    small: dict[str, Settings] = field(repr=False)
+
+    def config(self, part: str) -> Settings:
+        """The public configuration of "unet", "vae", "text_encoder", "text_encoder_2" or "scheduler"."""
+        file = "scheduler_config.json" if part == "scheduler" else "config.json"
+        text = resources.files("trainer").joinpath(f"assets/models/{self.folder}/{part}/{file}").read_text()
+        return json.loads(text)
+
+    def tiny(self, seed: int = 0) -> Parts:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self._build(f"tiny-{self.name}-{seed}", self.small)
+
+    def meta(self) -> Parts:
+        with torch.device("meta"):
+            return self._build(f"meta-{self.name}", {})
+
+    def _build(self, source: str, changes: dict[str, Settings]) -> Parts:
+        def config(part: str) -> Settings:
+            return self.config(part) | changes.get(part, {})
+
+        encoders = [build_encoder(config(part)) for part in ("text_encoder", "text_encoder_2")[: len(self.pads)]]
+        scheduler = config("scheduler")
+        return Parts(
+            family=self,
+            source=source,
+            digest=source,
+            unet=UNet2DConditionModel.from_config(config("unet")).eval(),
+            vae=AutoencoderKL.from_config(config("vae")).eval(),
+            text_encoders=encoders,
+            tokenizers=[text.tokenizer(pad) for pad in self.pads],
+            scheduler_config=scheduler,
+            prediction_type=scheduler["prediction_type"],
+        )
+
+    def units(self, parts: Parts, text: bool = False) -> list[Unit]:
+        return (split_text(parts.text_encoders) if text else []) + unet_units.split(parts.unet)
+
+    def tokens(self, parts: Parts, prompts: list[str]) -> dict[str, Tensor]:
+        device = parts.text_encoders[0].device if parts.text_encoders else torch.device("cpu")
+        return {name: ids.to(device) for name, ids in text.tokenize(parts.tokenizers, prompts).items()}
+
+    @torch.no_grad()
+    def encode_text(self, parts: Parts, prompts: list[str]) -> dict[str, Tensor]:
+        return text.encode(parts.text_encoders, self.tokens(parts, prompts))
+
+    def extra_values(
+        self, original_size: tuple[int, int], crop_top_left: tuple[int, int], target_size: tuple[int, int], batch: int
+    ) -> dict[str, Tensor]:
+        if len(self.pads) == 1:
+            return {}
+        sizes = torch.tensor([*original_size, *crop_top_left, *target_size], dtype=torch.float32)
+        return {"time_ids": sizes.repeat(batch, 1)}  # (B, 6)
+
+    def denoise(self, parts: Parts, values: dict[str, Tensor]) -> Tensor:
+        if "text" not in values:
+            values = values | text.encode(parts.text_encoders, values)
+        added = {"text_embeds": values["pooled"], "time_ids": values["time_ids"]} if "time_ids" in values else None
+        return parts.unet(values["sample"], values["timestep"], values["text"], added_cond_kwargs=added).sample
+
+    def pipeline(self, parts: Parts, **overrides: Any) -> diffusers.DiffusionPipeline:
+        config = parts.scheduler_config | {"prediction_type": parts.prediction_type}
+        scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
+        modules = {"unet": parts.unet, "vae": parts.vae, "scheduler": scheduler}
+        modules |= dict(zip(("text_encoder", "text_encoder_2"), parts.text_encoders, strict=False))
+        modules |= dict(zip(("tokenizer", "tokenizer_2"), parts.tokenizers, strict=False))
+        if len(self.pads) == 1:
+            modules |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        else:
+            modules |= {"add_watermarker": False}
+        return getattr(diffusers, self.pipeline_class)(**modules | overrides)
+
+
+split_text = text.split
+
+
+def build_encoder(config: Settings) -> nn.Module:
+    """A text encoder with random weights, of the class that its configuration names."""
+    projected = "CLIPTextModelWithProjection" in config.get("architectures", ())
+    settings = {key: value for key, value in config.items() if key not in ("model_type", "_name_or_path")}
+    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(CLIPTextConfig(**settings)).eval()
+
+
+TINY_TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2, "projection_dim": 32}
+TINY_VAE = {"block_out_channels": [16, 16, 16, 16], "layers_per_block": 1, "norm_num_groups": 8, "sample_size": 64}

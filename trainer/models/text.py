@@ -1,0 +1,112 @@
+"""CLIP text encoders: the tokenizer, the plain forward pass, and the same as units.
+
+SD 1.x and 2.x condition on the last hidden state after the final norm; SDXL on the penultimate hidden states of two
+encoders side by side, plus the second encoder's projected embedding of the end-of-text token ("pooled").
+"""
+
+from __future__ import annotations
+
+import gzip
+from functools import cache
+from importlib import resources
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
+from transformers.masking_utils import create_causal_mask
+
+from trainer.models.unet_units import holder
+from trainer.units import Unit
+
+
+def tokenizer(pad: str = "<|endoftext|>") -> CLIPTokenizer:
+    """CLIP's tokenizer from the shipped merges. SD 1.x pads with end-of-text, SD 2.x and SDXL's second encoder with "!"."""
+    vocabulary, merges = _vocabulary()
+    return CLIPTokenizer(vocab=dict(vocabulary), merges=list(merges), pad_token=pad, model_max_length=77)
+
+
+@cache
+def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Token ids follow from the merges: 256 bytes, the bytes at a word's end, one token per merge, two special ones."""
+    packed = resources.files("trainer").joinpath("assets/models/clip_merges.txt.gz").read_bytes()
+    merges = [tuple(line.split()) for line in gzip.decompress(packed).decode().split("\n")]
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that stand for themselves
+    letters = [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
+    words = letters + [letter + "</w>" for letter in letters] + ["".join(pair) for pair in merges]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    return {word: i for i, word in enumerate(words)}, merges
+
+
+def tokenize(tokenizers: list[CLIPTokenizer], prompts: list[str]) -> dict[str, Tensor]:
+    """{"input_ids": (B, 77), "input_ids_2": (B, 77)}, cut off or padded to the encoders' length."""
+    return {
+        name: each(prompts, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+        for name, each in zip(("input_ids", "input_ids_2"), tokenizers, strict=False)
+    }
+
+
+def encode(encoders: list[nn.Module], tokens: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The plain forward pass of the text path, with gradients: {"text"} or {"text", "pooled"}."""
+    if len(encoders) == 1:
+        return {"text": encoders[0](tokens["input_ids"])[0]}
+    first = encoders[0](tokens["input_ids"], output_hidden_states=True)
+    second = encoders[1](tokens["input_ids_2"], output_hidden_states=True)
+    text = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+    return {"text": text, "pooled": second.text_embeds}
+
+
+def split(encoders: list[nn.Module]) -> list[Unit]:
+    """Units of the text path: read input_ids (and input_ids_2), write text (and pooled).
+
+    SDXL never uses the first encoder's last layer and final norm, so they belong to no unit.
+    """
+    units: list[Unit] = []
+    if len(encoders) == 1:
+        encoder = encoders[0]
+        hidden = _layers(units, "text", "text", encoder, "input_ids", len(encoder.encoder.layers))
+        module = holder({"text.final_layer_norm": encoder.final_layer_norm})
+        run = lambda value: encoder.final_layer_norm(value)  # noqa: E731
+        units.append(Unit("text.final_layer_norm", module, (hidden[-1],), ("text",), run))
+        return units
+    first, second = encoders
+    one = _layers(units, "text", "text", first, "input_ids", len(first.encoder.layers) - 1)
+    two = _layers(units, "text_2", "text_2.text_model", second.text_model, "input_ids_2", len(second.text_model.encoder.layers))
+    units.append(Unit("text_2.join", nn.Module(), (one[-1], two[-2]), ("text",), lambda a, b: torch.cat([a, b], dim=-1)))
+    units.append(_pooled(second, two[-1]))
+    return units
+
+
+def _layers(units: list[Unit], model: str, path: str, encoder: nn.Module, ids: str, count: int) -> list[str]:
+    """Append the embeddings and the first `count` layers; the names of the hidden states, embeddings first."""
+
+    def through(layer: nn.Module):
+        def run(hidden: Tensor) -> Tensor:  # (B, 77, C)
+            mask = create_causal_mask(config=encoder.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None)
+            return layer(hidden, mask, is_causal=True)
+
+        return run
+
+    names = [f"{path}.embeddings"]
+    module = holder({names[0]: encoder.embeddings})
+    units.append(Unit(names[0], module, (ids,), (names[0],), lambda value: encoder.embeddings(input_ids=value)))
+    for i, layer in enumerate(encoder.encoder.layers[:count]):
+        name = f"{path}.encoder.layers.{i}"
+        units.append(Unit(name, holder({name: layer}), (names[-1],), (name,), through(layer)))
+        names.append(name)
+    return names
+
+
+def _pooled(encoder: nn.Module, hidden: str) -> Unit:
+    """Final norm, the end-of-text token's state, the projection."""
+    model = encoder.text_model
+    path = "text_2.text_model.final_layer_norm"
+    module = holder({path: model.final_layer_norm, "text_2.text_projection": encoder.text_projection})
+
+    def run(value: Tensor, ids: Tensor) -> Tensor:
+        value = model.final_layer_norm(value)
+        # Old configurations say eos_token_id = 2 and mean the largest id, which end-of-text is in CLIP's vocabulary.
+        end = ids.int() if model.eos_token_id == 2 else (ids == model.eos_token_id).int()
+        rows = torch.arange(value.shape[0], device=value.device)
+        return encoder.text_projection(value[rows, end.argmax(dim=-1)])  # (B, P)
+
+    return Unit("text_2.text_projection", module, (hidden, "input_ids_2"), ("pooled",), run)
