@@ -1,0 +1,109 @@
+"""A master weight in 24 bits: the 16-bit weight the model computes with, plus 8 correction bits beside it.
+
+Read the bits of |x| as an integer: neighbouring floats are neighbouring integers, across exponents and down into the
+subnormals. Round that integer to 24 bits, k; the weight is the nearest multiple of 256, the correction what is left:
+
+    k = round(bits(|x|))      w16 = (k + 128) >> 8      correction = k - 256 w16  in [-128, 127]
+
+so the correction counts 1/256 of the weight's ulp, the pair is exact on its grid (bf16: 15 fraction bits, relative
+error <= 2^-16; fp16: 18), and the weight by itself is the correctly rounded master. Stochastic rounding, the 16-bit
+alternative, adds random low bits before cutting: the mean of many roundings is the value. FlashOptim (arXiv 2602.23349)
+stores such residuals as floats scaled by the ulp; integers make packing exact and need no special cases.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_INF = 0x7F800000  # fp32 bits of infinity
+_REBIAS = 112 << 23  # fp32 and fp16 exponents differ by 112
+
+
+def pack(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """fp32 -> (weight of `dtype`, int8 correction). Infinities and NaNs survive in the weight."""
+    bits = x.view(torch.int32)
+    magnitude = bits & 0x7FFFFFFF
+    if dtype == torch.bfloat16:
+        k = (magnitude + 0x7F + ((magnitude >> 8) & 1)) >> 8
+        largest, infinity, nan = 0x7F7F, 0x7F80, 0x7FC0
+    else:
+        k = _fp16_grid(x, magnitude, fraction_bits=18)
+        largest, infinity, nan = 0x7BFF, 0x7C00, 0x7E00
+    k = k.clamp_(max=(largest << 8) + 127)
+    k = torch.where(magnitude < _INF, k, torch.where(magnitude == _INF, infinity << 8, nan << 8))
+    weight = (k + 128) >> 8
+    correction = (k - (weight << 8)).to(torch.int8)
+    return _signed(weight, bits).view(dtype), correction
+
+
+def unpack(weight: Tensor, correction: Tensor) -> Tensor:
+    """(16-bit weight, int8 correction) -> the fp32 master, exactly."""
+    bits = weight.view(torch.int16).to(torch.int32)
+    k = ((bits & 0x7FFF) << 8) + correction
+    sign = (bits < 0).to(torch.int32) << 31
+    if weight.dtype == torch.bfloat16:
+        return ((k << 8) | sign).view(torch.float32)
+    value = torch.where(k < 1 << 18, k.to(torch.float32) * 2.0**-32, ((k << 5) + _REBIAS).view(torch.float32))
+    value = torch.where(k < 0x7C00 << 8, value, weight.to(torch.float32).abs())
+    return (value.view(torch.int32) | sign).view(torch.float32)
+
+
+def round_randomly(x: Tensor, dtype: torch.dtype, random: Tensor) -> Tensor:
+    """fp32 -> 16 bits, up or down with probabilities that make the mean right. `random`: int32, 32 random bits each."""
+    bits = x.view(torch.int32)
+    magnitude = bits & 0x7FFFFFFF
+    if dtype == torch.bfloat16:
+        k, largest = (magnitude + (random & 0xFFFF)) >> 16, 0x7F7F
+    else:
+        normal = (magnitude - _REBIAS + (random & 0x1FFF)) >> 13
+        unit = (random & 0xFFFF).to(torch.float32) * 2.0**-16
+        k = torch.where(magnitude < 113 << 23, torch.floor(x.abs() * 2.0**24 + unit).to(torch.int32), normal)
+        largest = 0x7BFF
+    k = torch.where(magnitude < _INF, k.clamp_(max=largest), x.to(dtype).view(torch.int16).to(torch.int32) & 0x7FFF)
+    return _signed(k, bits).view(dtype)
+
+
+def random_bits(indices: Tensor, key: tuple[int, int]) -> Tensor:
+    """32 random bits (as int32) for each element index: a pure function of (index, key), the same on every device."""
+    x = _mix(indices.to(torch.int32) ^ _int32(key[0]))
+    return _mix(x ^ _int32(key[1]))
+
+
+def random_key(seed: int, step: int) -> tuple[int, int]:
+    """Two 32-bit words from (seed, step). With two, the streams of two steps are not permutations of each other."""
+    a = mix_int(seed & 0xFFFFFFFF) ^ (seed >> 32 & 0xFFFFFFFF)
+    a = mix_int(a + 0x9E3779B9 & 0xFFFFFFFF)
+    first = mix_int(a ^ mix_int(step & 0xFFFFFFFF))
+    return first, mix_int(first + 0x85EBCA6B & 0xFFFFFFFF)
+
+
+def mix_int(x: int) -> int:
+    """The 32-bit finaliser `_mix` on a Python int (constants: "lowbias32" of C. Wellons' hash prospector)."""
+    x = (x ^ x >> 16) * 0x7FEB352D & 0xFFFFFFFF
+    x = (x ^ x >> 15) * 0x846CA68B & 0xFFFFFFFF
+    return x ^ x >> 16
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ (x >> 16 & 0xFFFF)) * 0x7FEB352D  # int32 products wrap; the masks make the shifts logical
+    x = (x ^ (x >> 15 & 0x1FFFF)) * _int32(0x846CA68B)
+    return x ^ (x >> 16 & 0xFFFF)
+
+
+def _int32(word: int) -> int:
+    return word - (1 << 32) if word >= 1 << 31 else word
+
+
+def _fp16_grid(x: Tensor, magnitude: Tensor, fraction_bits: int) -> Tensor:
+    """Nearest integer (ties to even) on fp16's number line refined to `fraction_bits` fraction bits."""
+    cut = 23 - fraction_bits
+    shifted = magnitude - _REBIAS
+    normal = (shifted + ((1 << (cut - 1)) - 1) + ((shifted >> cut) & 1)) >> cut
+    tiny = torch.round(x.abs().clamp(max=1.0) * 2.0 ** (14 + fraction_bits)).to(torch.int32)
+    return torch.where(magnitude < 113 << 23, tiny, normal)
+
+
+def _signed(k: Tensor, bits: Tensor) -> Tensor:
+    """15 magnitude bits with the sign of the fp32 `bits`, as int16."""
+    return (k - ((bits < 0).to(torch.int32) << 15)).to(torch.int16)
