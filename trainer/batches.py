@@ -65,7 +65,8 @@ class Batches:
         self.batch_size, self.accumulation, self.caption_dropout = batch_size, accumulation, caption_dropout
         self.predictions = predictions
         self.generator = torch.Generator().manual_seed(seed)
-        self.decks = {shape: Deck(len(group), self.generator) for shape, group in dataset.groups.items()}
+        self.groups = dataset.groups
+        self.decks = {shape: Deck(len(group), self.generator) for shape, group in self.groups.items()}
         self.class_deck = Deck(dataset.class_count, self.generator) if dataset.class_count else None
         self.has_prior = self.class_deck is not None or predictions is not None
 
@@ -91,7 +92,7 @@ class Batches:
         return shapes[int(torch.multinomial(sizes, 1, generator=self.generator))]
 
     def _photo_example(self, shape):
-        index = self.dataset.groups[shape][self.decks[shape].draw()]
+        index = self.groups[shape][self.decks[shape].draw()]
         variant = int(torch.randint(self.dataset.variants(index), (1,), generator=self.generator))
         return self.dataset.instance(index, variant)
 
@@ -125,8 +126,9 @@ class Batches:
 
     def state(self) -> dict[str, object]:
         """Everything that decides the coming steps: JSON-ready but for `generator`, a uint8 tensor."""
-        decks = {f"{h}x{w}": deck.order for (h, w), deck in self.decks.items()}
-        return {"generator": self.generator.get_state(), "decks": decks, "class_deck": self.class_deck.order if self.class_deck else []}
+        decks = {f"{h}x{w}": list(deck.order) for (h, w), deck in self.decks.items()}
+        classes = list(self.class_deck.order) if self.class_deck else []
+        return {"generator": self.generator.get_state(), "decks": decks, "class_deck": classes}
 
     def restore(self, state: Mapping) -> None:
         self.generator.set_state(state["generator"])
