@@ -1,0 +1,147 @@
+"""Photos and prompts are encoded once; training then needs neither the VAE nor the text encoder on the card.
+
+A photo becomes the VAE's distribution (mean and standard deviation) for each of its views, a prompt its embedding. Files are
+named by what decides their content (picture bytes, view, VAE, precision; token ids, text encoders), so changing one photo
+encodes one photo and changing the learning rate encodes nothing. With cache_latents or cache_text off, the same is done
+in memory in every run and nothing is left on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from trainer import augment, crops, pictures
+from trainer.config import Config
+from trainer.crops import View
+from trainer.data import Photo, PhotoSet
+from trainer.dataset import Dataset, Example
+from trainer.events import Event, Notice
+from trainer.models.base import Parts
+from trainer.phases import Phase
+from trainer.store import Store, key, module_digest
+from trainer.vae import encode_pixels
+from trainer.visit import visiting
+
+
+def ensure(parts: Parts, photos: PhotoSet, class_images: PhotoSet | None, config: Config, device: torch.device | str,
+           folder: Path, *, prompts: Iterable[str] = (), vae_dtype: torch.dtype = torch.float32) -> Iterator[Event]:  # fmt: skip
+    """Encode what is not in `folder` yet; returns a Dataset (through `yield from`).
+
+    prompts:   further prompts whose embeddings are wanted (validation, negative, guard); the empty one always is
+    vae_dtype: fp32, or bf16 where the budget asks for it; never fp16, in which SDXL's VAE overflows
+    """
+    assert vae_dtype != torch.float16, "SDXL's VAE overflows in fp16"
+    resolution = config.data.resolution or parts.family.resolution
+    instance_views = [photo_views(photo, config, resolution, bucket_step(parts, resolution)) for photo in photos.photos]
+    square = (resolution, resolution)
+    class_photos = class_images.photos if class_images else ()
+    jobs = [(photo, view) for photo, views in zip(photos.photos, instance_views, strict=True) for view in views]
+    jobs += [(photo, crops.center(photo.size, square)) for photo in class_photos]
+    examples = yield from _images(parts, jobs, config, torch.device(device), Path(folder), vae_dtype)
+    wanted = list(dict.fromkeys([*photos.prompts, *(class_images.prompts if class_images else ()), "", *prompts]))
+    tokens, texts = token_ids(parts, wanted), {}
+    if not config.train.train_text_encoder:
+        texts = yield from encode_prompts(parts, wanted, device, Path(folder) if config.memory.cache_text else None)
+    rows = iter(examples)
+    instances = [[next(rows) for _ in views] for views in instance_views]
+    return Dataset(instances, list(rows), [photo.repeats for photo in photos.photos], texts, tokens, parts.family, square)
+
+
+def photo_views(photo: Photo, config: Config, resolution: int, step: int) -> list[View]:
+    """All views of one of the subject's photos: a square, or its aspect-ratio bucket."""
+    size = crops.bucket(photo.size, resolution, step) if config.data.buckets else (resolution, resolution)
+    return augment.views(photo.size, photo.digest, config.data, size, config.train.seed)
+
+
+def bucket_step(parts: Parts, resolution: int) -> int:
+    """Sides of buckets are multiples of this: 64 px as all public models were trained, or for small models what they divide by."""
+    divides = parts.latent_factor * 2 ** (len(parts.unet.config.block_out_channels) - 1) if parts.unet else 64
+    return 64 if resolution >= 512 else min(64, divides)
+
+
+def _images(parts: Parts, jobs: list[tuple[Photo, View]], config: Config, device: torch.device, folder: Path,
+            dtype: torch.dtype) -> Iterator[Event]:  # fmt: skip
+    """One Example per job, from the store or from the VAE."""
+    phase = Phase("cache images", device)
+    yield phase.start(len(jobs))
+    store = Store(folder / "latents" if config.memory.cache_latents else None)
+    vae, tile = module_digest(parts.vae), config.memory.vae_tile
+    names = [_latent_key(photo, view, vae, dtype, tile) for photo, view in jobs]
+    found = [store.get(name, ("mean", "std")) for name in names]
+    missing = [index for index, tensors in enumerate(found) if tensors is None]
+    done = len(jobs) - len(missing)
+    if missing:
+        opened: tuple[str, pictures.Picture | None] = ("", None)
+        with visiting(parts.vae, device, dtype) as guest:
+            for index in missing:
+                photo, view = jobs[index]
+                if opened[0] != photo.path:  # the views of a photo follow one another: decode it once
+                    opened = (photo.path, pictures.read(Path(photo.path)))
+                mean, std = encode_pixels(guest, crops.pixels(crops.cut(opened[1].rgb, view))[None].to(device), tile)
+                found[index] = {"mean": mean[0].float().cpu(), "std": std[0].float().cpu()}
+                store.put(names[index], found[index])
+                done += 1
+                yield phase.progress(done, photo.name)
+    if store.remade:
+        yield Notice(f"{store.remade} damaged cache files were made again.")
+    examples = [_example(photo, view, tensors) for (photo, view), tensors in zip(jobs, found, strict=True)]
+    yield phase.end(f"{len(missing)} pictures encoded, {len(jobs) - len(missing)} from the cache")
+    return examples
+
+
+def _latent_key(photo: Photo, view: View, vae: str, dtype: torch.dtype, tile: int | None) -> str:
+    """Everything the latents depend on. The tile counts only where the picture is larger than it."""
+    tile = tile if tile is not None and max(view.size) > tile else None
+    return key(kind="latents 1", picture=photo.digest, view=asdict(view), vae=vae, dtype=str(dtype), tile=tile)
+
+
+def _example(photo: Photo, view: View, tensors: dict[str, Tensor]) -> Example:
+    height, width = tensors["mean"].shape[1:]
+    mask = None if not photo.mask else crops.cut_mask(_read_mask(photo), view, (width, height))
+    return Example(photo.name, tensors["mean"], tensors["std"], photo.prompt, mask, view.original_size, view.crop_top_left, view.target_size)
+
+
+def _read_mask(photo: Photo) -> Image.Image:
+    if photo.mask == "alpha":
+        return pictures.read(Path(photo.path)).alpha
+    return pictures.read(Path(photo.mask)).rgb.convert("L")
+
+
+def token_ids(parts: Parts, prompts: list[str]) -> dict[str, dict[str, Tensor]]:
+    """Prompt -> {"input_ids": (77,), ...}; {} where the tokenizers are not loaded."""
+    if not parts.tokenizers or not prompts:
+        return {}
+    ids = parts.family.tokens(parts, prompts)
+    return {prompt: {name: rows[i].cpu() for name, rows in ids.items()} for i, prompt in enumerate(prompts)}
+
+
+def encode_prompts(parts: Parts, prompts: Iterable[str], device: torch.device | str, folder: Path | None) -> Iterator[Event]:
+    """Embeddings of `prompts`: returns {prompt: {"text": (77, C), "pooled": (P,) for SDXL}}, fp32 on the CPU."""
+    prompts = list(dict.fromkeys(prompts))
+    phase = Phase("cache text", device)
+    yield phase.start(len(prompts))
+    store = Store(folder / "texts" if folder is not None else None)
+    encoders, tokens = module_digest(*parts.text_encoders), token_ids(parts, prompts)
+    names = ("text", "pooled") if len(parts.text_encoders) > 1 else ("text",)
+    keys = {p: key(kind="text 1", encoders=encoders, tokens={n: ids.tolist() for n, ids in tokens[p].items()}) for p in prompts}
+    texts = {prompt: store.get(keys[prompt], names) for prompt in prompts}
+    missing = [prompt for prompt in prompts if texts[prompt] is None]
+    if missing:
+        with ExitStack() as stack:
+            for encoder in parts.text_encoders:
+                stack.enter_context(visiting(encoder, device))
+            for done, prompt in enumerate(missing, len(prompts) - len(missing) + 1):
+                texts[prompt] = {name: rows[0].float().cpu() for name, rows in parts.family.encode_text(parts, [prompt]).items()}
+                store.put(keys[prompt], texts[prompt])
+                yield phase.progress(done, prompt)
+    if store.remade:
+        yield Notice(f"{store.remade} damaged cache files were made again.")
+    yield phase.end(f"{len(missing)} prompts encoded, {len(prompts) - len(missing)} from the cache")
+    return texts

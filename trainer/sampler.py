@@ -1,0 +1,94 @@
+"""Drawing pictures with any denoiser: prompts and seeds in, latents out, a few lines around a diffusers scheduler.
+
+    eps = eps(x, t, negative) + guidance (eps(x, t, prompt) - eps(x, t, negative))        (arXiv 2207.12598)
+
+Each picture's noise comes from its own CPU generator, so pictures do not depend on the batch they are drawn in or on the
+card. The loop needs only the denoiser and cached embeddings; text encoders and VAE may be anywhere, or nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import diffusers
+import torch
+from torch import Tensor, nn
+
+from trainer.models.base import Parts
+
+SAMPLERS = {
+    "ddim": ("DDIMScheduler", {"timestep_spacing": "trailing", "clip_sample": False}),
+    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "timestep_spacing": "trailing"}),
+}  # trailing: the steps of arXiv 2305.08891, which begin at pure noise
+
+
+@dataclass(frozen=True)
+class Look:
+    """How pictures are drawn. size: (width, height) in pixels."""
+
+    size: tuple[int, int]
+    steps: int = 30
+    guidance: float = 7.5
+    sampler: str = "dpm++"
+    negative: str = ""
+    zero_terminal_snr: bool = False
+
+
+def make_scheduler(parts: Parts, look: Look):
+    """A diffusers scheduler for `look`. At zero terminal SNR only DDIM is defined at the first step (sigma is infinite)."""
+    rescaled = look.zero_terminal_snr or parts.scheduler_config.get("rescale_betas_zero_snr", False)
+    name, settings = SAMPLERS["ddim" if rescaled else look.sampler]
+    keep = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+    config = {k: v for k, v in parts.scheduler_config.items() if k in keep} | {"prediction_type": parts.prediction_type}
+    scheduler = getattr(diffusers, name)(**config, **settings, **({"rescale_betas_zero_snr": True} if rescaled else {}))
+    scheduler.set_timesteps(look.steps)
+    return scheduler
+
+
+def noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
+    """(B, C, H/f, W/f) standard normal, row i from seeds[i] alone."""
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+def conditions(parts: Parts, texts: Mapping[str, Mapping[str, Tensor]], prompts: Sequence[str], look: Look, device) -> dict[str, Tensor]:
+    """Embeddings of `prompts` and, for SDXL, sizes, on `device`. An empty negative prompt is all zeros for SDXL, as in its pipeline."""
+    zeros = len(parts.tokenizers) > 1 or "pooled" in texts[prompts[0]]
+    names = texts[prompts[0]]
+    rows = {name: torch.stack([texts[p][name] * (0.0 if zeros and not p else 1.0) for p in prompts]) for name in names}
+    size = (look.size[1], look.size[0])
+    rows |= parts.family.extra_values(size, (0, 0), size, len(prompts))
+    return {name: tensor.to(device) for name, tensor in rows.items()}
+
+
+def predict(denoiser: nn.Module, sample: Tensor, timestep: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+    """The denoiser's output, fp32, in whatever precision its weights have."""
+    dtype = denoiser.dtype
+    values = {name: tensor if name == "time_ids" else tensor.to(dtype) for name, tensor in values.items()}  # sizes need fp32
+    added = {"text_embeds": values["pooled"], "time_ids": values["time_ids"]} if "time_ids" in values else None
+    return denoiser(sample.to(dtype), timestep, encoder_hidden_states=values["text"], added_cond_kwargs=added, return_dict=False)[0].float()
+
+
+@torch.no_grad()
+def draw(parts: Parts, denoiser: nn.Module, texts: Mapping[str, Mapping[str, Tensor]], prompts: Sequence[str], seeds: Sequence[int],
+         look: Look, device: torch.device | str) -> Iterator[int | Tensor]:  # fmt: skip
+    """Draw one batch. Yields the number of finished steps after each, and at last the scaled latents (B, C, H/f, W/f) on the CPU."""
+    factor, channels = latent_geometry(parts)
+    guided = look.guidance > 1
+    values = conditions(parts, texts, [*([look.negative] * len(prompts) if guided else []), *prompts], look, device)
+    scheduler = make_scheduler(parts, look)
+    latents = noise(seeds, (channels, look.size[1] // factor, look.size[0] // factor)).to(device) * scheduler.init_noise_sigma
+    for done, timestep in enumerate(scheduler.timesteps, 1):
+        rows = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, timestep)
+        output = predict(denoiser, rows, timestep.expand(len(rows)).to(device), values)
+        if guided:
+            negative, positive = output.chunk(2)
+            output = negative + look.guidance * (positive - negative)
+        latents = scheduler.step(output, timestep, latents, return_dict=False)[0]
+        yield done
+    yield latents.cpu()
+
+
+def latent_geometry(parts: Parts) -> tuple[int, int]:
+    """(pixels along a latent's side, channels). Public models: (8, 4)."""
+    return parts.latent_factor, parts.vae.config.latent_channels

@@ -1,0 +1,71 @@
+"""Contact sheets: pictures side by side, each with its caption, the way photographers looked at a roll of film."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+GROUND, INK, MARGIN = (250, 250, 248), (40, 40, 40), 8
+
+
+def contact_sheet(pictures: Sequence[Image.Image], captions: Sequence[str], path: Path | str | None = None, *, columns: int | None = None,
+                  side: int | None = None, title: str = "") -> Image.Image:  # fmt: skip
+    """Pictures in rows, captions wrapped below; saved to `path` where one is given.
+
+    columns: default as square a sheet as possible, at most 6; side: longest side of a picture on the sheet, default
+    their own, at least 128 px (small pictures are enlarged by whole factors) and at most 512.
+    """
+    assert pictures and len(pictures) == len(captions)
+    columns = columns or min(6, math.ceil(math.sqrt(len(pictures))))
+    side = side or min(512, max(128, max(max(picture.size) for picture in pictures)))
+    font, big = ImageFont.load_default(13), ImageFont.load_default(17)
+    words = [_wrap(caption, font, side) for caption in captions]
+    tops = [words[i : i + columns] for i in range(0, len(words), columns)]
+    text_heights = [max(len(lines) for lines in row) * 17 + MARGIN for row in tops]
+    head = 30 if title else 0
+    sheet = Image.new("RGB", (columns * (side + MARGIN) + MARGIN, head + MARGIN + sum(side + h for h in text_heights)), GROUND)
+    pen = ImageDraw.Draw(sheet)
+    if title:
+        pen.text((MARGIN, MARGIN), title, INK, big)
+    y = head + MARGIN
+    for row, text_height in enumerate(text_heights):
+        for column in range(columns):
+            index = row * columns + column
+            if index >= len(pictures):
+                break
+            fitted, x = _fit(pictures[index].convert("RGB"), side), MARGIN + column * (side + MARGIN)
+            sheet.paste(fitted, (x + (side - fitted.width) // 2, y + side - fitted.height))
+            for number, line in enumerate(words[index]):
+                pen.text((x, y + side + 2 + 17 * number), line, INK, font)
+        y += side + text_height
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(path)
+    return sheet
+
+
+def _fit(picture: Image.Image, side: int) -> Image.Image:
+    """Into a square of `side`: enlarged by a whole factor with hard pixels, or reduced smoothly."""
+    factor = side // max(picture.size)
+    if factor >= 1:
+        return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    scale = side / max(picture.size)
+    return picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.Resampling.LANCZOS)
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, limit: int = 3) -> list[str]:
+    """Lines of at most `width` pixels, at most `limit` of them; what does not fit ends in an ellipsis."""
+    lines, line = [], ""
+    for word in text.split():
+        longer = f"{line} {word}".strip()
+        if font.getlength(longer) <= width or not line:
+            line = longer
+        else:
+            lines, line = [*lines, line], word
+    lines = [*lines, line] if line else lines or [""]
+    if len(lines) > limit:
+        lines = [*lines[: limit - 1], lines[limit - 1] + " ..."]
+    return lines
