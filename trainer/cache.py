@@ -20,7 +20,7 @@ from torch import Tensor
 from trainer import augment, crops, pictures
 from trainer.config import Config
 from trainer.crops import View
-from trainer.data import Photo, PhotoSet
+from trainer.data import Photo, PhotoSet, class_prompt
 from trainer.dataset import Dataset, Example
 from trainer.events import Event, Notice
 from trainer.models.base import Parts
@@ -45,7 +45,8 @@ def ensure(parts: Parts, photos: PhotoSet, class_images: PhotoSet | None, config
     jobs = [(photo, view) for photo, views in zip(photos.photos, instance_views, strict=True) for view in views]
     jobs += [(photo, crops.center(photo.size, square)) for photo in class_photos]
     examples = yield from _images(parts, jobs, config, torch.device(device), Path(folder), vae_dtype)
-    wanted = list(dict.fromkeys([*photos.prompts, *(class_images.prompts if class_images else ()), "", *prompts]))
+    class_words = [class_prompt(config)] if config.prior.with_prior_preservation else []
+    wanted = list(dict.fromkeys([*photos.prompts, *(class_images.prompts if class_images else ()), *class_words, "", *prompts]))
     tokens, texts = token_ids(parts, wanted), {}
     if not config.train.train_text_encoder:
         texts = yield from encode_prompts(parts, wanted, device, Path(folder) if config.memory.cache_text else None)

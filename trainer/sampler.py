@@ -53,9 +53,9 @@ def noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
 
 def conditions(parts: Parts, texts: Mapping[str, Mapping[str, Tensor]], prompts: Sequence[str], look: Look, device) -> dict[str, Tensor]:
     """Embeddings of `prompts` and, for SDXL, sizes, on `device`. An empty negative prompt is all zeros for SDXL, as in its pipeline."""
-    zeros = len(parts.tokenizers) > 1 or "pooled" in texts[prompts[0]]
-    names = texts[prompts[0]]
-    rows = {name: torch.stack([texts[p][name] * (0.0 if zeros and not p else 1.0) for p in prompts]) for name in names}
+    names = tuple(texts[prompts[0]])
+    zeroed = [p == "" and "pooled" in names for p in prompts]
+    rows = {name: torch.stack([texts[p][name] * (not zero) for p, zero in zip(prompts, zeroed, strict=True)]) for name in names}
     size = (look.size[1], look.size[0])
     rows |= parts.family.extra_values(size, (0, 0), size, len(prompts))
     return {name: tensor.to(device) for name, tensor in rows.items()}
