@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 
 class ConfigError(ValueError):
@@ -26,13 +26,13 @@ def knob(default: Any, help: str, *aliases: str, **limits: Any) -> Any:
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=(), defer_build=True)
 
 
 class Model(Section):
     """The model that learns"""
 
-    name: str | None = knob(None, "hub id, diffusers folder, .safetensors file, or 'demo' (built in)", "pretrained_model_name_or_path", "pretrained_model_name")
+    name: str | None = knob(None, "hub id, diffusers folder, .safetensors file, or 'demo' (built in)", "pretrained_model_name_or_path", "pretrained_model_name", "model")
     family: Literal["auto", "sd1", "sd2", "sdxl"] = knob("auto", "model family; auto reads it from the model")
     prediction_type: Literal["auto", "epsilon", "v_prediction"] = knob("auto", "what the denoiser predicts; auto reads the scheduler's configuration")
     revision: str | None = knob(None, "hub revision (branch, tag or commit)", "revision")
@@ -43,7 +43,7 @@ class Model(Section):
 class Data(Section):
     """Photos of the subject"""
 
-    instance_data_dir: str | None = knob(None, "folder with 3 to 6 photos of the subject", "train_data_dir", "instance_images")
+    instance_data_dir: str | None = knob(None, "folder with 3 to 6 photos of the subject", "train_data_dir", "instance_images", "photos")
     identifier: str = knob("sks", "rare word that will name the subject", "token")
     class_name: str | None = knob(None, "what the subject is: dog, backpack, person ...")
     instance_prompt: str | None = knob(None, "prompt of the photos; default 'a photo of {identifier} {class_name}'")
@@ -51,11 +51,11 @@ class Data(Section):
     resolution: int | None = knob(None, "pixels of the square (or of the bucket area's root); default the model's own", ge=16, le=4096)
     crop: Literal["center", "random"] = knob("center", "where the square is cut from; random caches several crops")
     crop_variants: int = knob(4, "random crops cached for each photo", ge=1, le=64)
-    random_flip: bool = knob(False, "mirror photos half of the time (both variants are cached)")
+    random_flip: bool = knob(False, "mirror photos half of the time (both variants are cached)", "flip_aug")
     buckets: bool = knob(False, "aspect-ratio buckets instead of squares", "enable_bucket")
     crop_jitter: float = knob(0.0, "share of the side by which crops are moved and scaled at random", ge=0, le=0.5)
     color_jitter: float = knob(0.0, "strength of brightness, contrast and saturation changes", ge=0, le=1)
-    masked_loss: bool = knob(False, "weigh the loss by the photo's alpha channel or by name.mask.png")
+    masked_loss: bool = knob(False, "weigh the loss by the photo's alpha channel or by name.mask.png", "alpha_mask")
 
 
 class Prior(Section):
@@ -65,8 +65,8 @@ class Prior(Section):
     by: Literal["images", "prediction"] = knob("images", "class images made by the base model, or its cached predictions on noised class latents")
     class_data_dir: str | None = knob(None, "folder of class images; missing ones are generated into it", "reg_data_dir")
     class_prompt: str | None = knob(None, "prompt of the class images; default 'a photo of a {class_name}'")
-    num_class_images: int | None = knob(None, "how many class images there must be; default by family (200)", ge=1)
-    prior_loss_weight: float = knob(1.0, "weight of the class half of the loss", ge=0)
+    num_class_images: int | None = knob(None, "how many class images there must be; default by family (200)", ge=1, le=100_000)
+    prior_loss_weight: float = knob(1.0, "weight of the class half of the loss", ge=0, le=1000)
     sample_batch_size: int | None = knob(None, "class images generated at once; default what the budget holds", ge=1)
     sample_steps: int = knob(50, "denoising steps of a class image", ge=1)
     guidance_scale: float = knob(7.5, "classifier-free guidance of class images", ge=1)
@@ -79,16 +79,16 @@ class Train(Section):
     train_text_encoder: bool = knob(False, "train the text encoder too")
     text_encoder_lr: float | None = knob(None, "learning rate of the text encoder; default the denoiser's", "learning_rate_te", ge=0)
     text_encoder_stop_step: int | None = knob(None, "stop training the text encoder after this step", "stop_text_encoder_training", ge=1)
-    max_train_steps: int | None = knob(None, "optimizer steps; default by family (800)", ge=1)
-    num_train_epochs: int | None = knob(None, "passes over the photos, instead of max_train_steps", ge=1)
-    train_batch_size: int = knob(1, "photos in a micro-batch; with prior preservation as many class images again", ge=1)
-    gradient_accumulation_steps: int = knob(1, "micro-batches in an optimizer step", ge=1)
+    max_train_steps: int | None = knob(None, "optimizer steps; default by family (800)", ge=1, le=10_000_000)
+    num_train_epochs: int | None = knob(None, "passes over the photos, instead of max_train_steps", "max_train_epochs", ge=1, le=1_000_000)
+    train_batch_size: int = knob(1, "photos in a micro-batch; with prior preservation as many class images again", ge=1, le=1024)
+    gradient_accumulation_steps: int = knob(1, "micro-batches in an optimizer step", ge=1, le=4096)
     learning_rate: float | None = knob(None, "default by family and method", "lr", gt=0)
     scale_lr: bool = knob(False, "multiply the learning rate by batch size and accumulation")
     lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"] = knob("constant", "schedule, from diffusers")
     lr_warmup_steps: int = knob(0, "steps of linear warm-up", ge=0)
-    lr_num_cycles: int = knob(1, "restarts of cosine_with_restarts", ge=1)
-    lr_power: float = knob(1.0, "power of the polynomial schedule", gt=0)
+    lr_num_cycles: int = knob(1, "restarts of cosine_with_restarts", "lr_scheduler_num_cycles", ge=1)
+    lr_power: float = knob(1.0, "power of the polynomial schedule", "lr_scheduler_power", gt=0)
     optimizer: Literal["adamw", "torch_adamw", "bnb_adamw8bit", "bnb_paged_adamw8bit", "adafactor", "prodigy"] = knob("adamw", "adamw is ours: fused, one pass, moments and weights as [memory] says")
     adam_beta1: float = knob(0.9, "decay of the first moment", ge=0, lt=1)
     adam_beta2: float = knob(0.999, "decay of the second moment", ge=0, lt=1)
@@ -97,7 +97,7 @@ class Train(Section):
     max_grad_norm: float = knob(1.0, "clip the global gradient norm to this; 0 is off", ge=0)
     clipping: Literal["exact", "previous"] = knob("exact", "clip by this step's norm, or (approximate, cheaper) by the previous step's")
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = knob("auto", "precision of the computation; auto is bf16 (fp16 before Ampere) on a GPU, fp32 on a CPU")
-    snr_gamma: float | None = knob(None, "min-SNR loss weights (arXiv 2303.09556); 5 is usual", gt=0)
+    snr_gamma: float | None = knob(None, "min-SNR loss weights (arXiv 2303.09556); 5 is usual", "min_snr_gamma", gt=0)
     offset_noise: float = knob(0.0, "strength of offset noise", "noise_offset", ge=0)
     zero_terminal_snr: bool = knob(False, "rescale the schedule to zero terminal SNR (arXiv 2305.08891)", "zero_terminal_snr")
     caption_dropout: float = knob(0.0, "share of steps trained with an empty prompt", "caption_dropout_rate", ge=0, le=1)
@@ -110,9 +110,9 @@ class Train(Section):
 class Lora(Section):
     """LoRA and DoRA"""
 
-    rank: int = knob(16, "rank of the update", "network_dim", ge=1)
+    rank: int = knob(16, "rank of the update", "network_dim", ge=1, le=4096)
     alpha: float | None = knob(None, "scale of the update; default the rank", "lora_alpha", "network_alpha", gt=0)
-    dropout: float = knob(0.0, "dropout before the adapter", "lora_dropout", ge=0, lt=1)
+    dropout: float = knob(0.0, "dropout before the adapter", "lora_dropout", "network_dropout", ge=0, lt=1)
     targets: list[str] = knob(["to_q", "to_k", "to_v", "to_out.0"], "modules of the denoiser that get an adapter", "lora_layers")
 
 
@@ -133,8 +133,8 @@ class Memory(Section):
     compile: Literal["off", "blocks"] = knob("off", "torch.compile the repeated blocks")
     cuda_graphs: bool = knob(False, "replay each unit as a CUDA graph (all-resident plans)")
     vae_tile: int | None = knob(None, "pixels of a VAE tile; default what the budget holds", ge=64)
-    cache_latents: bool = knob(True, "encode photos once")
-    cache_text: bool = knob(True, "encode prompts once")
+    cache_latents: bool = knob(True, "encode photos once", "cache_latents_to_disk")
+    cache_text: bool = knob(True, "encode prompts once", "pre_compute_text_embeddings", "cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk")
 
 
 class Checkpoint(Section):
@@ -148,7 +148,7 @@ class Checkpoint(Section):
 class Sample(Section):
     """Pictures during training"""
 
-    validation_prompt: list[str] = knob([], "prompts drawn with fixed seeds; default the instance prompt", "sample_prompts")
+    validation_prompt: list[str] = knob([], "prompts drawn with fixed seeds; default the instance prompt", "prompt")
     num_validation_images: int = knob(4, "pictures for each prompt", ge=0)
     validation_steps: int | None = knob(None, "draw every so many steps; default only at the end", "sample_every_n_steps", ge=1)
     steps: int = knob(30, "denoising steps", ge=1)
@@ -180,7 +180,7 @@ class Run(Section):
 
     output_dir: str | None = knob(None, "run folder; default runs/<date>-<subject>")
     device: Literal["auto", "cuda", "cpu"] = knob("auto", "where to train")
-    report_to: list[Literal["tensorboard", "wandb"]] = knob([], "trackers beside log.jsonl")
+    report_to: list[Literal["tensorboard", "wandb"]] = knob([], "trackers beside log.jsonl", "log_with")
     logging_dir: str | None = knob(None, "where trackers write; default <run>/trackers")
     dashboard: Literal["auto", "on", "off"] = knob("auto", "full-screen view; auto where the output is a terminal")
     overwrite: bool = knob(False, "accept a non-empty output folder (its files are still never deleted)")
@@ -190,7 +190,11 @@ class Run(Section):
 
 
 class Config(Section):
-    """All settings of a run; `preset` names the file that was laid under them"""
+    """All settings of a run; `preset` names the file that was laid under them.
+
+    Built by `trainer.overlay.load`, which also fills `provenance`: "train.learning_rate" -> "default" | "preset 12gb" |
+    "file mine.toml" | "flag --lr". Whoever decides a value later writes it with `settle`, so its origin is known too.
+    """
 
     preset: str | None = knob(None, "4gb, 6gb, 8gb, 12gb, 16gb, 24gb, auto, or a TOML file")
     model: Model = Field(default_factory=Model)
@@ -204,3 +208,32 @@ class Config(Section):
     export: Export = Field(default_factory=Export)
     guard: Guard = Field(default_factory=Guard)
     run: Run = Field(default_factory=Run)
+    _provenance: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        return self._provenance
+
+    def value(self, key: str) -> Any:
+        """The value of a dotted key, such as "memory.weights"."""
+        section, _, name = key.rpartition(".")
+        return getattr(getattr(self, section) if section else self, name)
+
+    def settle(self, key: str, value: Any, origin: str) -> None:
+        """Replace an open value (None, "auto") by what was decided, and remember who decided it."""
+        section, _, name = key.rpartition(".")
+        setattr(getattr(self, section) if section else self, name, value)
+        self._provenance[key] = origin
+
+    def chosen(self, key: str) -> bool:
+        """True where a person set this value, in a file or by a flag."""
+        return self._provenance.get(key, "default").startswith(("file", "flag"))
+
+
+def knobs() -> dict[str, Any]:
+    """Every knob by its dotted key, in the order of the schema: {"memory.weights": FieldInfo, ...}."""
+    found: dict[str, Any] = {"preset": Config.model_fields["preset"]}
+    for section, field in Config.model_fields.items():
+        if section != "preset":
+            found |= {f"{section}.{name}": info for name, info in field.annotation.model_fields.items()}
+    return found
