@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 KINDS = ("weights", "moments", "corrections", "gradients", "activations", "values", "other")
-KEPT_IN_NAMES = (("corr", "corrections"), ("moment", "moments"), ("scale", "moments"))
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Tracker(TorchDispatchMode):
         self._now: Counter[tuple[str, str]] = Counter()
         self._total = {"card": 0, "host": 0}
         self._kinds: list[str] = []
-        self._rules: dict[Any, tuple[Any, bool, bool]] = {}
+        self._rules: dict[Any, tuple[Any, tuple[int, ...], bool]] = {}
         self.restart()
 
     # what the reader came for
@@ -112,7 +112,7 @@ class Tracker(TorchDispatchMode):
         rule = self._rules.get(func)
         if rule is None:
             rule = self._rules[func] = self._rule(func)
-        formula, mutates, composite = rule
+        formula, written, composite = rule
         if composite:  # under inference mode composite operators arrive whole
             with self:
                 parts = func.decompose(*args, **kwargs)
@@ -132,31 +132,33 @@ class Tracker(TorchDispatchMode):
             self._mark("host", name)
         if formula is not None:
             self.flops += formula(*args, **kwargs, out_val=out)
-        if (fresh or mutates) and not func._schema.name.startswith("aten::empty"):
-            self._traffic(func, args, kwargs, out, formula is not None)
+        if (fresh or written) and not func._schema.name.startswith("aten::empty"):
+            self._traffic(written, args, kwargs, out, formula is not None)
         return out
 
-    def _rule(self, func: Any) -> tuple[Any, bool, bool]:
+    def _rule(self, func: Any) -> tuple[Any, tuple[int, ...], bool]:
         packet = func._overloadpacket
         formula = flop_registry.get(packet, EXTRA_FORMULAS.get(packet))
         composite = formula is None and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
-        return formula, func._schema.is_mutable, composite
+        arguments = func._schema.arguments
+        written = tuple(i for i, argument in enumerate(arguments) if argument.alias_info is not None and argument.alias_info.is_write)
+        return formula, written, composite
 
-    def _traffic(self, func: Any, args: tuple, kwargs: dict, out: Any, matmul: bool) -> None:
+    def _traffic(self, written: tuple[int, ...], args: tuple, kwargs: dict, out: Any, matmul: bool) -> None:
+        """Inputs are read and outputs written once; what is changed in place is both."""
         size = {"card": 0, "host": 0}
-        seen = set()
-        for tensor in (*_tensors(args), *_tensors(tuple(kwargs.values())), *_tensors(out)):
-            if id(tensor) in seen:
-                continue
-            seen.add(id(tensor))
+        changed = [args[i] for i in written if i < len(args)]
+        touched = {id(tensor): tensor for tensor in _tensors((args, tuple(kwargs.values()), out))}
+        for tensor in (*touched.values(), *_tensors(changed)):
             size[self._place(tensor)] += tensor.numel() * tensor.element_size()
-        if size["card"] and size["host"]:  # a copy across the bus; the smaller side is what travels
-            crossing = min(size.values())
-            target = args[0] if func._schema.is_mutable else next(iter(_tensors(out)))
+        if size["card"] and size["host"]:  # a copy across the bus: what is written says which way
+            target = next(_tensors(changed), None)
+            target = next(_tensors(out)) if target is None else target
+            travelling = target.numel() * target.element_size()
             if self._place(target) == "card":
-                self.sent_up += crossing
+                self.sent_up += travelling
             else:
-                self.sent_down += crossing
+                self.sent_down += travelling
         if matmul:
             self.matmul_moved += size["card"]
         else:
@@ -229,3 +231,29 @@ EXTRA_FORMULAS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _cpu_attention_backward,
 }
+
+
+class CardAttention(TorchFunctionMode):
+    """Attention on meta tensors as a card would run it: torch itself takes the math path there, which stores every score.
+
+    16-bit heads of at most 256 without a mask go to the flash kernel, all others to the memory-efficient one, as
+    torch's own choice on CUDA does.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is nn.functional.scaled_dot_product_attention:
+            return _attend(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False,
+            scale: float | None = None, enable_gqa: bool = False) -> Tensor:  # fmt: skip
+    if query.device.type != "meta":
+        attention = torch._C._nn.scaled_dot_product_attention
+        return attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    if query.dtype in (torch.bfloat16, torch.float16) and attn_mask is None and query.shape[-1] <= 256:
+        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[0]
+    needs_grad = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+    if attn_mask is not None:
+        attn_mask = attn_mask.to(query.dtype).expand(*query.shape[:3], key.shape[2])
+    return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, attn_mask, needs_grad, dropout_p, is_causal, scale=scale)[0]
