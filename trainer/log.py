@@ -15,7 +15,7 @@ declares them. Bytes, seconds, shares of one; `null` is "not measured" (nan), `"
 | PlanReady       | once                                        | text budget_bytes phases parts                                       |
 | PhaseStarted    | a phase begins; sampling may lie in training| phase total detail                                                   |
 | PhaseProgress   | within a phase                              | phase done total detail                                              |
-| PhaseEnded      | a phase ends                                | phase seconds vram_peak_bytes ram_bytes detail                       |
+| PhaseEnded      | a phase ends                                | phase seconds vram_peak_bytes ram_bytes detail folder                |
 | Step            | every optimizer step                        | step total loss instance_loss class_loss lr grad_norm seconds images |
 |                 |                                             | vram_bytes vram_peak_bytes vram_reserved_bytes ram_bytes             |
 |                 |                                             | gpu_load gpu_celsius                                                 |

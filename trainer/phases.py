@@ -25,5 +25,5 @@ class Phase:
     def progress(self, done: int, detail: str = "") -> PhaseProgress:
         return PhaseProgress(self.name, done, self.total, detail)
 
-    def end(self, detail: str = "") -> PhaseEnded:
-        return PhaseEnded(self.name, time.perf_counter() - self.started, self.vitals.peak(), self.vitals.ram(), detail)
+    def end(self, detail: str = "", folder: str = "") -> PhaseEnded:
+        return PhaseEnded(self.name, time.perf_counter() - self.started, self.vitals.peak(), self.vitals.ram(), detail, folder)

@@ -1,8 +1,9 @@
-"""Class images: what the untouched model draws for "a photo of a dog", so that training can hold on to it (arXiv 2208.12242).
+"""Class images: what the untouched model draws for "a photo of a dog", so that training can hold on to it (arXiv
+2208.12242).
 
-Picture i is always drawn from seed base + i, so topping a folder up gives the same pictures as making all at once. A manifest
-beside them says how they were made; a folder is only added to when that is how they would be made now. Pictures that
-are not in the manifest are the user's own: they count, and nothing is ever overwritten.
+Picture i is always drawn from seed base + i, so topping a folder up gives the same pictures as making all at
+once. A manifest beside them says how they were made; a folder is only added to when that is how they would be
+made now. Pictures that are not in the manifest are the user's own: they count, and nothing is ever overwritten.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from trainer.config import Config, ConfigError
 from trainer.data import PhotoSet, class_prompt, scan_folder
@@ -50,7 +51,9 @@ class Manifest:
             values = json.loads(path.read_text(encoding="utf-8"))
             return cls(dict(values["settings"]), dict(values["images"]))
         except (json.JSONDecodeError, KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is damaged", "remove it: its pictures then count as your own; or name another --class_data_dir") from error
+            raise ConfigError(
+                f"{path} is damaged", "remove it: its pictures then count as your own; or name another --class_data_dir"
+            ) from error
 
     def write(self, folder: Path) -> None:
         unfinished = folder / f".{MANIFEST}.{os.getpid()}"
@@ -59,13 +62,24 @@ class Manifest:
 
     def drawn(self, folder: Path) -> set[int]:
         """Indices of the pictures that are still there as they were written."""
-        return {row["index"] for name, row in self.images.items() if (folder / name).is_file() and _digest((folder / name).read_bytes()) == row["sha256"]}
+        return {
+            row["index"]
+            for name, row in self.images.items()
+            if (folder / name).is_file() and _digest((folder / name).read_bytes()) == row["sha256"]
+        }
 
 
 def settings(parts: Parts, config: Config, resolution: int) -> dict[str, object]:
     """Everything class images depend on, as the manifest keeps it."""
-    return {"model": parts.digest, "prompt": class_prompt(config), "seed": config.train.seed, "size": resolution,
-            "sampler": Look.sampler, "steps": config.prior.sample_steps, "guidance": config.prior.guidance_scale}  # fmt: skip
+    return {
+        "model": parts.digest,
+        "prompt": class_prompt(config),
+        "seed": config.train.seed,
+        "size": resolution,
+        "sampler": Look.sampler,
+        "steps": config.prior.sample_steps,
+        "guidance": config.prior.guidance_scale,
+    }
 
 
 def folder_for(parts: Parts, config: Config, cache: Path) -> Path:
@@ -76,9 +90,20 @@ def folder_for(parts: Parts, config: Config, cache: Path) -> Path:
     return Path(cache) / "class_images" / f"{slug(class_prompt(config))}-{key(**made)[:10]}"
 
 
-def ensure(parts: Parts, config: Config, folder: Path, device: torch.device | str, texts: Mapping[str, Mapping[str, Tensor]], *,
-           count: int | None = None, batch_size: int = 4, denoiser: nn.Module | None = None, tile: int | None = None,
-           vae_dtype: torch.dtype = torch.float32, unet_dtype: torch.dtype | None = None) -> Iterator[Event]:  # fmt: skip
+def ensure(
+    parts: Parts,
+    config: Config,
+    folder: Path,
+    device: torch.device | str,
+    texts: Texts,
+    *,
+    count: int | None = None,
+    batch_size: int = 4,
+    denoiser: nn.Module | None = None,
+    tile: int | None = None,
+    vae_dtype: torch.dtype = torch.float32,
+    unet_dtype: torch.dtype | None = None,
+) -> Iterator[Event]:
     """Fill `folder` up to `count` class images; returns them as a PhotoSet (through `yield from`).
 
     folder:     `folder_for(parts, config, cache)`
@@ -94,7 +119,9 @@ def ensure(parts: Parts, config: Config, folder: Path, device: torch.device | st
     missing = [i for i in range(max(0, count - own)) if i not in drawn]
     look = Look((resolution, resolution), config.prior.sample_steps, config.prior.guidance_scale)
     phase = Phase("class images", device)
-    yield phase.start(len(missing) * look.steps, f"{len(missing)} to draw, {len(drawn)} reused" + (f", {own} your own" if own else ""))
+    yield phase.start(
+        len(missing) * look.steps, f"{len(missing)} to draw, {len(drawn)} reused" + (f", {own} your own" if own else "")
+    )
     if own and (missing or drawn):
         yield Notice(f"{folder} holds {own} of your own pictures; {count - own} drawn by the model make up {count}.")
     prompt = class_prompt(config)
@@ -111,7 +138,7 @@ def ensure(parts: Parts, config: Config, folder: Path, device: torch.device | st
             name, digest = _save(picture, folder, index)
             manifest.images[name] = {"index": index, "sha256": digest}
         manifest.write(folder)
-    yield phase.end(f"{len(missing)} class images drawn, {len(drawn)} reused" + (f", {own} your own" if own else ""))
+    yield phase.end(f"{len(missing)} class images drawn, {len(drawn)} reused" + (f", {own} your own" if own else ""), str(folder))
     return _chosen(folder, prompt, resolution, config, manifest, count)
 
 
@@ -121,20 +148,42 @@ def check(parts: Parts, config: Config, folder: Path) -> tuple[Manifest, int]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"the folder of class images {folder} cannot be made ({error.strerror})", "name a writable one with --class_data_dir") from error
+        raise ConfigError(
+            f"the folder of class images {folder} cannot be made ({error.strerror})",
+            "name a writable one with --class_data_dir",
+        ) from error
     manifest = Manifest.read(folder) or Manifest(made)
     if manifest.settings != made:
-        differs = [f"{k}: {manifest.settings.get(k)!r} there, {v!r} now" for k, v in made.items() if manifest.settings.get(k) != v]
-        raise ConfigError(f"the class images in {folder} were made in another way ({'; '.join(differs)})",
-                          "leave --class_data_dir out (each way has its own folder in the cache), name an empty folder, or set these back")  # fmt: skip
-    own = [path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".") and path.name not in manifest.images]
+        differs = [
+            f"{k}: {manifest.settings.get(k)!r} there, {v!r} now"
+            for k, v in made.items()
+            if manifest.settings.get(k) != v
+        ]
+        raise ConfigError(
+            f"the class images in {folder} were made in another way ({'; '.join(differs)})",
+            "leave --class_data_dir out (each way has its own folder in the cache), name an empty folder, or set these back",
+        )
+    own = [
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in PICTURE_SUFFIXES
+        and not path.name.startswith(".")
+        and path.name not in manifest.images
+    ]
     return manifest, len(own)
 
 
 def _chosen(folder: Path, prompt: str, resolution: int, config: Config, manifest: Manifest, count: int) -> PhotoSet:
     """The user's own pictures first, then drawn ones by index, `count` together."""
     found = scan_folder(folder, prompt, resolution, captions=config.data.captions, flag="--class_data_dir")
-    order = sorted(found.photos, key=lambda photo: (photo.name in manifest.images, manifest.images.get(photo.name, {}).get("index", 0), photo.name))
+    order = sorted(
+        found.photos,
+        key=lambda photo: (
+            photo.name in manifest.images,
+            manifest.images.get(photo.name, {}).get("index", 0),
+            photo.name,
+        ),
+    )
     return PhotoSet(tuple(order[:count]), found.ignored, found.problems, (), str(folder))
 
 
@@ -157,7 +206,10 @@ def _save(picture: Image.Image, folder: Path, index: int) -> tuple[str, str]:
         os.replace(unfinished, folder / name)
     except OSError as error:
         unfinished.unlink(missing_ok=True)
-        raise ConfigError(f"cannot write a class image to {folder} ({error.strerror})", "free some disk space, or name another --class_data_dir") from error
+        raise ConfigError(
+            f"cannot write a class image to {folder} ({error.strerror})",
+            "free some disk space, or name another --class_data_dir",
+        ) from error
     return name, digest
 
 

@@ -7,6 +7,7 @@ It is a pure function of the state, so a snapshot test, a live run and a replaye
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,14 @@ from .pictures import gallery
 from .state import RunState
 
 INSTANCE, CLASS, ACCENT, LABEL, WARN, GOOD = "cyan", "magenta", "cyan", "bright_black", "yellow", "green"
-SIGNS = {"done": ("✓", GOOD), "now": ("▸", "bold " + ACCENT), "held": ("▹", ACCENT), "next": ("·", LABEL), "skipped": ("–", LABEL)}
+SIGNS = {
+    "done": ("✓", GOOD),
+    "now": ("▸", "bold " + ACCENT),
+    "held": ("▹", ACCENT),
+    "next": ("·", LABEL),
+    "skipped": ("–", LABEL),
+}
+SHORT = {"class images": "class", "cache images": "cache", "cache text": "text"}
 HELP = (
     ("s", "sample now", "draw the sample pictures after this step"),
     ("c", "checkpoint now", "save everything needed to go on from here"),
@@ -48,7 +56,7 @@ def frame(state: RunState, width: int, height: int, view: View) -> list[Text]:
     """The screen, `height` lines none of which is wider than `width`."""
     inner = width - 2
     top = [header(state, inner, view), phase_strip(state, inner)]
-    bottom = [*notices(state, inner, 6 if height >= 40 else 2), footer(state, inner, view)]
+    bottom = [*[Text()] * (height >= 30), *notices(state, inner, 7 if height >= 40 else 3), footer(state, inner, view)]
     room = height - len(top) - len(bottom) - 1
     if view.help:
         body = help_page(view)
@@ -63,6 +71,11 @@ def frame(state: RunState, width: int, height: int, view: View) -> list[Text]:
     return [_fit(line, width) for line in lines[:height]]
 
 
+def ink(text: str, style: str = "") -> Text:
+    """Styled text whose style does not spread to what is appended, as that of `Text(text, style)` does."""
+    return Text().append(text, style or None)
+
+
 def one_column(state: RunState, width: int, room: int, view: View) -> list[Text]:
     """Progress, curves, memory, then what was saved and drawn; the curves take the space that is left, pictures that of a tall screen."""
     head = [*progress(state, width), Text()]
@@ -74,7 +87,7 @@ def one_column(state: RunState, width: int, room: int, view: View) -> list[Text]
 
 
 def two_columns(state: RunState, width: int, room: int, view: View) -> list[Text]:
-    left_width = width * 58 // 100
+    left_width = width * 54 // 100
     right_width = width - left_width - 4
     memory_lines = memory(state, left_width)
     left = [*progress(state, left_width), Text()]
@@ -87,30 +100,37 @@ def two_columns(state: RunState, width: int, room: int, view: View) -> list[Text
 
 def header(state: RunState, width: int, view: View) -> Text:
     now = state.time if math.isnan(view.now) or state.finished else view.now
-    left = Text(_subject(state), "bold")
+    left = ink(_subject(state), "bold")
     if state.started:
         left.append(f"  {Path(state.started.model).name} · {state.started.device}", LABEL)
     if state.finished:
-        sign, style = {"done": ("✓ done", GOOD), "interrupted": ("■ interrupted", WARN)}.get(state.finished.status, ("✗ failed", "red"))
-        right = Text(sign, "bold " + style)
+        sign, style = {"done": ("✓ done", GOOD), "interrupted": ("■ interrupted", WARN)}.get(
+            state.finished.status, ("✗ failed", "red")
+        )
+        right = ink(sign, "bold " + style)
     elif view.watching and now - state.time > 120:
-        right = Text(f"no news for {duration(now - state.time)}", WARN)
+        right = ink(f"no news for {duration(now - state.time)}", WARN)
     elif "quit" in view.asked:
-        right = Text("saving, then leaving", WARN)
+        right = ink("saving, then leaving", WARN)
     elif "pause" in view.asked:
-        right = Text("‖ paused", "bold " + WARN)
+        right = ink("‖ paused", "bold " + WARN)
     else:
         right = Text()
-    right.append(f"  {duration(now - state.begun)}", "default")
+    right.append(f"  {duration(state.clock(now))}", "default")
     return _ends(left, right, width)
 
 
 def phase_strip(state: RunState, width: int) -> Text:
     text = Text()
-    for name, status in state.phase_status().items():
+    statuses = state.phase_status()
+    short = sum(len(name) + 4 for name in statuses) - 2 > width
+    for name, status in statuses.items():
         sign, style = SIGNS[status]
         text.append(("  " if text else "") + f"{sign} ", style)
-        text.append(name, style if status in ("now", "held") else LABEL if status in ("next", "skipped") else "default")
+        text.append(
+            SHORT.get(name, name) if short else name,
+            style if status in ("now", "held") else LABEL if status in ("next", "skipped") else "default",
+        )
     return text
 
 
@@ -118,15 +138,19 @@ def progress(state: RunState, width: int) -> list[Text]:
     """What is being done: title and time left, a bar, the numbers of the moment."""
     span = state.span
     if span is None:
-        title = Text(state.finished.text.strip().splitlines()[0] if state.finished and state.finished.text.strip() else "starting")
+        title = ink(
+            state.finished.text.strip().splitlines()[0]
+            if state.finished and state.finished.text.strip()
+            else "starting"
+        )
         return [title, Text(), speed(state)]
-    title = Text(span.phase, "bold")
+    title = ink(span.phase, "bold")
     if span.total:
         title.append(f"  {span.done} of {span.total}")
     if span.detail:
         title.append(f"  {span.detail}", LABEL)
     left = state.seconds_left
-    right = Text("" if math.isnan(left) else f"{duration(left)} left")
+    right = ink("" if math.isnan(left) else f"{duration(left)} left")
     share = span.done / span.total if span.total else 0.0
     line = bar(width - 6, 1.0, [(share, "bold " + ACCENT)], rest="bright_black")
     line.append(f"{share:5.0%} " if span.total else "    ‥ ", "default")
@@ -136,7 +160,7 @@ def progress(state: RunState, width: int) -> list[Text]:
 def speed(state: RunState) -> Text:
     step = state.step
     if step is None:
-        return Text(state.photos.summary if state.photos else "", LABEL)
+        return ink(state.photos.summary if state.photos else "", LABEL)
     rate = 1 / state.step_seconds if state.step_seconds > 0 else math.nan
     pairs = [(f"{rate:.2f}" if rate >= 1 else f"{state.step_seconds:.2f}", "steps/s" if rate >= 1 else "s/step"),
              (f"{state.images_per_second:.2f}", "images/s"), (f"{step.lr:.2e}", "lr")]  # fmt: skip
@@ -151,15 +175,15 @@ def speed(state: RunState) -> Text:
 
 def _curve(values: Sequence[float], name: str, style: str, width: int, height: int) -> list[Text]:
     """A heading with the last value, and below it the curve with its range at the left."""
-    title = Text(f"{name} ", style)
+    title = ink(f"{name} ", style)
     title.append(number(values[-1]) if values else "-", "bold")
     title.append("  smoothed", LABEL)
-    low, high = limits(values)
+    low, high = limits(values[len(values) // 20 :])  # the first means are of few steps and would set the range of all
     rows = braille(values, width - 8, max(1, height - 1), low, high)
     lines = [title]
     for i, row in enumerate(rows):
         label = f"{high:.4f}" if i == 0 else f"{low:.4f}" if i == len(rows) - 1 else ""
-        line = Text(f"{label:>6} ", LABEL)
+        line = ink(f"{label:>6} ", LABEL)
         line.append(row, style)
         lines.append(line)
     return lines
@@ -191,9 +215,9 @@ def curves_stacked(state: RunState, width: int, height: int, view: View) -> list
 
 def _waiting(state: RunState, width: int, height: int) -> list[Text]:
     """Before the first step the curves' place belongs to the plan."""
-    lines = [Text("plan", "bold")] if state.plan else []
+    lines = [ink("plan", "bold")] if state.plan else []
     for line in state.plan.text.splitlines() if state.plan else []:
-        lines.append(Text(line, LABEL))
+        lines.append(ink(line, LABEL))
     return _pad(lines, height)
 
 
@@ -212,20 +236,18 @@ def memory(state: RunState, width: int) -> list[Text]:
     ram = step.ram_bytes if step else max((s.ram_bytes for s in state.spans), default=0)
     load.append(f"RAM {gib(ram)}" if ram else "", "default")
     if not peak and not (plan and budget):
-        return [_ends(Text("no GPU in use", LABEL), load, width)]
+        return [_ends(ink("no GPU in use", LABEL), load, width)]
     end = max(budget, peak, plan)
     over = bool(budget) and peak > budget
-    line = Text("VRAM ", LABEL)
+    line = ink("VRAM ", LABEL)
     phase_plan = state.plan.phases.get(span.phase, plan) if state.plan and span else plan
-    line.append_text(bar(width - 5, end, [(now, "bold green"), (peak, "red" if over else "green4")], [(phase_plan, "bold yellow")], "bright_black"))
-    text = Text(f"     {gib(now)}")
-    text.append(" now  ", LABEL)
-    text.append(gib(peak), "red" if over else "default")
-    text.append(" peak  ", LABEL)
-    if plan:
-        text.append("┃", "bold yellow").append(f"{gib(phase_plan)}").append(" planned  ", LABEL)
-    if budget:
-        text.append(gib(budget)).append(" budget", LABEL)
+    fills = [(now, "green"), (peak, "red" if over else "dark_green")]
+    line.append_text(bar(width - 5, end, fills, [(phase_plan, "bold yellow")], "bright_black"))
+    text = ink("GiB  ", LABEL)
+    for size, name, style in ((now, "now", "green"), (peak, "peak", "red" if over else "default"), (phase_plan, "planned", "yellow"),
+                              (budget, "budget", "default")):  # fmt: skip
+        if size:
+            text.append(f"{size / 2**30:.1f}", style).append(f" {name}  ", LABEL)
     return [line, _ends(text, load, width)]
 
 
@@ -240,30 +262,32 @@ def saved(state: RunState, width: int) -> list[Text]:
         where = sample.sheet or (sample.paths[0] if sample.paths else "")
         lines.append(_row("samples", f"step {sample.step} · {len(sample.paths)} pictures · {_short(where, state)}"))
     if state.exports:
-        lines.append(_row("exports", " · ".join(f"{e.format} {e.precision} {gib(e.size_bytes)}" for e in state.exports)))
+        lines.append(
+            _row("exports", " · ".join(f"{e.format} {e.precision} {gib(e.size_bytes)}" for e in state.exports))
+        )
     return lines
 
 
 def meter_line(state: RunState, width: int) -> list[Text]:
     if not state.meters:
         return []
-    text = Text("meters      ", LABEL)
+    text = ink("meters      ", LABEL)
     for name, value in state.meters[-1].values.items():
-        text.append(f"{name} ", LABEL).append(number(value)).append("  ")
+        text.append(f"{name} ", LABEL).append(f"{value:.3f}  ")
     return [text]
 
 
 def meter_table(state: RunState, width: int) -> list[Text]:
     if not state.meters:
         return []
-    lines = [Text("meters", "bold")]
+    lines = [ink("meters", "bold")]
     for name, value in state.meters[-1].values.items():
         history = [m.values.get(name, math.nan) for m in state.meters]
-        line = Text(f"{name[:22]:<22} {number(value):>8}  ")
+        line = ink(f"{name[:22]:<22} {value:>7.3f}  ")
         line.append(sparkline(history, max(4, width - 36)), ACCENT)
         lines.append(line)
     if state.meters[-1].verdict:
-        lines.append(Text(state.meters[-1].verdict, WARN))
+        lines.append(ink(state.meters[-1].verdict, WARN))
     return [*lines, Text()]
 
 
@@ -274,13 +298,18 @@ def phase_table(state: RunState, width: int) -> list[Text]:
     for name, status in state.phase_status().items():
         sign, style = SIGNS[status]
         spans = [s for s in state.spans if s.phase == name]
-        line = Text(f"{sign} ", style)
+        clock = seconds.get(name, 0.0)
+        line = ink(f"{sign} ", style)
         line.append(f"{name:<13}", "bold" if status == "now" else "default" if status in ("done", "held") else LABEL)
-        line.append(f"{duration(seconds.get(name, 0.0)) if status == 'done' else '':>7} ")
+        line.append(f"{duration(clock) if clock else '':>7} ")
         peak = max((s.vram_peak_bytes for s in spans), default=0)
+        if name == "train" and state.step:
+            peak = max(peak, state.step.vram_peak_bytes)
         planned = state.plan.phases.get(name, 0) if state.plan else 0
-        line.append(f"{gib(peak) if peak else '':>8}", "red" if planned and peak > planned * 1.05 else "default")
-        line.append(f"{' of ' + gib(planned) if planned else '':<12}", LABEL)
+        line.append(
+            f"{f'{peak / 2**30:.1f}' if peak else '':>5}", "red" if planned and peak > planned * 1.05 else "default"
+        )
+        line.append(f" of {planned / 2**30:.1f} GiB  " if planned else " GiB  " if peak else "  ", LABEL)
         line.append(spans[-1].detail if spans and status == "done" else "", LABEL)
         lines.append(line)
     return lines
@@ -294,32 +323,32 @@ def last_pictures(state: RunState, width: int, rows: int, view: View) -> list[Te
 
 def large_pictures(state: RunState, width: int, room: int, view: View) -> list[Text]:
     if not state.samples:
-        return [Text("no pictures yet", LABEL)]
+        return [ink("no pictures yet", LABEL)]
     sample = state.samples[-1]
     pictures = gallery(tuple(sample.paths), width, room - 1) if view.pictures else ()
-    title = Text(f"step {sample.step}", "bold").append("  " + " · ".join(dict.fromkeys(sample.prompts)), LABEL)
-    return [title, *(pictures or [Text(path) for path in sample.paths])]
+    title = ink(f"step {sample.step}", "bold").append("  " + " · ".join(dict.fromkeys(sample.prompts)), LABEL)
+    return [title, *(pictures or [ink(path) for path in sample.paths])]
 
 
 def help_page(view: View) -> list[Text]:
     lines = []
     for key, name, what in WATCH_HELP if view.watching else HELP:
-        line = Text(f"  {key}  ", "bold " + ACCENT).append(f"{name:<16}").append(what, LABEL)
+        line = ink(f"  {key}  ", "bold " + ACCENT).append(f"{name:<16}").append(what, LABEL)
         lines.append(line)
     return lines
 
 
 def notices(state: RunState, width: int, most: int) -> list[Text]:
-    """The newest warnings, each on one or two lines; how many more there are."""
-    shown = state.warnings[-most:]
-    lines = []
-    if len(state.warnings) > most:
-        lines.append(Text(f"{len(state.warnings) - most} earlier warnings are in log.jsonl", LABEL))
-    for notice in shown:
-        line = Text("! ", "bold " + WARN).append(notice.text, WARN)
-        if notice.fix:
-            line.append(f"  {notice.fix}", LABEL)
-        lines.append(line)
+    """The newest warnings with their fixes, in about `most` lines; how many more there are."""
+    lines: list[Text] = []
+    for shown, notice in enumerate(reversed(state.warnings)):
+        folded = textwrap.wrap(notice.text, width - 2)
+        block = [ink("! " if i == 0 else "  ", "bold " + WARN).append(line, WARN) for i, line in enumerate(folded)]
+        block += [ink("  ").append(line, LABEL) for line in textwrap.wrap(notice.fix, width - 2)]
+        if len(lines) + len(block) > most and shown:
+            lines.insert(0, ink(f"  {len(state.warnings) - shown} earlier warnings are in log.jsonl", LABEL))
+            break
+        lines = block[:most] + lines
     return lines
 
 
@@ -327,9 +356,11 @@ def footer(state: RunState, width: int, view: View) -> Text:
     left = Text()
     for key, name, _ in WATCH_HELP if view.watching else HELP:
         asked = name.split()[0] in view.asked
-        left.append(("  " if left else "") + key, "bold " + (WARN if asked else ACCENT)).append(f" {name}", WARN if asked else LABEL)
+        left.append(("  " if left else "") + key, "bold " + (WARN if asked else ACCENT)).append(
+            f" {name}", WARN if asked else LABEL
+        )
     info = [n.text for n in state.notices if n.level != "warning"]
-    return _ends(left, Text(view.message or (info[-1] if info else ""), LABEL), width)
+    return _ends(left, ink(view.message or (info[-1] if info else ""), LABEL), width)
 
 
 def _subject(state: RunState) -> str:
@@ -339,11 +370,11 @@ def _subject(state: RunState) -> str:
 
 def _short(path: str, state: RunState) -> str:
     run = state.started.run_dir if state.started else ""
-    return f"…{path[len(run):]}" if run and path.startswith(run) else path
+    return f"…{path[len(run) :]}" if run and path.startswith(run) else path
 
 
 def _row(label: str, value: str) -> Text:
-    return Text(f"{label:<12}", LABEL).append(value, "default")
+    return ink(f"{label:<12}", LABEL).append(value, "default")
 
 
 def _ends(left: Text, right: Text, width: int) -> Text:
@@ -374,6 +405,6 @@ def _pad(lines: list[Text], rows: int) -> list[Text]:
 
 
 def _fit(line: Text, width: int) -> Text:
-    fitted = Text(" ").append_text(line)
+    fitted = ink(" ").append_text(line)
     fitted.truncate(width, overflow="ellipsis")
     return fitted

@@ -26,6 +26,7 @@ class Span:
     done: int = 0
     total: int = 0
     detail: str = ""
+    folder: str = ""
     inside: str = ""  # the phase around it
     inner_seconds: float = 0.0  # spent in phases that began and ended inside this one
     seconds: float = 0.0
@@ -66,6 +67,8 @@ class RunState:
     finished: ev.Finished | None = None
     begun: float = math.nan  # time of the first and the last event
     time: float = math.nan
+    gaps: tuple[tuple[float, float], ...] = ()  # (time of a resumption, seconds since the run had broken off)
+    vram_peak_bytes: int = 0  # of all phases so far
 
     @property
     def step(self) -> ev.Step | None:
@@ -85,10 +88,6 @@ class RunState:
         return any(not math.isnan(s.cls) for s in self.smooth[-1:])
 
     @property
-    def vram_peak_bytes(self) -> int:
-        return max([s.vram_peak_bytes for s in self.spans] + [s.vram_peak_bytes for s in self.steps[-1:]], default=0)
-
-    @property
     def planned_bytes(self) -> int:
         return max(self.plan.phases.values(), default=0) if self.plan else 0
 
@@ -105,6 +104,10 @@ class RunState:
     @property
     def images_per_second(self) -> float:
         return self.step.images / self.step_seconds if self.step and self.step_seconds > 0 else math.nan
+
+    def clock(self, time: float) -> float:
+        """Seconds of running until `time`, without the gaps between a break and its resumption."""
+        return time - self.begun - sum(seconds for when, seconds in self.gaps if when <= time)
 
     def setting(self, name: str, default: Any = None) -> Any:
         """A resolved setting by its dotted name, such as "train.learning_rate"."""
@@ -141,12 +144,14 @@ class RunState:
 
 def apply(state: RunState, event: ev.Event) -> RunState:
     """The state after `event`. Kinds it does not know only move the clock."""
+    before = state.time
     state = replace(state, time=event.time, begun=event.time if math.isnan(state.begun) else state.begun)
     match event:
         case ev.RunStarted():
             # A resumed run is written to the same log: what it shows goes on, what had ended or broken off before is closed.
-            spans = tuple(replace(s, end=event.time) if s.open else s for s in state.spans)
-            return replace(state, started=event, finished=None, spans=spans)
+            spans = tuple(replace(s, end=before) if s.open else s for s in state.spans)
+            gaps = state.gaps + ((event.time, event.time - before),) if state.started else ()
+            return replace(state, started=event, finished=None, spans=spans, gaps=gaps)
         case ev.PhotosScanned():
             return replace(state, photos=event)
         case ev.PlanReady():
@@ -200,7 +205,8 @@ def _end(state: RunState, event: ev.PhaseEnded) -> RunState:
         state = replace(state, spans=state.spans + (Span(event.phase, event.time - event.seconds),))
     done = span.total if span and span.total else None
     state = _change(state, event.phase, end=event.time, seconds=event.seconds, vram_peak_bytes=event.vram_peak_bytes,
-                    ram_bytes=event.ram_bytes, detail=event.detail or None, done=done)  # fmt: skip
+                    ram_bytes=event.ram_bytes, detail=event.detail or None, folder=event.folder, done=done)  # fmt: skip
+    state = replace(state, vram_peak_bytes=max(state.vram_peak_bytes, event.vram_peak_bytes))
     around = state.span
     if around is not None and span is not None and span.inside == around.phase:
         state = _change(state, around.phase, inner_seconds=around.inner_seconds + event.seconds)
@@ -216,7 +222,8 @@ def _step(state: RunState, event: ev.Step) -> RunState:
     weight = max(1 / (keep + 1), SMOOTHING)
     smooth += (Smooth(_ema(before.instance, event.instance_loss, weight), _ema(before.cls, event.class_loss, weight)),)
     seconds = _ema(state.step_seconds, event.seconds, max(1 / (keep + 1), 0.1))
-    state = replace(state, steps=steps + (event,), smooth=smooth, step_seconds=seconds)
+    state = replace(state, steps=steps + (event,), smooth=smooth, step_seconds=seconds,
+                    vram_peak_bytes=max(state.vram_peak_bytes, event.vram_peak_bytes))  # fmt: skip
     return _change(state, "train", done=event.step, total=event.total)
 
 
