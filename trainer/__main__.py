@@ -1,56 +1,44 @@
 """`python -m trainer`: read the command line, check it, run the stages, show what they say.
 
-Exit codes: 0 done, 2 something the person at the keyboard can mend (one message with its fix), 130 interrupted.
+Exit codes: 0 done, 1 something broke (a traceback, and where the log is), 2 something the person at the keyboard can mend (one
+message with its fix, nothing overwritten), 130 interrupted after saving.
 """
 
 from __future__ import annotations
 
+import os
 import sys
-from itertools import chain
 
-from trainer import __version__, cli
+from trainer import cli
 from trainer.config import ConfigError
 
 
 def main(words: list[str] | None = None) -> int:
     try:
         command = cli.parse(sys.argv[1:] if words is None else words)
-        if command.version:
-            print(__version__)
-            return 0
-        if command.help:
-            from trainer.help import page
+        if command.version or command.help:
+            return _tell(command)
+        from trainer import commands
 
-            print(page(command.name), end="")
-            return 0
-        return DO[command.name](command)
+        return commands.DO[command.name](command)
     except ConfigError as error:
         print(f"error: {error.what}\n  fix: {error.fix}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of `... | head` has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
-def train(command: cli.Command) -> int:
-    from trainer.checks import check
-    from trainer.events import Controls, Finished, Notice
+def _tell(command: cli.Command) -> int:
+    from trainer import __version__
+    from trainer.help import page
 
-    config = command.config()
-    notices = [Notice(text) for text in command.notices + check(config, tolerant=command.foreign)]
+    print(__version__ if command.version else page(command.name), end="\n" if command.version else "")
+    return 0
 
-    from trainer import stages
-
-    controls = Controls()
-    status = "failed"
-    for event in chain(notices, stages.run(config, controls)):
-        print(event, flush=True)
-        if isinstance(event, Finished):
-            status = event.status
-    return {"done": 0, "interrupted": 130}.get(status, 1)
-
-
-DO = {"train": train}
 
 if __name__ == "__main__":
     sys.exit(main())

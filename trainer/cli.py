@@ -1,8 +1,8 @@
 """The command line, read off the schema: every knob is a flag under its own name, its dotted name and its aliases.
 
-`parse` turns words into a `Command`: what to do, the settings given (by dotted key, with the spelling used), and the notices
-that foreign flags call for. The grammar is small enough to hold in the head: `--flag value`, `--flag=value`, `--flag` and
-`--no-flag` for booleans, several words for lists; hyphens and underscores are the same.
+`parse` turns words into a `Command`: what to do, the settings given (by dotted key, with the spelling used), and the
+notices that foreign flags call for. The grammar is small enough to hold in the head: `--flag value`, `--flag=value`,
+`--flag` and `--no-flag` for booleans, several words for lists; hyphens and underscores are the same.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def flags() -> dict[str, str]:
         name = key.rpartition(".")[2]
         if name in spellings:
             shared.add(name)
-        spellings |= {key: key, name: key} | {alias: key for alias in info.json_schema_extra["aliases"]}
+        spellings |= dict.fromkeys((key, name, *info.json_schema_extra["aliases"]), key)
     return {spelling: key for spelling, key in spellings.items() if spelling not in shared}
 
 
@@ -70,10 +70,14 @@ def parse(words: list[str]) -> Command:
     words = list(words)
     if words and not words[0].startswith("-"):
         if words[0] not in COMMANDS:
-            raise ConfigError(f"there is no command {words[0]!r}", nearest(words[0], COMMANDS) or f"commands: {', '.join(COMMANDS)}")
+            raise ConfigError(
+                f"there is no command {words[0]!r}", nearest(words[0], COMMANDS) or f"commands: {', '.join(COMMANDS)}"
+            )
         command.name = words.pop(0)
     known = flags()
-    command.foreign = any(word.startswith(("--pretrained_model_name_or_path", "--pretrained-model-name-or-path")) for word in words)
+    command.foreign = any(
+        word.startswith(("--pretrained_model_name_or_path", "--pretrained-model-name-or-path")) for word in words
+    )
     while words:
         word = words.pop(0)
         if word in ("-h", "--help"):
@@ -81,9 +85,15 @@ def parse(words: list[str]) -> Command:
         elif word.startswith("--") and len(word) > 2:
             _flag(command, word, words, known)
         elif word.startswith("-") and not _number(word):
-            raise ConfigError(f"{word!r} is not a flag", "flags begin with two dashes: " + (nearest(word[1:], known, "did you mean --{}?") or "see --help"))
+            raise ConfigError(
+                f"{word!r} is not a flag",
+                "flags begin with two dashes: " + (nearest(word[1:], known, "did you mean --{}?") or "see --help"),
+            )
         elif command.name in ("train", "plan", "doctor"):
-            raise ConfigError(f"{word!r} stands alone", f"put the flag it belongs to before it, as in --{'validation_prompt' if ' ' in word else 'instance_data_dir'} {word!r}")
+            raise ConfigError(
+                f"{word!r} stands alone",
+                f"put the flag it belongs to before it: --{'prompt' if ' ' in word else 'instance_data_dir'} {word!r}",
+            )
         else:
             command.words.append(word)
     _settle(command)
@@ -115,20 +125,38 @@ def _flag(command: Command, word: str, rest: list[str], known: dict[str, str]) -
         _knob(command, known.get(name) or known[name[3:]], name, given, rest, negated=name not in known)
     else:
         shared = [key for key in knobs() if key.endswith("." + name)]
-        fix = f"say which: {' or '.join('--' + key for key in shared)}" if shared else nearest(name, [*known, *foreign.SETS], "did you mean --{}?")
-        raise ConfigError(f"--{name} {'could mean two settings' if shared else 'does not exist'}", fix or "see --help for all settings")
+        fix = (
+            f"say which: {' or '.join('--' + key for key in shared)}"
+            if shared
+            else nearest(name, [*known, *foreign.SETS], "did you mean --{}?")
+        )
+        raise ConfigError(
+            f"--{name} {'could mean two settings' if shared else 'does not exist'}",
+            fix or "see --help for all settings",
+        )
 
 
 def _knob(command: Command, key: str, name: str, given: list[str], rest: list[str], negated: bool) -> None:
     kind = knobs()[key].annotation
     if bool in (kind, *typing.get_args(kind)):
         text = "true" if negated and not given else _optional(given, rest)
-        truth = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}.get(text.lower(), text)
-        if not isinstance(truth, bool) or negated and given:
+        truth = {
+            "true": True,
+            "1": True,
+            "yes": True,
+            "on": True,
+            "false": False,
+            "0": False,
+            "no": False,
+            "off": False,
+        }.get(text.lower(), text)
+        if not isinstance(truth, bool) or (negated and given):
             raise ConfigError(f"--{name} {text}: must be true or false", f"write --{name} or --no-{name}")
         _set(command, key, truth != negated, name)
     elif negated:
-        raise ConfigError(f"--{name} does not exist: {key} is not a switch", f"give it a value: --{name[3:]} VALUE (see --help)")
+        raise ConfigError(
+            f"--{name} does not exist: {key} is not a switch", f"give it a value: --{name[3:]} VALUE (see --help)"
+        )
     elif list in (typing.get_origin(kind), *map(typing.get_origin, typing.get_args(kind))):
         texts = given or _take(rest)
         if not texts:
@@ -153,7 +181,12 @@ def _settle(command: Command) -> None:
     """What a whole line says beyond its words."""
     values = command.values
     adapter = next((key for key in ("lora.rank", "lora.alpha", "lora.dropout", "lora.targets") if key in values), None)
-    if adapter and "train.method" not in values and command.name in ("train", "plan") and not (command.file and "train.method" in read(command.file)):
+    if (
+        adapter
+        and "train.method" not in values
+        and command.name in ("train", "plan")
+        and not (command.file and "train.method" in read(command.file))
+    ):
         values["train.method"], command.spelled["train.method"] = "lora", command.spelled[adapter]
         command.notices.append(f"--{command.spelled[adapter]} asks for an adapter: training with --method lora")
     if command.foreign and "train.max_train_steps" in values and "train.num_train_epochs" in values:
@@ -163,10 +196,18 @@ def _settle(command: Command) -> None:
         if not key.startswith(USES.get(command.name, "")):
             raise ConfigError(f"--{command.spelled[key]} has no effect on `{command.name}`", "leave it out")
     wanted = COMMANDS[command.name][0]
-    if wanted and not wanted.startswith("[") and len(command.words) < len(wanted.replace(" ...", "").split()) and not command.help:
+    if (
+        wanted
+        and not wanted.startswith("[")
+        and len(command.words) < len(wanted.replace(" ...", "").split())
+        and not command.help
+    ):
         raise ConfigError(f"`{command.name}` needs {wanted}", f"write: python -m trainer {command.name} {wanted}")
     if wanted in ("RUN", "WORD") and len(command.words) > 1:
-        raise ConfigError(f"`{command.name}` takes one {wanted}, not {len(command.words)}", f"leave out {' '.join(command.words[1:])!r}")
+        raise ConfigError(
+            f"`{command.name}` takes one {wanted}, not {len(command.words)}",
+            f"leave out {' '.join(command.words[1:])!r}",
+        )
 
 
 def _take(rest: list[str]) -> list[str]:
@@ -181,7 +222,10 @@ def _one(name: str, given: list[str], rest: list[str]) -> str:
     if given:
         return given[0]
     if not rest or rest[0].startswith("--"):
-        raise ConfigError(f"--{name} needs a value", f"write --{name} VALUE" + (f"; a value that begins with dashes is written --{name}=VALUE" if rest else ""))
+        raise ConfigError(
+            f"--{name} needs a value",
+            f"write --{name} VALUE" + (f"; a value that begins with dashes is written --{name}=VALUE" if rest else ""),
+        )
     return rest.pop(0)
 
 

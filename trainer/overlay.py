@@ -1,7 +1,7 @@
 """Layers of settings: defaults < preset < --config file < flags, each value knowing which layer it came from.
 
 A layer is a flat dictionary {"memory.weights": value}; `load` lays one over the other, lets the schema judge the result
-and fills in what follows from other settings (the model, the prompts, whether there is a prior). `write` puts a resolved
+and remembers who set what. `write` puts a resolved
 configuration into a run folder in a form that `--config` takes back.
 """
 
@@ -18,12 +18,12 @@ from pydantic import ValidationError
 
 import trainer
 from trainer.config import Config, ConfigError, knobs
-
-DEMO = "demo"
-SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+from trainer.effect import idle
 
 
-def load(flags: Mapping[str, Any] | None = None, origins: Mapping[str, str] | None = None, file: Path | None = None) -> Config:
+def load(
+    flags: Mapping[str, Any] | None = None, origins: Mapping[str, str] | None = None, file: Path | None = None
+) -> Config:
     """The configuration of a run: `flags` are {dotted key: value}, `origins` name the flag each came from."""
     flags, origins = dict(flags or {}), dict(origins or {})
     layers: list[tuple[dict[str, str], dict[str, Any]]] = []  # ({key: origin}, {key: value}), weakest first
@@ -48,7 +48,7 @@ def load(flags: Mapping[str, Any] | None = None, origins: Mapping[str, str] | No
 
 
 def validated(values: Mapping[str, Any], origins: Mapping[str, str]) -> Config:
-    """A Config holding `values`; everything the schema objects to is told at once, in the words of the person who set it."""
+    """A Config holding `values`; everything the schema objects to is told at once, in the words of who set it."""
     nested: dict[str, Any] = {}
     for key, value in values.items():
         section, _, name = key.rpartition(".")
@@ -76,14 +76,22 @@ def read(path: Path) -> dict[str, Any]:
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}", "mend that line; strings need quotes, booleans are true or false") from error
+        raise ConfigError(
+            f"{path} is not valid TOML: {error}", "mend that line; strings need quotes, booleans are true or false"
+        ) from error
     values: dict[str, Any] = {}
     for section, table in tables.items():
-        values |= {f"{section}.{name}": value for name, value in table.items()} if isinstance(table, dict) else {section: table}
+        values |= (
+            {f"{section}.{name}": value for name, value in table.items()}
+            if isinstance(table, dict)
+            else {section: table}
+        )
     known = knobs()
     for key in values:
         if key not in known:
-            raise ConfigError(f"{path} sets {key!r}, which does not exist", nearest(key, known) or "see --help for all settings")
+            raise ConfigError(
+                f"{path} sets {key!r}, which does not exist", nearest(key, known) or "see --help for all settings"
+            )
     return values
 
 
@@ -100,11 +108,13 @@ def preset_file(name: str) -> Path:
     if name.endswith(".toml"):
         return Path(name)
     choices = ", ".join([*shipped, "auto"])
-    raise ConfigError(f"there is no preset {name!r}", f"{nearest(name, shipped) or 'choose one of'} ({choices}, or a .toml file)")
+    raise ConfigError(
+        f"there is no preset {name!r}", f"{nearest(name, shipped) or 'choose one of'} ({choices}, or a .toml file)"
+    )
 
 
 def nearest(word: str, known: Iterable[str], say: str = "did you mean {}?") -> str:
-    """'did you mean ...?' for a mistyped word; a name counts with and without its section. Empty when nothing is near."""
+    """'did you mean ...?' for a mistyped word; a name counts with and without its section. Empty: nothing is near."""
     known = list(known)
     by_name = {key.rpartition(".")[2]: key for key in reversed(known)}
     word, last = word.lower().replace("-", "_"), word.lower().replace("-", "_").rpartition(".")[2]
@@ -114,54 +124,42 @@ def nearest(word: str, known: Iterable[str], say: str = "did you mean {}?") -> s
     return say.format(by_name.get(close[0], close[0])) if close else ""
 
 
+LIMITS = {
+    "greater_than": ("greater than", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("less than", "lt"),
+    "less_than_equal": ("at most", "le"),
+}
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text", "list": "a list"}
+
+
 def _complaint(detail: Mapping[str, Any]) -> tuple[str, str]:
-    kind, limits = detail["type"], detail.get("ctx", {})
-    words = {"greater_than": ("greater than", "gt"), "greater_than_equal": ("at least", "ge"), "less_than": ("less than", "lt"),
-             "less_than_equal": ("at most", "le")}  # fmt: skip
-    if kind in words:
-        word, name = words[kind]
-        return f"must be {word} {limits[name]:g}", f"choose a value {word} {limits[name]:g}"
+    """(what is wrong, what to do) for one finding of pydantic."""
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind in LIMITS:
+        words, name = LIMITS[kind]
+        return f"must be {words} {context[name]:g}", f"choose a value {words} {context[name]:g}"
     if kind == "literal_error":
-        choices = limits["expected"].replace("'", "").replace(" or ", ", ")
+        choices = context["expected"].replace("'", "").replace(" or ", ", ")
         near = difflib.get_close_matches(str(detail["input"]), choices.split(", "), 1)
         return f"not one of {choices}", f"did you mean {near[0]}?" if near else f"choose one of {choices}"
-    kinds = {"int_parsing": "a whole number", "int_type": "a whole number", "int_from_float": "a whole number", "float_parsing": "a number",
-             "float_type": "a number", "bool_parsing": "true or false", "bool_type": "true or false", "string_type": "text", "list_type": "a list"}  # fmt: skip
-    expected = kinds.get(kind, "")
+    expected = KINDS.get(kind.partition("_")[0])
     return (f"must be {expected}", f"write {expected}") if expected else (detail["msg"], "see --help")
 
 
 def _follow(config: Config, file: Path | None) -> None:
-    """Settle what follows from other settings, so that everyone downstream reads plain values."""
+    """`--config RUN/config.toml --resume_from_checkpoint latest` means that very run."""
     in_run = file is not None and (file.parent / "log.jsonl").is_file()
     if config.checkpoint.resume_from_checkpoint == "latest" and config.run.output_dir is None and in_run:
         config.settle("run.output_dir", str(file.parent), f"the run of {file}")
-    data, prior = config.data, config.prior
-    if config.model.name is None and config.model.family == "auto":
-        mine = data.instance_data_dir is not None
-        config.settle("model.name", SD15 if mine else DEMO, "default model" if mine else "no photos named: the demo")
-    if data.instance_prompt is None and data.class_name:
-        config.settle("data.instance_prompt", f"a photo of {data.identifier} {data.class_name}", "identifier and class_name")
-    if prior.with_prior_preservation is None and not on_demo(config):
-        named = bool(data.class_name or prior.class_prompt or prior.class_data_dir)
-        on = config.train.method == "full" and named
-        why = "full fine-tuning with a class named" if on else ("no class named" if not named else f"off for {config.train.method}")
-        config.settle("prior.with_prior_preservation", on, why)
-    if prior.with_prior_preservation and prior.class_prompt is None and data.class_name:
-        config.settle("prior.class_prompt", f"a photo of a {data.class_name}", "class_name")
-
-
-def on_demo(config: Config) -> bool:
-    """True where the built-in photos are trained on; their own settings are then filled in by whoever loads them."""
-    return config.data.instance_data_dir is None
 
 
 # ---------------------------------------------------------------------------------------------- showing and writing
 
 
-def effective(config: Config) -> list[tuple[str, str, str]]:
-    """(key, value, origin) of every setting that is not a plain default, for printing at the start of a run."""
-    return [(key, _toml(config.value(key)), origin) for key, origin in sorted(config.provenance.items()) if origin != "default" and key in knobs()]
+def effective(config: Config, provenance: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """(key, value, origin) of every setting that is not a plain default, in the order of the schema, for printing."""
+    return [(key, _toml(config.value(key)), provenance[key]) for key in knobs() if key in provenance]
 
 
 NOT_REPEATED = {  # settings of one run that its repetition must not inherit
@@ -171,10 +169,12 @@ NOT_REPEATED = {  # settings of one run that its repetition must not inherit
 }
 
 
-def write(config: Config, provenance: Mapping[str, str], path: Path, idle: Mapping[str, str] | None = None) -> None:
-    """Write the resolved settings with their origins as comments. Settings without effect (`idle`: key -> why), open
-    ones and those of `NOT_REPEATED` stand as comments, so that `--config` takes the file back and means the same run."""
-    idle = dict(idle or {})
+def write(config: Config, provenance: Mapping[str, str], path: Path) -> None:
+    """Write the resolved settings with their origins as comments. Settings without effect, open ones and those of
+    `NOT_REPEATED` stand as comments, so that `--config` takes the file back and means the same run."""
+    silent = {key: f"no effect: {found.why}" for key, found in idle(config).items()} | NOT_REPEATED
+    if config.train.max_train_steps is not None:
+        silent["train.num_train_epochs"] = "counted in max_train_steps"
     lines = [f"# Every setting of this run, and where it came from. Repeat it: python -m trainer --config {path}"]
     section = ""
     for key in knobs():
@@ -185,8 +185,8 @@ def write(config: Config, provenance: Mapping[str, str], path: Path, idle: Mappi
         value, origin = config.value(key), provenance.get(key, "default")
         if value is None:
             lines.append(f"# {name} is left open")
-        elif key in idle or key in NOT_REPEATED:
-            lines.append(f"# {name} = {_toml(value)}  # {origin}; {idle.get(key) or NOT_REPEATED[key]}")
+        elif key in silent:
+            lines.append(f"# {name} = {_toml(value)}  # {origin}; {silent[key]}")
         else:
             lines.append(f"{name} = {_toml(value)}  # {origin}")
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -198,4 +198,8 @@ def _toml(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return {None: "unset", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else repr(value)
+    return (
+        {None: "unset", True: "true", False: "false"}[value]
+        if value is None or isinstance(value, bool)
+        else repr(value)
+    )
