@@ -1,7 +1,9 @@
-"""Changes that fight overfitting and survive the cache: each photo gets a few fixed variants instead of endless random ones.
+"""Changes that fight overfitting and survive the cache: each photo gets a few fixed variants instead of endless
+random ones.
 
-Variant k of a photo follows from the run's seed, the photo's bytes and k alone (its own generator), so variants are
-the same in every run, one changed photo re-encodes that photo only, and a larger number of variants keeps the first ones.
+Variant k of a photo follows from the run's seed, the photo's bytes and k alone (its own generator), so variants
+are the same in every run, one changed photo re-encodes that photo only, and a larger number of variants keeps
+the first ones.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ def views(photo: Size, digest: str, data: Data, size: Size, seed: int) -> list[V
     return list(dict.fromkeys(found))
 
 
-def _around_center(photo: Size, size: Size, jitter: float, x: float, y: float, zoom: float) -> tuple[float, float, float]:
+def _around_center(
+    photo: Size, size: Size, jitter: float, x: float, y: float, zoom: float
+) -> tuple[float, float, float]:
     """(x, y, zoom) of a crop zoomed by at most `jitter` whose middle moves by at most half of `jitter` of its side."""
     zoom = 1 + jitter * zoom
     plain = center(photo, size)
@@ -57,5 +61,5 @@ def recommendation(photos: int, data: Data) -> str:
     if photos > 4 or data.random_flip or data.crop == "random" or data.crop_jitter or data.color_jitter:
         return ""
     if photos == 1:
-        return "1 photo: the model will repeat its framing; consider --random_flip --crop_jitter 0.2 --color_jitter 0.1 (flip only if left and right look alike)"
-    return f"{photos} photos: consider --random_flip (if left and right may be swapped: no lettering, no asymmetric markings) or --crop_jitter 0.1"
+        return "1 photo: its framing will be repeated; consider --crop_jitter 0.2 --color_jitter 0.1, and more photos"
+    return f"{photos} photos: consider --crop_jitter 0.1, or --random_flip if left and right may be swapped"

@@ -1,9 +1,9 @@
 """Photos and prompts are encoded once; training then needs neither the VAE nor the text encoder on the card.
 
-A photo becomes the VAE's distribution (mean and standard deviation) for each of its views, a prompt its embedding. Files are
-named by what decides their content (picture bytes, view, VAE, precision; token ids, text encoders), so changing one photo
-encodes one photo and changing the learning rate encodes nothing. With cache_latents or cache_text off, the same is done
-in memory in every run and nothing is left on disk.
+A photo becomes the VAE's distribution (mean and standard deviation) for each of its views, a prompt its
+embedding. Files are named by what decides their content (picture bytes, view, VAE, precision; token ids, text
+encoders), so changing one photo encodes one photo and changing the learning rate encodes nothing. With
+cache_latents or cache_text off, the same is done in memory in every run and nothing is left on disk.
 """
 
 from __future__ import annotations
@@ -30,8 +30,17 @@ from trainer.vae import encode_pixels
 from trainer.visit import visiting
 
 
-def ensure(parts: Parts, photos: PhotoSet, class_images: PhotoSet | None, config: Config, device: torch.device | str,
-           folder: Path, *, prompts: Iterable[str] = (), vae_dtype: torch.dtype = torch.float32) -> Iterator[Event]:  # fmt: skip
+def ensure(
+    parts: Parts,
+    photos: PhotoSet,
+    class_images: PhotoSet | None,
+    config: Config,
+    device: torch.device | str,
+    folder: Path,
+    *,
+    prompts: Iterable[str] = (),
+    vae_dtype: torch.dtype = torch.float32,
+) -> Iterator[Event]:
     """Encode what is not in `folder` yet; returns a Dataset (through `yield from`).
 
     prompts:   further prompts whose embeddings are wanted (validation, negative, guard); the empty one always is
@@ -46,13 +55,17 @@ def ensure(parts: Parts, photos: PhotoSet, class_images: PhotoSet | None, config
     jobs += [(photo, crops.center(photo.size, square)) for photo in class_photos]
     examples = yield from _images(parts, jobs, config, torch.device(device), Path(folder), vae_dtype)
     class_words = [class_prompt(config)] if config.prior.with_prior_preservation else []
-    wanted = list(dict.fromkeys([*photos.prompts, *(class_images.prompts if class_images else ()), *class_words, "", *prompts]))
+    wanted = list(
+        dict.fromkeys([*photos.prompts, *(class_images.prompts if class_images else ()), *class_words, "", *prompts])
+    )
     tokens, texts = token_ids(parts, wanted), {}
     if not config.train.train_text_encoder:
         texts = yield from encode_prompts(parts, wanted, device, Path(folder) if config.memory.cache_text else None)
     rows = iter(examples)
     instances = [[next(rows) for _ in views] for views in instance_views]
-    return Dataset(instances, list(rows), [photo.repeats for photo in photos.photos], texts, tokens, parts.family, square)
+    return Dataset(
+        instances, list(rows), [photo.repeats for photo in photos.photos], texts, tokens, parts.family, square
+    )
 
 
 def photo_views(photo: Photo, config: Config, resolution: int, step: int) -> list[View]:
@@ -62,13 +75,14 @@ def photo_views(photo: Photo, config: Config, resolution: int, step: int) -> lis
 
 
 def bucket_step(parts: Parts, resolution: int) -> int:
-    """Sides of buckets are multiples of this: 64 px as all public models were trained, or for small models what they divide by."""
+    """Sides of buckets are multiples of this: 64 px as the public models were trained; what small models divide by."""
     divides = parts.latent_factor * 2 ** (len(parts.unet.config.block_out_channels) - 1) if parts.unet else 64
     return 64 if resolution >= 512 else min(64, divides)
 
 
-def _images(parts: Parts, jobs: list[tuple[Photo, View]], config: Config, device: torch.device, folder: Path,
-            dtype: torch.dtype) -> Iterator[Event]:  # fmt: skip
+def _images(
+    parts: Parts, jobs: list[tuple[Photo, View]], config: Config, device: torch.device, folder: Path, dtype: torch.dtype
+) -> Iterator[Event]:
     """One Example per job, from the store or from the VAE."""
     phase = Phase("cache images", device)
     yield phase.start(len(jobs))
@@ -106,7 +120,16 @@ def _latent_key(photo: Photo, view: View, vae: str, dtype: torch.dtype, tile: in
 def _example(photo: Photo, view: View, tensors: dict[str, Tensor]) -> Example:
     height, width = tensors["mean"].shape[1:]
     mask = None if not photo.mask else crops.cut_mask(_read_mask(photo), view, (width, height))
-    return Example(photo.name, tensors["mean"], tensors["std"], photo.prompt, mask, view.original_size, view.crop_top_left, view.target_size)
+    return Example(
+        photo.name,
+        tensors["mean"],
+        tensors["std"],
+        photo.prompt,
+        mask,
+        view.original_size,
+        view.crop_top_left,
+        view.target_size,
+    )
 
 
 def _read_mask(photo: Photo) -> Image.Image:
@@ -123,7 +146,9 @@ def token_ids(parts: Parts, prompts: list[str]) -> dict[str, dict[str, Tensor]]:
     return {prompt: {name: rows[i].cpu() for name, rows in ids.items()} for i, prompt in enumerate(prompts)}
 
 
-def encode_prompts(parts: Parts, prompts: Iterable[str], device: torch.device | str, folder: Path | None) -> Iterator[Event]:
+def encode_prompts(
+    parts: Parts, prompts: Iterable[str], device: torch.device | str, folder: Path | None
+) -> Iterator[Event]:
     """Embeddings of `prompts`: returns {prompt: {"text": (77, C), "pooled": (P,) for SDXL}}, fp32 on the CPU."""
     prompts = list(dict.fromkeys(prompts))
     phase = Phase("cache text", device)
@@ -131,7 +156,10 @@ def encode_prompts(parts: Parts, prompts: Iterable[str], device: torch.device | 
     store = Store(folder / "texts" if folder is not None else None)
     encoders, tokens = module_digest(*parts.text_encoders), token_ids(parts, prompts)
     names = ("text", "pooled") if len(parts.text_encoders) > 1 else ("text",)
-    keys = {p: key(kind="text 1", encoders=encoders, tokens={n: ids.tolist() for n, ids in tokens[p].items()}) for p in prompts}
+    keys = {
+        p: key(kind="text 1", encoders=encoders, tokens={n: ids.tolist() for n, ids in tokens[p].items()})
+        for p in prompts
+    }
     texts = {prompt: store.get(keys[prompt], names) for prompt in prompts}
     missing = [prompt for prompt in prompts if texts[prompt] is None]
     if missing:
@@ -139,7 +167,9 @@ def encode_prompts(parts: Parts, prompts: Iterable[str], device: torch.device | 
             for encoder in parts.text_encoders:
                 stack.enter_context(visiting(encoder, device))
             for done, prompt in enumerate(missing, len(prompts) - len(missing) + 1):
-                texts[prompt] = {name: rows[0].float().cpu() for name, rows in parts.family.encode_text(parts, [prompt]).items()}
+                texts[prompt] = {
+                    name: rows[0].float().cpu() for name, rows in parts.family.encode_text(parts, [prompt]).items()
+                }
                 store.put(keys[prompt], texts[prompt])
                 yield phase.progress(done, prompt)
     if store.remade:

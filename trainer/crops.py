@@ -1,7 +1,8 @@
-"""What is cut out of a photo: a box, a size, perhaps mirrored. A `View` names one such cut so exactly that it can be a cache key.
+"""What is cut out of a photo: a box, a size, perhaps mirrored. A `View` names one such cut so exactly that it can
+be a cache key.
 
-A photo has one view for a plain centre crop, several for random crops and jitter, twice as many with flips; all follow
-from the seed and the photo's own bytes, so a photo that joins the folder changes no view of the others.
+A photo has one view for a plain centre crop, several for random crops and jitter, twice as many with flips; all
+follow from the seed and the photo's own bytes, so a photo that joins the folder changes no view of the others.
 SDXL is told what was cut (arXiv 2307.01952, section 2.2), so a view also knows its place in the resized photo.
 """
 
@@ -72,7 +73,10 @@ def bucket_sizes(resolution: int, step: int) -> list[Size]:
 def bucket(photo: Size, resolution: int, step: int) -> Size:
     """The bucket whose shape is nearest the photo's; of equally near ones, the largest."""
     shape = math.log(photo[0] / photo[1])
-    return min(bucket_sizes(resolution, step), key=lambda size: (round(abs(math.log(size[0] / size[1]) - shape), 6), -size[0] * size[1]))
+    return min(
+        bucket_sizes(resolution, step),
+        key=lambda size: (round(abs(math.log(size[0] / size[1]) - shape), 6), -size[0] * size[1]),
+    )
 
 
 def kept_share(photo: Size, view: View) -> float:
@@ -89,14 +93,16 @@ def cut(rgb: Image.Image, view: View) -> Image.Image:
 
 def change_colors(picture: Image.Image, color: tuple[float, float, float]) -> Image.Image:
     """Brightness, contrast and saturation multiplied by `color`, in this order; factors of 1 change nothing."""
-    for enhance, factor in zip((ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), color, strict=True):
+    for enhance, factor in zip(
+        (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), color, strict=True
+    ):
         if factor != 1:
             picture = enhance(picture).enhance(factor)
     return picture
 
 
 def cut_mask(mask: Image.Image, view: View, latent_size: Size) -> Tensor:
-    """Loss weights of mean one at latent size, (1, h, w) fp32: area averages, so a latent that is half subject weighs half."""
+    """Loss weights of mean one, (1, h, w) fp32: area averages, so a latent that is half subject weighs half."""
     small = mask.convert("L").resize(latent_size, Image.Resampling.BOX, box=view.box)
     weights = torch.from_numpy(np.asarray(ImageOps.mirror(small) if view.flip else small, dtype=np.float32))[None]
     mean = weights.mean()

@@ -1,4 +1,5 @@
-"""What training reads: every view of every photo as the VAE's distribution, and prompts as embeddings or token ids, in RAM."""
+"""What training reads: every view of every photo as the VAE's distribution, and prompts as embeddings or token
+ids, in RAM."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from trainer.models.base import Family
 
 @dataclass(frozen=True)
 class Example:
-    """One view. mean, std: (C, H/f, W/f) fp32, unscaled; mask: (1, H/f, W/f) of mean one, or None; sizes are (height, width)."""
+    """One view. mean, std: (C, H/f, W/f) fp32, unscaled; mask: (1, H/f, W/f) of mean one; sizes: (height, width)."""
 
     name: str
     mean: Tensor
@@ -47,7 +48,7 @@ class Dataset:
 
     @property
     def groups(self) -> dict[tuple[int, int], list[int]]:
-        """Latent (height, width) -> indices of the photos of this shape, each as often as it repeats; one shape a micro-batch."""
+        """Latent (height, width) -> indices of photos of this shape, each as often as it repeats."""
         found: dict[tuple[int, int], list[int]] = {}
         for index, views in enumerate(self.instances):
             found.setdefault(tuple(views[0].mean.shape[1:]), []).extend([index] * self.repeats[index])
@@ -63,12 +64,15 @@ class Dataset:
         return self.classes[index]
 
     def conditions(self, prompts: Sequence[str], examples: Sequence[Example | None]) -> dict[str, Tensor]:
-        """Everything besides `sample` and `timestep` that the engine reads: embeddings or token ids, SDXL's sizes (B first).
+        """What the engine reads besides `sample` and `timestep`: embeddings or token ids, SDXL's sizes (B first).
 
         An example that is None stands for a plain square picture of the run's resolution.
         """
         texts = self.texts or self.tokens
         values = {name: torch.stack([texts[prompt][name] for prompt in prompts]) for name in texts[prompts[0]]}
-        sizes = [(e.original_size, e.crop_top_left, e.target_size) if e else (self.square, (0, 0), self.square) for e in examples]
+        sizes = [
+            (e.original_size, e.crop_top_left, e.target_size) if e else (self.square, (0, 0), self.square)
+            for e in examples
+        ]
         extra = [self.family.extra_values(*size, 1) for size in sizes]
         return values | {name: torch.cat([each[name] for each in extra]) for name in extra[0]}

@@ -11,7 +11,7 @@ from trainer.vitals import Vitals
 
 
 class Phase:
-    """`phase = Phase("cache images", device)`, then yield `phase.start(total)`, `phase.progress(done)`, `phase.end(detail)`."""
+    """`phase = Phase("save", device)`, then yield `phase.start(total)`, `phase.progress(done)`, `phase.end(detail)`."""
 
     def __init__(self, name: str, device: torch.device | str):
         assert name in PHASES, f"{name!r} is not one of {PHASES}"
@@ -26,4 +26,6 @@ class Phase:
         return PhaseProgress(self.name, done, self.total, detail)
 
     def end(self, detail: str = "", folder: str = "") -> PhaseEnded:
-        return PhaseEnded(self.name, time.perf_counter() - self.started, self.vitals.peak(), self.vitals.ram(), detail, folder)
+        return PhaseEnded(
+            self.name, time.perf_counter() - self.started, self.vitals.peak(), self.vitals.ram(), detail, folder
+        )

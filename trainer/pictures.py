@@ -1,8 +1,8 @@
 """One picture file as upright 8-bit RGB, whatever the camera, the phone or the paint program wrote.
 
-EXIF rotation is applied, 16-bit and float greys are scaled to 8 bits, palettes and CMYK are converted, animations give
-their first frame. Transparency is laid on white, the most common ground of product pictures; its alpha is kept beside
-the colours, so that a masked loss can leave the invisible part out.
+EXIF rotation is applied, 16-bit and float greys are scaled to 8 bits, palettes and CMYK are converted,
+animations give their first frame. Transparency is laid on white, the most common ground of product pictures;
+its alpha is kept beside the colours, so that a masked loss can leave the invisible part out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,26 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jp2", ".avif", ".heic", ".heif", ".ppm", ".pgm", ".tga"})
+PICTURE_SUFFIXES = frozenset(
+    {
+        ".jpg",
+        ".jpeg",
+        ".jfif",
+        ".png",
+        ".webp",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".gif",
+        ".jp2",
+        ".avif",
+        ".heic",
+        ".heif",
+        ".ppm",
+        ".pgm",
+        ".tga",
+    }
+)
 HEIF_SUFFIXES = frozenset({".heic", ".heif"})
 
 
@@ -57,7 +76,13 @@ def read(path: Path) -> Picture:
         raise Unreadable("not a picture, or a format that Pillow cannot read") from error
     except Image.DecompressionBombError as error:
         raise Unreadable("more pixels than any photo has; scale it down first") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:  # what Pillow's decoders raise on broken files
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        IndexError,
+    ) as error:  # what Pillow's decoders raise on broken files
         raise Unreadable(f"damaged or cut short ({error})") from error
     return Picture(rgb, alpha, hashlib.sha256(data).hexdigest())
 
@@ -87,5 +112,9 @@ def _grey_to_8bit(image: Image.Image) -> Image.Image:
     """Integer greys deeper than 8 bits are 16-bit by convention; float greys are 0..1 unless they reach further."""
     values = np.asarray(image, dtype=np.float64)
     peak = values.max(initial=0.0)
-    full = (1.0 if peak <= 1 else 255.0 if peak <= 255 else peak) if image.mode == "F" else (255.0 if peak <= 255 and image.mode == "I" else 65535.0)
+    full = (
+        (1.0 if peak <= 1 else 255.0 if peak <= 255 else peak)
+        if image.mode == "F"
+        else (255.0 if peak <= 255 and image.mode == "I" else 65535.0)
+    )
     return Image.fromarray((values / full * 255).clip(0, 255).round().astype(np.uint8))

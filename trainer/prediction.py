@@ -4,14 +4,15 @@
     x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps                (fresh noise and timestep for each draw)
     target = base(x_t, t, class prompt)                          (conditional, no guidance: what training compares with)
 
-The class half of the loss then asks the learner to equal the base model there, as in distillation: where plain prior preservation
-regresses onto the noise of 200 pictures, whose irreducible error teaches nothing, this target is the model's own answer, so its
-loss starts at zero and only measures drift. All draws are made before training and cached: no second model on the card.
+The class half of the loss then asks the learner to equal the base model there, as in distillation: where plain
+prior preservation regresses onto the noise of 200 pictures, whose irreducible error teaches nothing, this
+target is the model's own answer, so its loss starts at zero and only measures drift. All draws are made before
+training and cached: no second model on the card.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,11 +25,11 @@ from trainer.events import Event, Notice
 from trainer.models.base import Parts, abar
 from trainer.phases import Phase
 from trainer.sample import draw_all
-from trainer.sampler import Look, conditions, noise, predict
+from trainer.sampler import Look, Texts, conditions, noise, predict
 from trainer.store import Store, key
 from trainer.visit import visiting
 
-LATENTS = 50  # class latents: each is noised many times, and a target that is a prediction cannot be overfitted to as noise can
+LATENTS = 50  # class latents; each is noised many times, and every draw brings new noise and a new target
 DRAWS = 1000  # distinct (x_t, t, target) triples; an 800-step run sees most of them once
 SAMPLE_STEPS = 25
 NOISE_SEED = 1 << 32  # draws' noise must not be the noise that began a trajectory
@@ -74,25 +75,41 @@ def noised(latents: Tensor, index: int, timestep: Tensor, abar: Tensor, seed: in
     """x_t of draw `index`, (C, h, w) fp32: made again from its seed rather than stored, the same bits each time."""
     latent = latents[index % len(latents)].float()
     signal = abar[timestep]
-    return signal.sqrt().float() * latent + (1 - signal).sqrt().float() * noise([NOISE_SEED + seed + index], tuple(latent.shape))[0]
+    return (
+        signal.sqrt().float() * latent
+        + (1 - signal).sqrt().float() * noise([NOISE_SEED + seed + index], tuple(latent.shape))[0]
+    )
 
 
 def spread_timesteps(count: int, total: int) -> Tensor:
-    """`count` timesteps that cover 0..total-1 evenly, whatever `count` is (golden-ratio sequence): more draws keep the first ones."""
+    """`count` timesteps that cover 0..total-1 evenly (golden ratio); a larger `count` keeps the first ones."""
     golden = (5**0.5 - 1) / 2
     return torch.tensor([int(total * ((0.5 + golden * i) % 1.0)) for i in range(count)], dtype=torch.int64)
 
 
 def check(config: Config) -> None:
-    """Refuse what has no meaning: under a rescaled schedule a timestep has another noise level than the base model learned."""
+    """Refuse a rescaled schedule, where a timestep has another noise level than the base model learned."""
     if config.train.zero_terminal_snr:
-        raise ConfigError("prior by prediction holds on to the noise schedule that zero_terminal_snr changes",
-                          "use --by images, or leave --zero_terminal_snr out")  # fmt: skip
+        raise ConfigError(
+            "prior by prediction holds on to the noise schedule that zero_terminal_snr changes",
+            "use --by images, or leave --zero_terminal_snr out",
+        )
 
 
-def ensure(parts: Parts, config: Config, folder: Path, device: torch.device | str, texts: Mapping[str, Mapping[str, Tensor]], *,
-           draws: int = DRAWS, latents: int = LATENTS, sample_steps: int = SAMPLE_STEPS, batch_size: int = 4,
-           denoiser: nn.Module | None = None, unet_dtype: torch.dtype | None = None) -> Iterator[Event]:  # fmt: skip
+def ensure(
+    parts: Parts,
+    config: Config,
+    folder: Path,
+    device: torch.device | str,
+    texts: Texts,
+    *,
+    draws: int = DRAWS,
+    latents: int = LATENTS,
+    sample_steps: int = SAMPLE_STEPS,
+    batch_size: int = 4,
+    denoiser: nn.Module | None = None,
+    unet_dtype: torch.dtype | None = None,
+) -> Iterator[Event]:
     """Returns Predictions (through `yield from`), made now or found in `folder`. Arguments as in prior.ensure.
 
     `texts` holds class_prompt(config) and "". A file with fewer draws than wanted is continued, not made again.
@@ -103,11 +120,22 @@ def ensure(parts: Parts, config: Config, folder: Path, device: torch.device | st
     look = Look((side, side), sample_steps, config.prior.guidance_scale, sampler="ddim")
     schedule, seed = abar(parts), config.train.seed
     store = Store(Path(folder) / "predictions")
-    facts = {"model": parts.digest, "prompt": prompt, "seed": seed, "size": side, "steps": look.steps, "guidance": look.guidance, "latents": latents, "dtype": str(unet_dtype)}
+    facts = {
+        "model": parts.digest,
+        "prompt": prompt,
+        "seed": seed,
+        "size": side,
+        "steps": look.steps,
+        "guidance": look.guidance,
+        "latents": latents,
+        "dtype": str(unet_dtype),
+    }
     name = key(kind="predictions 1", **facts)
     found = store.get(name, ("latents", "timesteps", "targets"))
     if found is not None and len(found["timesteps"]) >= draws:
-        made = Predictions(prompt, schedule, seed, found["latents"], found["timesteps"][:draws], found["targets"][:draws])
+        made = Predictions(
+            prompt, schedule, seed, found["latents"], found["timesteps"][:draws], found["targets"][:draws]
+        )
         yield Notice(f"Prior by prediction: {draws} predictions reused ({made.size_bytes / 2**20:.1f} MiB).")
         return made
     phase = Phase("class images", device)
@@ -115,23 +143,44 @@ def ensure(parts: Parts, config: Config, folder: Path, device: torch.device | st
     sampling = latents * look.steps if found is None else 0
     yield phase.start(sampling + draws - have, f"{draws - have} predictions of the base model, no pictures")
     if denoiser is not None:
-        found = yield from _make(parts, denoiser, texts, prompt, look, schedule, seed, found, draws, latents, batch_size, device, phase)
+        found = yield from _make(
+            parts, denoiser, texts, prompt, look, schedule, seed, found, draws, latents, batch_size, device, phase
+        )
     else:
         with visiting(parts.unet, device, unet_dtype) as unet:
-            found = yield from _make(parts, unet, texts, prompt, look, schedule, seed, found, draws, latents, batch_size, device, phase)
+            found = yield from _make(
+                parts, unet, texts, prompt, look, schedule, seed, found, draws, latents, batch_size, device, phase
+            )
     store.put(name, found)
     made = Predictions(prompt, schedule, seed, found["latents"], found["timesteps"], found["targets"])
     yield phase.end(f"{draws - have} predictions made, {have} reused: {made.size_bytes / 2**20:.1f} MiB")
     return made
 
 
-def _make(parts: Parts, denoiser: nn.Module, texts, prompt: str, look: Look, schedule: Tensor, seed: int, found: dict[str, Tensor] | None,
-          draws: int, latents: int, batch_size: int, device: torch.device, phase: Phase) -> Iterator[Event]:  # fmt: skip
+def _make(
+    parts: Parts,
+    denoiser: nn.Module,
+    texts,
+    prompt: str,
+    look: Look,
+    schedule: Tensor,
+    seed: int,
+    found: dict[str, Tensor] | None,
+    draws: int,
+    latents: int,
+    batch_size: int,
+    device: torch.device,
+    phase: Phase,
+) -> Iterator[Event]:
     """Class latents where there are none yet, then the base model's predictions on them, noised."""
     if found is None:
         seeds = [seed + i for i in range(latents)]
         clean = yield from draw_all(parts, denoiser, texts, [prompt] * latents, seeds, look, device, batch_size, phase)
-        found = {"latents": clean.half(), "timesteps": torch.empty(0, dtype=torch.int64), "targets": torch.empty(0, *clean.shape[1:], dtype=torch.float16)}
+        found = {
+            "latents": clean.half(),
+            "timesteps": torch.empty(0, dtype=torch.int64),
+            "targets": torch.empty(0, *clean.shape[1:], dtype=torch.float16),
+        }
     clean, have = found["latents"], len(found["timesteps"])
     timesteps = spread_timesteps(draws, len(schedule))
     targets = [found["targets"]]
@@ -140,6 +189,8 @@ def _make(parts: Parts, denoiser: nn.Module, texts, prompt: str, look: Look, sch
         samples = torch.stack([noised(clean, i, timesteps[i], schedule, seed) for i in rows]).to(device)
         values = conditions(parts, texts, [prompt] * len(rows), look, device)
         with torch.no_grad():
-            targets.append(predict(denoiser, samples, timesteps[rows.start : rows.stop].to(device), values).half().cpu())
+            targets.append(
+                predict(denoiser, samples, timesteps[rows.start : rows.stop].to(device), values).half().cpu()
+            )
         yield phase.progress(phase.total - (draws - rows.stop))
     return {"latents": clean, "timesteps": timesteps, "targets": torch.cat(targets)}

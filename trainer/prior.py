@@ -21,13 +21,13 @@ from PIL import Image
 from torch import nn
 
 from trainer.config import Config, ConfigError
-from trainer.data import PhotoSet, class_prompt, scan_folder
+from trainer.data import PhotoSet, candidates, class_prompt, scan_folder, smallest_side
 from trainer.events import Event, Notice
 from trainer.models.base import Parts
 from trainer.phases import Phase
-from trainer.pictures import PICTURE_SUFFIXES
+from trainer.pictures import Unreadable, read
 from trainer.sample import draw_all, slug, to_pictures
-from trainer.sampler import Look
+from trainer.sampler import Look, Texts
 from trainer.store import key
 from trainer.visit import visiting
 
@@ -138,7 +138,9 @@ def ensure(
             name, digest = _save(picture, folder, index)
             manifest.images[name] = {"index": index, "sha256": digest}
         manifest.write(folder)
-    yield phase.end(f"{len(missing)} class images drawn, {len(drawn)} reused" + (f", {own} your own" if own else ""), str(folder))
+    yield phase.end(
+        f"{len(missing)} class images drawn, {len(drawn)} reused" + (f", {own} your own" if own else ""), str(folder)
+    )
     return _chosen(folder, prompt, resolution, config, manifest, count)
 
 
@@ -161,16 +163,19 @@ def check(parts: Parts, config: Config, folder: Path) -> tuple[Manifest, int]:
         ]
         raise ConfigError(
             f"the class images in {folder} were made in another way ({'; '.join(differs)})",
-            "leave --class_data_dir out (each way has its own folder in the cache), name an empty folder, or set these back",
+            "leave --class_data_dir out (each way has its own folder then), name an empty folder, or set these back",
         )
-    own = [
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in PICTURE_SUFFIXES
-        and not path.name.startswith(".")
-        and path.name not in manifest.images
-    ]
-    return manifest, len(own)
+    return manifest, len(
+        [path for path in candidates(folder) if path.name not in manifest.images and _usable(path, made["size"])]
+    )
+
+
+def _usable(path: Path, resolution: int) -> bool:
+    """Whether scanning will keep the picture, so that one that cannot be opened is made up for."""
+    try:
+        return min(read(path).size) >= smallest_side(resolution)
+    except Unreadable:
+        return False
 
 
 def _chosen(folder: Path, prompt: str, resolution: int, config: Config, manifest: Manifest, count: int) -> PhotoSet:
@@ -188,7 +193,7 @@ def _chosen(folder: Path, prompt: str, resolution: int, config: Config, manifest
 
 
 def _save(picture: Image.Image, folder: Path, index: int) -> tuple[str, str]:
-    """(file name, sha256). The name carries the content's hash, so a name that is taken holds this very picture, or is not touched."""
+    """(file name, sha256). The name carries the hash, so a name that is taken is this very picture, or not touched."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     digest = _digest(buffer.getvalue())

@@ -1,13 +1,13 @@
 """Previews: fixed prompts with fixed seeds, drawn from the weights as they are, saved with a contact sheet.
 
-The same prompt and seed give comparable pictures at every step, so a row of sheets shows learning, overfitting and drift.
-Only the denoiser is on the card while latents are drawn, only the VAE while they become pictures.
+The same prompt and seed give comparable pictures at every step, so a row of sheets shows learning, overfitting
+and drift. Only the denoiser is on the card while latents are drawn, only the VAE while they become pictures.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -17,15 +17,28 @@ from torch import Tensor, nn
 from trainer.events import Event, Sampled
 from trainer.models.base import Parts
 from trainer.phases import Phase
-from trainer.sampler import Look, draw
+from trainer.sampler import Look, Texts, draw
 from trainer.sheet import contact_sheet
 from trainer.vae import decode_latents
 from trainer.visit import visiting
 
 
-def preview(parts: Parts, denoiser: nn.Module, texts: Mapping[str, Mapping[str, Tensor]], prompts: Sequence[str], seeds: Sequence[int],
-            folder: Path, step: int, *, look: Look, device: torch.device | str, batch_size: int = 1, tile: int | None = None,
-            vae_dtype: torch.dtype = torch.float32, phase_name: str = "sample") -> Iterator[Event]:  # fmt: skip
+def preview(
+    parts: Parts,
+    denoiser: nn.Module,
+    texts: Texts,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    folder: Path,
+    step: int,
+    *,
+    look: Look,
+    device: torch.device | str,
+    batch_size: int = 1,
+    tile: int | None = None,
+    vae_dtype: torch.dtype = torch.float32,
+    phase_name: str = "sample",
+) -> Iterator[Event]:
     """Draw prompts[i] with seeds[i] into `folder`/step-000400/; ends with a Sampled event and returns the pictures.
 
     `denoiser` is on the card already (`engine.as_module`, or a UNet); `texts` holds every prompt and `look.negative`.
@@ -42,15 +55,30 @@ def preview(parts: Parts, denoiser: nn.Module, texts: Mapping[str, Mapping[str, 
         paths.append(str(place / f"{index:02d}-{slug(prompt)}-{seed}.png"))
         picture.save(paths[-1])
     sheet = Path(folder) / f"step-{step:06d}.png"
-    contact_sheet(pictures, [f"{prompt}  ({seed})" for prompt, seed in zip(prompts, seeds, strict=True)], sheet, title=f"step {step}")
+    contact_sheet(
+        pictures,
+        [f"{prompt}  ({seed})" for prompt, seed in zip(prompts, seeds, strict=True)],
+        sheet,
+        title=f"step {step}",
+    )
     yield Sampled(step, paths, list(prompts), list(seeds), str(sheet))
     yield phase.end(f"{len(paths)} pictures")
     return pictures
 
 
-def draw_all(parts: Parts, denoiser: nn.Module, texts, prompts: Sequence[str], seeds: Sequence[int], look: Look,
-             device: torch.device, batch_size: int, phase: Phase, offset: int = 0) -> Iterator[Event]:  # fmt: skip
-    """Latents of all prompts, in batches, with progress in denoising steps of single pictures; returns (N, C, H/f, W/f)."""
+def draw_all(
+    parts: Parts,
+    denoiser: nn.Module,
+    texts,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    look: Look,
+    device: torch.device,
+    batch_size: int,
+    phase: Phase,
+    offset: int = 0,
+) -> Iterator[Event]:
+    """Latents of all prompts, in batches, with progress in steps of single pictures; returns (N, C, H/f, W/f)."""
     finished, batches = offset, []
     for start in range(0, len(prompts), batch_size):
         rows = slice(start, start + batch_size)
@@ -63,7 +91,13 @@ def draw_all(parts: Parts, denoiser: nn.Module, texts, prompts: Sequence[str], s
     return torch.cat(batches)
 
 
-def to_pictures(parts: Parts, latents: Tensor, device: torch.device | str, tile: int | None = None, dtype: torch.dtype = torch.float32) -> list[Image.Image]:
+def to_pictures(
+    parts: Parts,
+    latents: Tensor,
+    device: torch.device | str,
+    tile: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> list[Image.Image]:
     """Decode scaled latents with the VAE, which visits the card for it."""
     with visiting(parts.vae, device, dtype) as vae:
         decoded = [decode_latents(vae, one.to(device), tile)[0].cpu() for one in latents.split(1)]

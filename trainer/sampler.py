@@ -2,8 +2,9 @@
 
     eps = eps(x, t, negative) + guidance (eps(x, t, prompt) - eps(x, t, negative))        (arXiv 2207.12598)
 
-Each picture's noise comes from its own CPU generator, so pictures do not depend on the batch they are drawn in or on the
-card. The loop needs only the denoiser and cached embeddings; text encoders and VAE may be anywhere, or nowhere.
+Each picture's noise comes from its own CPU generator, so pictures do not depend on the batch they are drawn in
+or on the card. The loop needs only the denoiser and cached embeddings; text encoders and VAE may be anywhere,
+or nowhere.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ SAMPLERS = {
 }  # trailing: the steps of arXiv 2305.08891, which begin at pure noise
 
 
+Texts = Mapping[str, Mapping[str, Tensor]]  # prompt -> {"text": (77, C), "pooled": (P,) for SDXL}
+
+
 @dataclass(frozen=True)
 class Look:
     """How pictures are drawn. size: (width, height) in pixels."""
@@ -36,7 +40,7 @@ class Look:
 
 
 def make_scheduler(parts: Parts, look: Look):
-    """A diffusers scheduler for `look`. At zero terminal SNR only DDIM is defined at the first step (sigma is infinite)."""
+    """A diffusers scheduler for `look`. At zero terminal SNR sigma begins at infinity, where only DDIM is defined."""
     rescaled = look.zero_terminal_snr or parts.scheduler_config.get("rescale_betas_zero_snr", False)
     name, settings = SAMPLERS["ddim" if rescaled else look.sampler]
     keep = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
@@ -51,11 +55,17 @@ def noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
-def conditions(parts: Parts, texts: Mapping[str, Mapping[str, Tensor]], prompts: Sequence[str], look: Look, device) -> dict[str, Tensor]:
-    """Embeddings of `prompts` and, for SDXL, sizes, on `device`. An empty negative prompt is all zeros for SDXL, as in its pipeline."""
+def conditions(parts: Parts, texts: Texts, prompts: Sequence[str], look: Look, device) -> dict[str, Tensor]:
+    """Embeddings of `prompts` and, for SDXL, sizes, on `device`.
+
+    SDXL's empty prompt is all zeros, as in its pipeline.
+    """
     names = tuple(texts[prompts[0]])
     zeroed = [p == "" and "pooled" in names for p in prompts]
-    rows = {name: torch.stack([texts[p][name] * (not zero) for p, zero in zip(prompts, zeroed, strict=True)]) for name in names}
+    rows = {
+        name: torch.stack([texts[p][name] * (not zero) for p, zero in zip(prompts, zeroed, strict=True)])
+        for name in names
+    }
     size = (look.size[1], look.size[0])
     rows |= parts.family.extra_values(size, (0, 0), size, len(prompts))
     return {name: tensor.to(device) for name, tensor in rows.items()}
@@ -64,20 +74,33 @@ def conditions(parts: Parts, texts: Mapping[str, Mapping[str, Tensor]], prompts:
 def predict(denoiser: nn.Module, sample: Tensor, timestep: Tensor, values: Mapping[str, Tensor]) -> Tensor:
     """The denoiser's output, fp32, in whatever precision its weights have."""
     dtype = denoiser.dtype
-    values = {name: tensor if name == "time_ids" else tensor.to(dtype) for name, tensor in values.items()}  # sizes need fp32
+    values = {
+        name: tensor if name == "time_ids" else tensor.to(dtype) for name, tensor in values.items()
+    }  # sizes need fp32
     added = {"text_embeds": values["pooled"], "time_ids": values["time_ids"]} if "time_ids" in values else None
-    return denoiser(sample.to(dtype), timestep, encoder_hidden_states=values["text"], added_cond_kwargs=added, return_dict=False)[0].float()
+    return denoiser(
+        sample.to(dtype), timestep, encoder_hidden_states=values["text"], added_cond_kwargs=added, return_dict=False
+    )[0].float()
 
 
 @torch.no_grad()
-def draw(parts: Parts, denoiser: nn.Module, texts: Mapping[str, Mapping[str, Tensor]], prompts: Sequence[str], seeds: Sequence[int],
-         look: Look, device: torch.device | str) -> Iterator[int | Tensor]:  # fmt: skip
-    """Draw one batch. Yields the number of finished steps after each, and at last the scaled latents (B, C, H/f, W/f) on the CPU."""
+def draw(
+    parts: Parts,
+    denoiser: nn.Module,
+    texts: Texts,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    look: Look,
+    device: torch.device | str,
+) -> Iterator[int | Tensor]:
+    """Draw one batch. Yields the count of steps after each, at last the scaled latents (B, C, H/f, W/f) on the CPU."""
     factor, channels = latent_geometry(parts)
     guided = look.guidance > 1
     values = conditions(parts, texts, [*([look.negative] * len(prompts) if guided else []), *prompts], look, device)
     scheduler = make_scheduler(parts, look)
-    latents = noise(seeds, (channels, look.size[1] // factor, look.size[0] // factor)).to(device) * scheduler.init_noise_sigma
+    latents = (
+        noise(seeds, (channels, look.size[1] // factor, look.size[0] // factor)).to(device) * scheduler.init_noise_sigma
+    )
     for done, timestep in enumerate(scheduler.timesteps, 1):
         rows = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, timestep)
         output = predict(denoiser, rows, timestep.expand(len(rows)).to(device), values)

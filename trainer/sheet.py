@@ -11,8 +11,15 @@ from PIL import Image, ImageDraw, ImageFont
 GROUND, INK, MARGIN = (250, 250, 248), (40, 40, 40), 8
 
 
-def contact_sheet(pictures: Sequence[Image.Image], captions: Sequence[str], path: Path | str | None = None, *, columns: int | None = None,
-                  side: int | None = None, title: str = "") -> Image.Image:  # fmt: skip
+def contact_sheet(
+    pictures: Sequence[Image.Image],
+    captions: Sequence[str],
+    path: Path | str | None = None,
+    *,
+    columns: int | None = None,
+    side: int | None = None,
+    title: str = "",
+) -> Image.Image:
     """Pictures in rows, captions wrapped below; saved to `path` where one is given.
 
     columns: default as square a sheet as possible, at most 6; side: longest side of a picture on the sheet, default
@@ -26,7 +33,9 @@ def contact_sheet(pictures: Sequence[Image.Image], captions: Sequence[str], path
     tops = [words[i : i + columns] for i in range(0, len(words), columns)]
     text_heights = [max(len(lines) for lines in row) * 17 + MARGIN for row in tops]
     head = 30 if title else 0
-    sheet = Image.new("RGB", (columns * (side + MARGIN) + MARGIN, head + MARGIN + sum(side + h for h in text_heights)), GROUND)
+    sheet = Image.new(
+        "RGB", (columns * (side + MARGIN) + MARGIN, head + MARGIN + sum(side + h for h in text_heights)), GROUND
+    )
     pen = ImageDraw.Draw(sheet)
     if title:
         pen.text((MARGIN, MARGIN), title, INK, big)
@@ -53,7 +62,9 @@ def _fit(picture: Image.Image, side: int) -> Image.Image:
     if factor >= 1:
         return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     scale = side / max(picture.size)
-    return picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.Resampling.LANCZOS)
+    return picture.resize(
+        (max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.Resampling.LANCZOS
+    )
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, limit: int = 3) -> list[str]:

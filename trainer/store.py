@@ -1,7 +1,7 @@
 """A folder of small tensor files, each named by the hash of everything its content depends on.
 
-A file is written beside its place and renamed into it, so it is there completely or not at all; one that cannot be read
-back, or does not hold what it should, counts as missing and is made again.
+A file is written beside its place and renamed into it, so it is there completely or not at all; one that cannot
+be read back, or does not hold what it should, counts as missing and is made again.
 """
 
 from __future__ import annotations
@@ -26,11 +26,15 @@ def key(**facts: object) -> str:
 
 
 def module_digest(*modules: nn.Module) -> str:
-    """Hash of the names, types, shapes and bytes of all weights, and of the configuration that says how they are used."""
+    """Hash of the names, types, shapes and bytes of all weights, and of the configuration they are used with."""
     digest = hashlib.sha256()
     for module in modules:
         settings = module.config.to_dict() if hasattr(module.config, "to_dict") else dict(module.config)
-        plain = {k: v for k, v in settings.items() if not k.startswith("_") and k not in ("transformers_version", "dtype", "torch_dtype")}
+        plain = {
+            k: v
+            for k, v in settings.items()
+            if not k.startswith("_") and k not in ("transformers_version", "dtype", "torch_dtype")
+        }
         digest.update(json.dumps(plain, sort_keys=True, default=str).encode())
         for name, tensor in sorted(module.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -47,7 +51,10 @@ class Store:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise ConfigError(f"the cache folder {folder} cannot be made ({error.strerror})", "name a writable folder with --cache_dir") from error
+                raise ConfigError(
+                    f"the cache folder {folder} cannot be made ({error.strerror})",
+                    "name a writable folder with --cache_dir",
+                ) from error
 
     def path(self, name: str) -> Path:
         assert self.folder is not None
@@ -76,4 +83,7 @@ class Store:
             os.replace(unfinished, path)
         except (OSError, SafetensorError) as error:
             unfinished.unlink(missing_ok=True)
-            raise ConfigError(f"cannot write to the cache folder {self.folder} ({error})", "free some disk space, or name another folder with --cache_dir") from error
+            raise ConfigError(
+                f"cannot write to the cache folder {self.folder} ({error})",
+                "free some disk space, or name another folder with --cache_dir",
+            ) from error

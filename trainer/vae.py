@@ -1,8 +1,9 @@
 """Pictures to latents and back, in tiles where a whole picture would not fit.
 
-Encoding gives the distribution (mean and standard deviation, unscaled), because DreamBooth draws a fresh sample of it every
-step. The functions are pure in their tensors, so the planner runs them on meta tensors to learn what they cost.
-Tiles overlap by a quarter and are blended; their normalisation sees less than the whole picture, so they are approximate.
+Encoding gives the distribution (mean and standard deviation, unscaled), because DreamBooth draws a fresh sample
+of it every step. The functions are pure in their tensors, so the planner runs them on meta tensors to learn
+what they cost. Tiles overlap by a quarter and are blended; their normalisation sees less than the whole
+picture, so they are approximate.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from torch import nn
 
 @contextmanager
 def visiting(module: nn.Module, device: torch.device | str, dtype: torch.dtype | None = None) -> Iterator[nn.Module]:
-    """`module` on `device`, in `dtype` where one is given; afterwards everything is as before and the card's memory free.
+    """`module` on `device`, in `dtype` where one is given; afterwards all is as before and the card's memory free.
 
     Another precision is a copy, because rounding a module there and back would leave it changed.
     """
