@@ -45,7 +45,18 @@ def step_(
     )  # fmt: skip
 
 
-def adam_(w: Tensor, m: Tensor, v: Tensor, g: Tensor, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int) -> None:
+def adam_(
+    w: Tensor,
+    m: Tensor,
+    v: Tensor,
+    g: Tensor,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+) -> None:
     """AdamW in place on fp32 tensors, operation by operation as torch.optim.AdamW does it."""
     if weight_decay != 0:
         w.mul_(1 - lr * weight_decay)
@@ -100,7 +111,23 @@ def _op(
     lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int, seed: int,
 ) -> None:  # fmt: skip
     reference(
-        weight, correction, m, m_scale, v, v_scale, grad, clip_scale, skip, moments, lr, beta1, beta2, eps, weight_decay, step, seed
+        weight,
+        correction,
+        m,
+        m_scale,
+        v,
+        v_scale,
+        grad,
+        clip_scale,
+        skip,
+        moments,
+        lr,
+        beta1,
+        beta2,
+        eps,
+        weight_decay,
+        step,
+        seed,
     )
 
 

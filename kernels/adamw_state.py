@@ -23,9 +23,13 @@ ALIGN = 128  # a multiple of every group, and of what vectorised copies want
 CHUNK = 1 << 20  # elements that the CPU reference holds in fp32 at a time; a multiple of every group
 
 
-def layout(n: int, weights: Weights, moments: Moments, compute_dtype: torch.dtype) -> dict[str, tuple[tuple[int], torch.dtype]]:
+def layout(
+    n: int, weights: Weights, moments: Moments, compute_dtype: torch.dtype
+) -> dict[str, tuple[tuple[int], torch.dtype]]:
     """Name -> (shape, dtype) of every tensor of the state, in storage order."""
-    assert weights == "fp32" or compute_dtype in (torch.bfloat16, torch.float16), f"{weights} weights are bf16 or fp16, not {compute_dtype}"
+    assert weights == "fp32" or compute_dtype in (torch.bfloat16, torch.float16), (
+        f"{weights} weights are bf16 or fp16, not {compute_dtype}"
+    )
     tensors = {"weight": ((n,), torch.float32 if weights == "fp32" else compute_dtype)}
     if weights == "24bit":
         tensors["correction"] = ((n,), torch.int8)
@@ -69,9 +73,13 @@ class State:
     tensors: dict[str, Tensor]
 
     @classmethod
-    def allocate(cls, n: int, *, weights: Weights, moments: Moments, compute_dtype: torch.dtype, empty: Callable[..., Tensor]) -> State:
+    def allocate(
+        cls, n: int, *, weights: Weights, moments: Moments, compute_dtype: torch.dtype, empty: Callable[..., Tensor]
+    ) -> State:
         """`empty(shape, dtype)` decides where each tensor lives. Contents are undefined until `initialise`."""
-        tensors = {name: empty(shape, dtype) for name, (shape, dtype) in layout(n, weights, moments, compute_dtype).items()}
+        tensors = {
+            name: empty(shape, dtype) for name, (shape, dtype) in layout(n, weights, moments, compute_dtype).items()
+        }
         return cls(n, weights, moments, compute_dtype, tensors)
 
     @property
@@ -93,7 +101,9 @@ class State:
         if out is None:
             out = torch.empty(self.n, dtype=torch.float32, device=weight.device)
         for part in chunks(self.n):
-            out[part] = unpack(weight[part], self.tensors["correction"][part]) if self.weights == "24bit" else weight[part]
+            out[part] = (
+                unpack(weight[part], self.tensors["correction"][part]) if self.weights == "24bit" else weight[part]
+            )
         return out
 
     def set_master(self, source: Tensor) -> None:
@@ -114,7 +124,9 @@ class State:
             return self.tensors[name][start:stop]
         form = FORMATS[self.moments]
         codes, scale = moment_slices(form, start, stop)
-        return (dequantise_m if name == "m" else dequantise_v)(self.tensors[name][codes], self.tensors[name + "_scale"][scale], form, stop - start)
+        return (dequantise_m if name == "m" else dequantise_v)(
+            self.tensors[name][codes], self.tensors[name + "_scale"][scale], form, stop - start
+        )
 
 
 def chunks(n: int) -> list[slice]:
@@ -125,5 +137,7 @@ def moment_slices(form, start: int, stop: int) -> tuple[slice, slice]:
     """Where the codes and scales of elements start..stop lie; `start` is a multiple of the group."""
     assert start % form.group == 0
     scales = slice(start // form.group, -(-stop // form.group))
-    codes = slice(start, stop) if form.bits == 8 else slice(scales.start * form.group // 2, scales.stop * form.group // 2)
+    codes = (
+        slice(start, stop) if form.bits == 8 else slice(scales.start * form.group // 2, scales.stop * form.group // 2)
+    )
     return codes, scales

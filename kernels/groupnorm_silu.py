@@ -19,7 +19,9 @@ except ImportError:  # no Triton, no CUDA path: everything below works by `refer
     triton = None
 
 
-def reference(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
+def reference(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """-> y like x, mean and rstd (N, groups) in fp32; in fp32 bit for bit what torch's group_norm and silu give"""
     batch, channels, area = x.shape[0], x.shape[1], x[0, 0].numel()
     y, mean, rstd = torch.native_group_norm(x.float(), weight.float(), bias.float(), batch, channels, area, groups, eps)
@@ -37,7 +39,9 @@ def reference_backward(
         dy = torch.ops.aten.silu_backward(dy, z)
         del z
     dy = dy.contiguous(memory_format=_layout(wide))
-    dx, dw, db = torch.ops.aten.native_group_norm_backward(dy, wide, mean, rstd, w, batch, channels, area, groups, [True] * 3)
+    dx, dw, db = torch.ops.aten.native_group_norm_backward(
+        dy, wide, mean, rstd, w, batch, channels, area, groups, [True] * 3
+    )
     return dx.to(x.dtype).contiguous(memory_format=_layout(x)), dw.to(weight.dtype), db.to(bias.dtype)
 
 
@@ -50,17 +54,17 @@ if triton is not None:
 
     @triton.jit
     def _tile(area, channels, stride_c, stride_a, BA: tl.constexpr, BC: tl.constexpr):
-        """offsets and mask of this program's (positions, channels) tile inside one sample"""
+        """channels, offsets and mask of this program's (positions, channels) tile inside one sample"""
         a = tl.program_id(0) * BA + tl.arange(0, BA)
         c = tl.program_id(1) * BC + tl.arange(0, BC)
         mask = (a < area)[:, None] & (c < channels)[None, :]
-        return a, c, a[:, None] * stride_a + c[None, :] * stride_c, mask
+        return c, a[:, None] * stride_a + c[None, :] * stride_c, mask
 
     @triton.jit
     def _statistics(x, tile_mean, tile_m2, area, channels, stride_c, stride_a, BA: tl.constexpr, BC: tl.constexpr):
         """mean and sum of squared deviations of every channel within a tile -> (N, tiles, C)"""
         n = tl.program_id(2).to(tl.int64)
-        a, c, offsets, mask = _tile(area, channels, stride_c, stride_a, BA, BC)
+        c, offsets, mask = _tile(area, channels, stride_c, stride_a, BA, BC)
         values = tl.load(x + n * area * channels + offsets, mask=mask, other=0.0).to(tl.float32)
         count = tl.minimum(area - tl.program_id(0) * BA, BA).to(tl.float32)
         mean = tl.sum(values, 0) / count
@@ -70,7 +74,20 @@ if triton is not None:
         tl.store(tile_m2 + at, tl.sum(away * away, 0), mask=c < channels)
 
     @triton.jit
-    def _merge(tile_mean, tile_m2, mean, rstd, tiles, area, channels, eps, BA: tl.constexpr, WIDTH: tl.constexpr, BC: tl.constexpr, BT: tl.constexpr):
+    def _merge(
+        tile_mean,
+        tile_m2,
+        mean,
+        rstd,
+        tiles,
+        area,
+        channels,
+        eps,
+        BA: tl.constexpr,
+        WIDTH: tl.constexpr,
+        BC: tl.constexpr,
+        BT: tl.constexpr,
+    ):
         """one program a (sample, group): Chan's merge of all tiles of its WIDTH channels"""
         n, g, groups = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
         c = tl.arange(0, BC)
@@ -104,9 +121,24 @@ if triton is not None:
         return (values - center[None, :]) * scale[None, :], scale
 
     @triton.jit
-    def _forward(x, weight, bias, mean, rstd, y, area, channels, groups, stride_c, stride_a, SILU: tl.constexpr, BA: tl.constexpr, BC: tl.constexpr):
+    def _forward(
+        x,
+        weight,
+        bias,
+        mean,
+        rstd,
+        y,
+        area,
+        channels,
+        groups,
+        stride_c,
+        stride_a,
+        SILU: tl.constexpr,
+        BA: tl.constexpr,
+        BC: tl.constexpr,
+    ):
         n = tl.program_id(2).to(tl.int64)
-        a, c, offsets, mask = _tile(area, channels, stride_c, stride_a, BA, BC)
+        c, offsets, mask = _tile(area, channels, stride_c, stride_a, BA, BC)
         normal, _ = _normalise(x, mean, rstd, n, c, offsets, mask, area, channels, groups)
         w = tl.load(weight + c, mask=c < channels, other=0.0).to(tl.float32)
         b = tl.load(bias + c, mask=c < channels, other=0.0).to(tl.float32)
@@ -126,10 +158,26 @@ if triton is not None:
         return grad
 
     @triton.jit
-    def _backward_sums(dy, x, weight, bias, mean, rstd, sums, area, channels, groups, stride_c, stride_a, SILU: tl.constexpr, BA: tl.constexpr, BC: tl.constexpr):
+    def _backward_sums(
+        dy,
+        x,
+        weight,
+        bias,
+        mean,
+        rstd,
+        sums,
+        area,
+        channels,
+        groups,
+        stride_c,
+        stride_a,
+        SILU: tl.constexpr,
+        BA: tl.constexpr,
+        BC: tl.constexpr,
+    ):
         """sum of dz and of dz x^ of every channel within a tile -> sums (2, N, tiles, C)"""
         n = tl.program_id(2).to(tl.int64)
-        a, c, offsets, mask = _tile(area, channels, stride_c, stride_a, BA, BC)
+        c, offsets, mask = _tile(area, channels, stride_c, stride_a, BA, BC)
         normal, _ = _normalise(x, mean, rstd, n, c, offsets, mask, area, channels, groups)
         w = tl.load(weight + c, mask=c < channels, other=0.0).to(tl.float32)
         b = tl.load(bias + c, mask=c < channels, other=0.0).to(tl.float32)
@@ -140,10 +188,27 @@ if triton is not None:
         tl.store(sums + half + at, tl.sum(dz * normal, 0), mask=c < channels)
 
     @triton.jit
-    def _backward(dy, x, weight, bias, mean, rstd, pull, dx, area, channels, groups, stride_c, stride_a, SILU: tl.constexpr, BA: tl.constexpr, BC: tl.constexpr):
+    def _backward(
+        dy,
+        x,
+        weight,
+        bias,
+        mean,
+        rstd,
+        pull,
+        dx,
+        area,
+        channels,
+        groups,
+        stride_c,
+        stride_a,
+        SILU: tl.constexpr,
+        BA: tl.constexpr,
+        BC: tl.constexpr,
+    ):
         """dx = rstd (w dz - mean_g(w dz) - x^ mean_g(w dz x^)); `pull` (2, N, groups) holds the two means"""
         n = tl.program_id(2).to(tl.int64)
-        a, c, offsets, mask = _tile(area, channels, stride_c, stride_a, BA, BC)
+        c, offsets, mask = _tile(area, channels, stride_c, stride_a, BA, BC)
         normal, scale = _normalise(x, mean, rstd, n, c, offsets, mask, area, channels, groups)
         w = tl.load(weight + c, mask=c < channels, other=0.0).to(tl.float32)
         b = tl.load(bias + c, mask=c < channels, other=0.0).to(tl.float32)
@@ -163,7 +228,9 @@ def _geometry(x: Tensor) -> tuple[int, int, int, int, int, int, int]:
     return batch, channels, area, area, 1, 256, 16
 
 
-def launch(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
+def launch(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     x = x.contiguous(memory_format=_layout(x))
     batch, channels, area, stride_c, stride_a, ba, bc = _geometry(x)
     tiles = triton.cdiv(area, ba)
@@ -173,7 +240,9 @@ def launch(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, sil
     rstd, y, width = torch.empty_like(mean), torch.empty_like(x), channels // groups
     _statistics[grid](x, tile[0], tile[1], area, channels, stride_c, stride_a, BA=ba, BC=bc)
     wide = triton.next_power_of_2(width)
-    _merge[(batch, groups)](tile[0], tile[1], mean, rstd, tiles, area, channels, eps, BA=ba, WIDTH=width, BC=wide, BT=max(1, 1024 // wide))
+    _merge[(batch, groups)](
+        tile[0], tile[1], mean, rstd, tiles, area, channels, eps, BA=ba, WIDTH=width, BC=wide, BT=max(1, 1024 // wide)
+    )
     _forward[grid](x, weight, bias, mean, rstd, y, area, channels, groups, stride_c, stride_a, SILU=silu, BA=ba, BC=bc)
     return y, mean, rstd
 
@@ -235,6 +304,8 @@ def _differentiate(ctx, dy: Tensor, *_) -> tuple:
 _op.register_autograd(_differentiate, setup_context=_remember)
 
 
-def groupnorm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float = 1e-5, silu: bool = True) -> Tensor:
+def groupnorm_silu(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float = 1e-5, silu: bool = True
+) -> Tensor:
     """silu(group_norm(x)), or group_norm(x) alone; x  # (N, C, ...)"""
     return _op(x, weight, bias, groups, eps, silu)[0]

@@ -27,10 +27,19 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tens
     return y.to(x.dtype), mean.view(-1), rstd.view(-1)
 
 
-def reference_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def reference_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     stats = (*x.shape[:-1], 1)
     dx, dw, db = torch.ops.aten.native_layer_norm_backward(
-        dy.float(), x.float(), x.shape[-1:], mean.view(stats), rstd.view(stats), weight.float(), bias.float(), [True] * 3
+        dy.float(),
+        x.float(),
+        x.shape[-1:],
+        mean.view(stats),
+        rstd.view(stats),
+        weight.float(),
+        bias.float(),
+        [True] * 3,
     )
     return dx.to(x.dtype), dw.to(weight.dtype), db.to(bias.dtype)
 
@@ -89,7 +98,9 @@ def launch(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor,
     return y, mean, rstd
 
 
-def launch_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def launch_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     x, dy, width = x.contiguous(), dy.contiguous(), x.shape[-1]
     rows, br, bw = _blocks(x)
     programs = min(PROGRAMS, triton.cdiv(rows, br))
@@ -117,7 +128,9 @@ def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tens
 
 
 @torch.library.custom_op("trainer::layernorm_backward", mutates_args=())
-def _op_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _op_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     run = launch_backward if x.is_cuda and triton is not None else reference_backward
     return run(dy, x, weight, bias, mean, rstd)
 

@@ -1,0 +1,220 @@
+"""Attention without its score matrix: the flash, memory-efficient or cuDNN kernel behind torch's SDPA, or xformers.
+
+The plain path ("math") stores softmax(q k^T) for backward, 512 MiB a layer at SD 1.5's first level, and torch takes it
+silently whenever no fused kernel accepts the inputs. So the kernels to choose from are named here, on CUDA without
+math, and before training `verify` compares the chosen one with math on the run's real shapes, gradients included.
+
+Saves: SD 1.5 512 px pair 5470 -> 2182 MiB of activations and gradients (computed).
+Costs: nothing; it is also faster. Combines with everything. attention = math is for comparisons.
+Exact: within rounding of the dtype (the order of sums differs); gradients of flash are not deterministic on CUDA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from trainer.config import ConfigError
+
+ORDER = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
+NAMES = {
+    SDPBackend.MATH: "math",
+    SDPBackend.FLASH_ATTENTION: "flash",
+    SDPBackend.EFFICIENT_ATTENTION: "memory-efficient",
+    SDPBackend.CUDNN_ATTENTION: "cuDNN",
+}
+# relative distance (norms) from fp32 math that rounding explains: about 4 units of the dtype; fp32 allows for TF32
+TOLERANCE = {torch.float32: 2e-3, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One kind of attention call: queries (batch, heads, queries, head_dim) against `keys` keys."""
+
+    batch: int
+    heads: int
+    queries: int
+    keys: int
+    head_dim: int
+
+    def __str__(self) -> str:
+        return f"{self.queries} x {self.keys} tokens, {self.heads} heads of {self.head_dim}"
+
+
+def enabled(policy) -> bool:
+    return policy.attention != "math"
+
+
+def check(policy, facts) -> None:
+    resolve(policy.attention)
+
+
+def resolve(name: str) -> str:
+    """auto -> sdpa; refuses xformers where it is not installed."""
+    if name == "xformers" and _xformers() is None:
+        raise ConfigError(
+            "memory.attention = 'xformers', but xformers is not installed or does not load.",
+            "Leave out --attention (torch's own kernels are as good), or pip install xformers.",
+        )
+    return "sdpa" if name == "auto" else name
+
+
+def apply(unet: nn.Module, attention: str, device: torch.device | str = "cpu") -> Callable[[], None]:
+    """Give every attention layer of `unet` our processor; on CUDA forbid the math path. Returns the undo."""
+    attention, before = resolve(attention), unet.attn_processors
+    unet.set_attn_processor(Processor(attention))
+    restore_flags = _forbid_math() if attention == "sdpa" and torch.device(device).type == "cuda" else None
+
+    def undo() -> None:
+        unet.set_attn_processor(dict(before))
+        if restore_flags is not None:
+            restore_flags()
+
+    return undo
+
+
+class Processor:
+    """What diffusers calls to run an Attention layer (self or cross) of a UNet: projections and one fused kernel."""
+
+    def __init__(self, attention: str):
+        self.attention = attention
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *_,
+        **__,
+    ) -> Tensor:
+        assert attention_mask is None and attn.group_norm is None and not attn.residual_connection, (
+            "not an attention of a UNet's transformer"
+        )
+        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query, key, value = attn.to_q(hidden_states), attn.to_k(source), attn.to_v(source)
+        query, key, value = (
+            x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value)
+        )  # (B, heads, tokens, d)
+        out = attend(query, key, value, self.attention)
+        out = out.transpose(1, 2).flatten(2)  # (B, tokens, C)
+        return attn.to_out[1](attn.to_out[0](out)) / attn.rescale_output_factor
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, attention: str = "sdpa") -> Tensor:
+    """softmax(q k^T / sqrt d) v; all (B, heads, tokens, d)"""
+    if attention == "xformers" and query.is_cuda:
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        return _xformers().memory_efficient_attention(query, key, value).transpose(1, 2)
+    if attention == "math":
+        with sdpa_kernel(SDPBackend.MATH):
+            return scaled_dot_product_attention(query, key, value)
+    return scaled_dot_product_attention(query, key, value)  # on meta a simulation takes over here
+
+
+def shapes(unet: nn.Module, batch: int, height: int, width: int, text_tokens: int = 77) -> list[Shape]:
+    """The kinds of attention calls that `unet` makes for latents of height x width, largest first."""
+    found, side = set(), 1
+    levels = [(block, bool(block.downsamplers)) for block in unet.down_blocks] + [(unet.mid_block, False)]
+    for block, shrinks in levels:
+        tokens = (height // side) * (width // side)
+        for transformer in getattr(block, "attentions", ()):
+            for layer in transformer.transformer_blocks[:1]:
+                for attn, keys in ((layer.attn1, tokens), (layer.attn2, text_tokens)):
+                    found.add(Shape(batch, attn.heads, tokens, keys, attn.inner_dim // attn.heads))
+        side *= 2 if shrinks else 1
+    return sorted(found, key=lambda s: -s.batch * s.heads * s.queries * s.keys)
+
+
+def verify(
+    kinds: Iterable[Shape], dtype: torch.dtype, device: torch.device | str, attention: str = "sdpa"
+) -> list[str]:
+    """Run the chosen kernel on real shapes, both ways, and compare one head with math in fp32. -> facts for the log.
+
+    Raises a ConfigError if only the math path would take a shape on CUDA, or if values or gradients are wrong.
+    """
+    attention, device, facts = resolve(attention), torch.device(device), []
+    if device.type == "meta":
+        return facts
+    restore_flags = _forbid_math() if attention == "sdpa" and device.type == "cuda" else None
+    try:
+        for shape in kinds:
+            facts.append(_verify_one(shape, dtype, device, attention))
+    finally:
+        if restore_flags is not None:
+            restore_flags()
+    return facts
+
+
+def kernel_for(query: Tensor, key: Tensor, value: Tensor) -> str:
+    """The name of the kernel that SDPA takes for these inputs: flash, memory-efficient, cuDNN or math."""
+    choice = SDPBackend(torch._fused_sdp_choice(query, key, value))
+    return NAMES.get(choice, choice.name.lower())
+
+
+def _verify_one(shape: Shape, dtype: torch.dtype, device: torch.device, attention: str) -> str:
+    source = torch.Generator(device).manual_seed(0)
+
+    def draw(tokens: int) -> Tensor:
+        x = torch.randn(shape.batch, tokens, shape.heads, shape.head_dim, generator=source, device=device, dtype=dtype)
+        return x.transpose(1, 2).requires_grad_()
+
+    query, key, value, pull = draw(shape.queries), draw(shape.keys), draw(shape.keys), draw(shape.queries).detach()
+    kernel = kernel_for(query, key, value) if attention == "sdpa" else attention
+    # with math forbidden torch reports "error" where only math is left
+    if attention == "sdpa" and device.type == "cuda" and kernel not in ("flash", "memory-efficient", "cuDNN"):
+        raise ConfigError(
+            f"no fused attention kernel takes {shape} in {dtype} on this card; the math path would store every score.",
+            "Use --compute bf16 or fp16, or --attention xformers; --attention math accepts the memory it costs.",
+        )
+    out = attend(query, key, value, attention)
+    results = (out, *torch.autograd.grad(out, (query, key, value), pull))
+    one = [x.detach()[:1, :1].float().requires_grad_() for x in (query, key, value)]
+    expected = attend(*one, "math")
+    expected = (expected, *torch.autograd.grad(expected, one, pull[:1, :1].float()))
+    errors = [
+        float((mine.detach()[:1, :1].float() - true.detach()).norm() / true.detach().norm())
+        for mine, true in zip(results, expected, strict=True)
+    ]
+    worst = max(errors)
+    if not worst <= TOLERANCE[dtype]:  # also catches NaN
+        raise ConfigError(
+            f"the {kernel} attention kernel is wrong for {shape} in {dtype}: relative error {worst:.2e}.",
+            "Try --attention xformers or --attention math, and another version of torch or of the driver.",
+        )
+    return f"attention {shape}: {kernel}, within {worst:.1e} of math in fp32, gradients included"
+
+
+def _forbid_math() -> Callable[[], None]:
+    """Fused kernels only, in ORDER, for all SDPA calls of the process. Returns the undo."""
+    flags = torch.backends.cuda
+    switches = {
+        flags.enable_math_sdp: flags.math_sdp_enabled(),
+        flags.enable_flash_sdp: flags.flash_sdp_enabled(),
+        flags.enable_mem_efficient_sdp: flags.mem_efficient_sdp_enabled(),
+        flags.enable_cudnn_sdp: flags.cudnn_sdp_enabled(),
+    }
+    order = torch._C._get_sdp_priority_order()
+    for switch in switches:
+        switch(switch is not flags.enable_math_sdp)
+    torch._C._set_sdp_priority_order([int(kernel) for kernel in (*ORDER, SDPBackend.MATH)])
+
+    def undo() -> None:
+        for switch, value in switches.items():
+            switch(value)
+        torch._C._set_sdp_priority_order(order)
+
+    return undo
+
+
+def _xformers():
+    try:
+        import xformers.ops
+    except (ImportError, OSError, RuntimeError):  # a wheel for another torch fails in any of these ways
+        return None
+    return xformers.ops

@@ -1,0 +1,106 @@
+"""Recompute kernels: norms, activations and GEGLU that remember their input and nothing else.
+
+Eager mode keeps the output of every norm for SiLU, both halves of GEGLU and the gelu between them; backward can make
+all of these again from the input without a matrix product. Only the `forward` of the model's own modules is replaced,
+so parameters, names, state dicts and adapters stay as they are.
+
+Saves: about 36 % of the activations of a step without checkpointing (SD 1.5 512 px pair 1817 -> 1166 MiB, computed).
+Costs: elementwise work in backward, less than the memory traffic it removes on CUDA; nothing to gain, and nothing lost,
+       under checkpointing = blocks beyond the largest unit's peak. Combines with everything.
+Exact: yes in fp32 on the CPU, bit for bit; in 16 bits closer to fp32 than eager mode, which rounds in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor, nn
+
+from trainer.kernels.geglu import geglu
+from trainer.kernels.groupnorm_silu import groupnorm_silu
+from trainer.kernels.layernorm import layernorm
+
+
+def enabled(policy) -> bool:
+    return policy.recompute_kernels
+
+
+def check(policy, facts) -> None:
+    """Nothing forbids it: without Triton the same mathematics runs in torch, and saves the same bytes."""
+
+
+def apply(module: nn.Module) -> Callable[[], None]:
+    """Swap what is known inside `module` (a UNet, or any of its parts). Returns the undo."""
+    swapped: list[nn.Module] = []
+
+    def swap(part: nn.Module, forward: Callable) -> None:
+        if "forward" not in part.__dict__:
+            part.forward = forward
+            swapped.append(part)
+
+    for part in module.modules():
+        kind = type(part).__name__
+        if kind == "ResnetBlock2D" and _plain_resnet(part):
+            swap(part.norm1, partial(_group_norm, part.norm1, True))
+            swap(part.norm2, partial(_group_norm, part.norm2, True))
+            swap(part, partial(_resnet, part))
+        elif kind == "GEGLU":
+            swap(part, partial(_geglu, part))
+        elif (
+            isinstance(part, nn.LayerNorm)
+            and part.elementwise_affine
+            and part.bias is not None
+            and len(part.normalized_shape) == 1
+        ):
+            swap(part, partial(_layer_norm, part))
+    if isinstance(getattr(module, "conv_norm_out", None), nn.GroupNorm) and isinstance(module.conv_act, nn.SiLU):
+        swap(module.conv_norm_out, partial(_group_norm, module.conv_norm_out, True))
+        swap(module.conv_act, _pass)
+    for part in module.modules():
+        if isinstance(part, nn.GroupNorm) and part.affine:
+            swap(part, partial(_group_norm, part, False))  # those with no activation behind them
+
+    def undo() -> None:
+        for part in swapped:
+            del part.forward
+        swapped.clear()
+
+    return undo
+
+
+def _plain_resnet(block: nn.Module) -> bool:
+    return block.time_embedding_norm == "default" and isinstance(block.nonlinearity, nn.SiLU)
+
+
+def _resnet(block: nn.Module, hidden: Tensor, temb: Tensor | None, *_, **__) -> Tensor:
+    """ResnetBlock2D.forward of diffusers, whose norms now bring the activation along."""
+    inner, shortcut = block.norm1(hidden), hidden
+    resample = block.upsample if block.upsample is not None else block.downsample
+    if resample is not None:
+        inner, shortcut = resample(inner), resample(shortcut)
+    inner = block.conv1(inner)
+    if temb is not None and block.time_emb_proj is not None:
+        if not block.skip_time_act:
+            temb = block.nonlinearity(temb)
+        inner = inner + block.time_emb_proj(temb)[:, :, None, None]
+    inner = block.conv2(block.dropout(block.norm2(inner)))
+    if block.conv_shortcut is not None:
+        shortcut = block.conv_shortcut(shortcut)
+    return (shortcut + inner) / block.output_scale_factor  # (B, C, H, W)
+
+
+def _group_norm(norm: nn.GroupNorm, silu: bool, hidden: Tensor) -> Tensor:
+    return groupnorm_silu(hidden, norm.weight, norm.bias, norm.num_groups, norm.eps, silu)
+
+
+def _layer_norm(norm: nn.LayerNorm, hidden: Tensor) -> Tensor:
+    return layernorm(hidden, norm.weight, norm.bias, norm.eps)
+
+
+def _geglu(gate: nn.Module, hidden: Tensor, *_, **__) -> Tensor:
+    return geglu(gate.proj(hidden))
+
+
+def _pass(hidden: Tensor) -> Tensor:
+    return hidden
