@@ -1,0 +1,73 @@
+"""Clipping the global gradient norm although gradients are used up unit by unit.
+
+exact: backward only measures; gradients wait (on the card, or spilled to pinned host memory) until the norm of all of
+them is known, and a second pass over the units applies the factor. previous: each unit is updated at once with the
+factor of the previous step's norm; nothing waits, and in smooth training the two norms are close.
+
+Saves: previous saves the gradients, 2 bytes a weight (4 with accumulation); gradients = ram saves the same bytes of card.
+Costs: exact: the waiting gradients; with gradients = ram twice their bytes over the bus. gradients = ram has no effect
+       (and is refused) where nothing has to wait, and does not go with optimizers other than adamw.
+Exact: exact yes, bit for bit with clip_grad_norm_; previous no (a step whose norm jumps is clipped a step late).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trainer.config import ConfigError
+from trainer.memory import host
+from trainer.memory.stream import Traffic, wait
+
+
+def enabled(policy) -> bool:
+    return policy.clipping == "previous" or policy.gradients == "ram"
+
+
+def check(policy, facts) -> None:
+    if policy.gradients == "ram" and not policy.two_passes:
+        raise ConfigError("memory.gradients = 'ram' has no effect here: every gradient is used as soon as it is there.",
+                          "Set --gradients card, or --clipping exact with --max_grad_norm above 0.")  # fmt: skip
+    if policy.gradients == "ram" and policy.optimizer != "adamw":
+        raise ConfigError(f"memory.gradients = 'ram' cannot be combined with train.optimizer = {policy.optimizer!r}.",
+                          "Use --optimizer adamw, or --gradients card.")  # fmt: skip
+    if policy.clipping == "previous" and policy.max_grad_norm == 0:
+        raise ConfigError(
+            "train.clipping = 'previous' has no effect with max_grad_norm = 0.",
+            "Leave out --clipping, or set --max_grad_norm 1.",
+        )
+    if policy.clipping == "previous" and policy.optimizer == "prodigy":
+        raise ConfigError("train.clipping = 'previous' cannot be combined with train.optimizer = 'prodigy', which needs all gradients at once anyway.",
+                          "Leave out --clipping.")  # fmt: skip
+
+
+class Waiting:
+    """Gradients that wait for the second pass, by unit."""
+
+    def __init__(self, place: str, traffic: Traffic):
+        self.place, self.traffic = place, traffic
+        self.card: dict[int, Tensor] = {}
+        self.shelf: dict[int, Tensor] = {}  # host buffers, kept from step to step
+        self.events: dict[int, torch.cuda.Event | None] = {}
+        self.order: list[int] = []  # who waits
+
+    def store(self, index: int, grad: Tensor) -> None:
+        self.order.append(index)
+        if self.place == "card":
+            self.card[index] = grad
+            return
+        stored = self.shelf.get(index)
+        if stored is None or stored.dtype != grad.dtype:
+            stored = self.shelf[index] = host.empty(grad.shape, grad.dtype, self.traffic.device)
+        self.events[index] = self.traffic.save(stored, grad)
+
+    def bring(self, index: int) -> None:
+        if index not in self.card:
+            grad = torch.empty_like(self.shelf[index], device=self.traffic.device)
+            self.events[index] = self.traffic.up.copy(grad, self.shelf[index], after=self.events.get(index))
+            self.card[index] = grad
+
+    def take(self, index: int) -> Tensor:
+        self.bring(index)
+        wait(self.events.pop(index, None))
+        return self.card.pop(index)

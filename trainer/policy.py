@@ -1,0 +1,64 @@
+"""What the planner decides and the engine obeys: every choice about memory and precision as one frozen value.
+
+Nothing here is "auto" any more; two runs with equal policies place equal bytes in equal places. The defaults are the
+plain reference: fp32 everything, nothing recomputed, nothing streamed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+
+
+@dataclass(frozen=True)
+class AdamHyper:
+    """Settings of the optimizer that do not change during a run (the learning rate does)."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 1e-2
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The words are those of `[memory]` and `[train]` in trainer/config.py."""
+
+    weights: Literal["fp32", "24bit", "16bit_sr"] = "fp32"
+    moments: Literal["fp32", "8bit", "4bit"] = "fp32"
+    compute: torch.dtype = torch.float32
+    checkpointing: Literal["off", "selective", "blocks"] = "off"
+    boundaries: Literal["card", "ram"] = "card"
+    stream: Literal["off", "state", "all"] = "off"
+    resident_units: int = 0
+    gradients: Literal["card", "ram"] = "card"
+    clipping: Literal["exact", "previous"] = "exact"
+    max_grad_norm: float = 1.0
+    optimizer: str = "adamw"
+    hyper: AdamHyper = field(default_factory=AdamHyper)
+    seed: int = 0
+    attention: Literal["sdpa", "xformers", "math"] = "sdpa"
+    recompute_kernels: bool = False
+    channels_last: bool = False
+    compile: Literal["off", "blocks"] = "off"
+    cuda_graphs: bool = False
+
+    @property
+    def math(self) -> torch.dtype:
+        """What the model computes with. 16-bit weights cannot compute in fp32: the computing copy is then bf16."""
+        return torch.bfloat16 if self.weights != "fp32" and self.compute == torch.float32 else self.compute
+
+    @property
+    def weight_dtype(self) -> torch.dtype:
+        """How a trained weight is stored where the model reads it; fp32 weights with 16-bit compute run under autocast."""
+        return torch.float32 if self.weights == "fp32" else self.math
+
+    @property
+    def two_passes(self) -> bool:
+        """Whether all gradients must be known before the first update: for the exact global norm, and because one
+        overflow anywhere cancels an fp16 step everywhere."""
+        return self.clipping == "exact" and (self.max_grad_norm > 0 or self.math == torch.float16)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"compute": str(self.compute).removeprefix("torch.")}

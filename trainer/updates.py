@@ -1,0 +1,115 @@
+"""From gradients to new weights: norm, clip factor, overflow flag and one optimizer call for each unit.
+
+    norm = |g| / scale        clip = min(1, max_norm / (norm + 1e-6)) / scale        skip = norm is not finite (fp16)
+
+Everything a step decides stays on the device as 0-d tensors that the kernel reads, so the host never waits: the clip
+factor, the overflow flag, and the loss scale, which halves after an overflow and doubles after 2000 steps without one,
+as torch's GradScaler does.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trainer.kernels.adamw_lowbit import step_
+from trainer.policy import Policy
+from trainer.residency import Holding
+
+GROWTH_INTERVAL = 2000
+FIRST_SCALE = 2.0**16
+
+
+class Scale:
+    """The loss scale. Without fp16 it is absent (None) and costs nothing."""
+
+    def __init__(self, policy: Policy, device: torch.device):
+        self.factor = self.calm = None
+        if policy.math == torch.float16:
+            self.factor = torch.full((), FIRST_SCALE, device=device)
+            self.calm = torch.zeros((), device=device)  # steps since the last change
+
+    def adapt(self, overflow: Tensor) -> None:
+        calm = torch.where(overflow, 0.0, self.calm + 1)
+        grown = calm >= GROWTH_INTERVAL
+        self.factor.copy_(torch.where(overflow, self.factor * 0.5, torch.where(grown, self.factor * 2, self.factor)))
+        self.calm.copy_(torch.where(grown, 0.0, calm))
+
+
+def norms(holding: Holding, flat: Tensor) -> Tensor:
+    """The norm of each parameter's gradient, fp32 (k,). One per parameter as clip_grad_norm_ takes them, so that the
+    order of sums is the same."""
+    return torch.stack(torch._foreach_norm([place.view(flat) for place in holding.trained], 2.0, dtype=torch.float32))
+
+
+class Updates:
+    """The optimizer's side of a step."""
+
+    def __init__(self, policy: Policy, device: torch.device):
+        self.policy, self.device = policy, device
+        self.scale = Scale(policy, device)
+        self.taken = 0  # optimizer steps
+        self.norm = torch.full((), float("nan"), device=device)  # of the last step, unscaled
+        self.clip: Tensor | None = None
+        self.skip: Tensor | None = None
+
+    def start(self) -> None:
+        """Before backward. By the previous norm the clip factor is known already; in the first step it is 1, which is
+        harmless because Adam's first update is the same for gradients of every size."""
+        self.taken += 1
+        self.clip = self.skip = None
+        if self.policy.two_passes:
+            return
+        if self.policy.max_grad_norm > 0:
+            self.clip = self._clip(torch.where(torch.isfinite(self.norm), self.norm, 0.0))
+        else:
+            self.clip = self._inverse()
+
+    def measure(self, pieces: list[Tensor]) -> Tensor:
+        """After backward: the global norm from all units' norms, in the order of the units."""
+        norm = torch.linalg.vector_norm(torch.cat(pieces)) if pieces else torch.zeros((), device=self.device)
+        return norm if self.scale.factor is None else norm / self.scale.factor
+
+    def decide(self, norm: Tensor) -> None:
+        """Before the second pass: the clip factor and the overflow flag that it will use."""
+        self.clip = self._clip(norm) if self.policy.max_grad_norm > 0 else self._inverse()
+        if self.scale.factor is not None:
+            self.skip = ~torch.isfinite(norm)
+
+    def finish(self, norm: Tensor) -> None:
+        self.norm = norm
+        if self.scale.factor is not None:
+            self.scale.adapt(~torch.isfinite(norm))
+
+    def _clip(self, norm: Tensor) -> Tensor:
+        clip = (self.policy.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        inverse = self._inverse()
+        return clip if inverse is None else clip * inverse
+
+    def _inverse(self) -> Tensor | None:
+        return None if self.scale.factor is None else 1.0 / self.scale.factor
+
+    def apply(self, index: int, holding: Holding, grad: Tensor, lr: float, norm: Tensor | None = None) -> None:
+        """Update one unit. `norm`: its parameters' norms, where the flag must come from this unit alone (one pass, fp16)."""
+        skip = self.skip
+        if skip is None and self.scale.factor is not None:
+            skip = ~torch.isfinite(norm.sum())
+        hyper = self.policy.hyper
+        step_(
+            holding.use_state(), grad, lr=lr, beta1=hyper.betas[0], beta2=hyper.betas[1], eps=hyper.eps,
+            weight_decay=hyper.weight_decay, step=self.taken, clip_scale=self.clip, skip=skip,
+            seed=self.policy.seed * 100003 + index,
+        )  # fmt: skip
+
+    def state_dict(self) -> dict[str, Tensor]:
+        state = {"engine.taken": torch.tensor(self.taken), "engine.norm": self.norm}
+        if self.scale.factor is not None:
+            state |= {"engine.scale": self.scale.factor, "engine.calm": self.scale.calm}
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.taken = int(state["engine.taken"])
+        self.norm = state["engine.norm"].to(self.device)
+        if self.scale.factor is not None:
+            self.scale.factor.copy_(state["engine.scale"])
+            self.scale.calm.copy_(state["engine.calm"])
