@@ -143,14 +143,14 @@ def training(state: RunState, run: Path) -> str:
     small.append(figures.curve("Seconds a step", steps, [s.seconds for s in state.steps], small=True))
     constant = "" if len({s.lr for s in state.steps}) > 1 else f" The learning rate was {state.steps[0].lr:.3g} throughout."
     note = f'<p class="muted">Faint: each step. Line: smoothed, as on the screen.{constant}</p>'
-    return section("Training", note, plots(figures.losses(state).values()), plots(small, small=True))
+    return section("Training", note, plots(figures.losses(state).values()), plots(small, "small"))
 
 
 def meters(state: RunState, run: Path) -> str:
     names = dict.fromkeys(name for m in state.meters for name in m.values)
     return section("Meters", plots((
         figures.curve(name.capitalize(), [m.step for m in state.meters], [m.values.get(name, math.nan) for m in state.meters], small=True) for name in names
-    ), small=True))  # fmt: skip
+    ), "small"))  # fmt: skip
 
 
 def memory(state: RunState, run: Path) -> str:
@@ -160,7 +160,7 @@ def memory(state: RunState, run: Path) -> str:
         return section("Memory", plan)
     note = '<p class="muted">Blocks: the peak of each phase. Amber: what was planned for it. Line: allocated at each step.</p>'
     made_of = table(["the planned peak consists of", "GiB"], ([escape(k), f"{v / 2**30:.2f}"] for k, v in parts.items()), numbers=(1,))
-    return section("Memory", note, plots([figures.memory(state)]), plan, made_of)
+    return section("Memory", note, plots([figures.memory(state)], "wide"), plots([figures.memory(state, (4.8, 3.2))], "narrow"), plan, made_of)
 
 
 def timings(state: RunState, run: Path) -> str:

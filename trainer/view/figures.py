@@ -22,7 +22,7 @@ NAMES = ("ink", "muted", "grid", "instance", "class", "plan", "good", "run0", "r
 COLOURS = {name: f"#0000{i + 1:02x}" for i, name in enumerate(NAMES)}
 POINTS = 700  # a curve is thinned to so many; more cannot be told apart on a page
 STYLE = {
-    "svg.fonttype": "none", "font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "svg.fonttype": "none", "font.size": 9.5, "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
     "axes.edgecolor": COLOURS["grid"], "axes.labelcolor": COLOURS["muted"], "text.color": COLOURS["ink"], "axes.titlecolor": COLOURS["ink"],
     "xtick.color": COLOURS["grid"], "ytick.color": COLOURS["grid"], "xtick.labelcolor": COLOURS["muted"], "ytick.labelcolor": COLOURS["muted"],
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": COLOURS["grid"], "grid.linewidth": 0.5,
@@ -55,9 +55,9 @@ def losses(state: RunState) -> dict[str, str]:
 def curve(title: str, x: Sequence[float], y: Sequence[float], colour: str = "ink", xlabel: str = "step", small: bool = False) -> str:
     """One line, for a reading with a scale of its own; points are marked where there are few."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(title, (3.4, 2.0) if small else (5.4, 3.0))
+        figure, axes = _figure(title, (3.4, 2.0) if small else (4.8, 2.8))
         few = "o" if len(x) <= 20 else ""
-        axes.plot(*thin(x, y), color=COLOURS[colour], linewidth=1.5, marker=few, markersize=3.5)
+        axes.plot(*thin(x, y), color=COLOURS[colour], linewidth=1.5 if few else 0.8, marker=few, markersize=3.5)
         axes.set_xlabel(xlabel)
         return svg(figure, title)
 
@@ -72,10 +72,10 @@ def curves(title: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float
         return svg(figure, title)
 
 
-def memory(state: RunState) -> str:
+def memory(state: RunState, inches: tuple[float, float] = (8.4, 3.2)) -> str:
     """VRAM over time: each phase as a block up to its peak, what was planned for it as a dash, the budget as a dotted line."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure("VRAM by phase", (8.4, 3.2))
+        figure, axes = _figure("VRAM by phase", inches)
         length = state.clock(state.time)
         unit, name = (60.0, "minutes") if length >= 180 else (1.0, "seconds")
         gib = 2**30
@@ -91,7 +91,7 @@ def memory(state: RunState) -> str:
             if span.phase in planned:
                 at = planned[span.phase] / gib
                 axes.plot([start, max(end, start + length / unit * 0.004)], [at, at], color=COLOURS["plan"], linewidth=2.2, solid_capstyle="butt")
-            if (end - start) * unit > 0.07 * length and not span.inside:
+            if (end - start) * unit > 0.6 / inches[0] * length and not span.inside:  # room for its name
                 axes.text((start + end) / 2, top * 0.03, span.phase, ha="center", va="bottom", fontsize=8.5, color=COLOURS["ink"])
         times, now = thin([state.clock(s.time) / unit for s in state.steps], [s.vram_bytes / gib for s in state.steps])
         axes.plot(times, now, color=COLOURS["instance"], linewidth=1.2)
@@ -135,7 +135,7 @@ def svg(figure: Figure, title: str) -> str:
     return text
 
 
-def _figure(title: str, inches: tuple[float, float] = (5.4, 3.0)) -> tuple[Figure, Axes]:
+def _figure(title: str, inches: tuple[float, float] = (4.8, 2.8)) -> tuple[Figure, Axes]:
     figure = Figure(figsize=inches, layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title)

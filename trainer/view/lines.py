@@ -54,8 +54,8 @@ def _texts(state: RunState, event: ev.Event, thinner: Thinner) -> Iterator[str]:
                 eta = f" eta={duration(state.seconds_left)}" if not math.isnan(state.seconds_left) and event.done < event.total else ""
                 yield f"{event.phase}: done={event.done}/{event.total}{eta}" + _after(event.detail)
         case ev.PhaseEnded():
-            peak = f" vram_peak={gib(event.vram_peak_bytes)}" if event.vram_peak_bytes else ""
-            yield f"{event.phase}: ended seconds={event.seconds:.1f}{peak} ram={gib(event.ram_bytes)}" + _after(event.detail)
+            peak = f" vram_peak={size(event.vram_peak_bytes)}" if event.vram_peak_bytes else ""
+            yield f"{event.phase}: ended seconds={event.seconds:.1f}{peak} ram={size(event.ram_bytes)}" + _after(event.detail)
         case ev.Step():
             if thinner(event.time, event.step in (1, event.total)):
                 yield _step(state, event)
@@ -66,9 +66,9 @@ def _texts(state: RunState, event: ev.Event, thinner: Thinner) -> Iterator[str]:
         case ev.Sampled():
             yield f"sample: step={event.step} pictures={len(event.paths)} sheet={event.sheet or (event.paths or ['-'])[0]}"
         case ev.CheckpointSaved():
-            yield f"checkpoint: step={event.step} kind={event.kind} size={gib(event.size_bytes)} seconds={event.seconds:.1f} path={event.path}"
+            yield f"checkpoint: step={event.step} kind={event.kind} size={size(event.size_bytes)} seconds={event.seconds:.1f} path={event.path}"
         case ev.Exported():
-            yield (f"export: format={_key(event.format)} precision={event.precision} size={gib(event.size_bytes)} "
+            yield (f"export: format={_key(event.format)} precision={event.precision} size={size(event.size_bytes)} "
                    f"max_error={event.max_error:.2g} path={event.path}")  # fmt: skip
         case ev.Notice():
             yield ("warning: " if event.level == "warning" else "note: ") + event.text + (f" (fix: {event.fix})" if event.fix else "")
@@ -90,9 +90,9 @@ def _step(state: RunState, event: ev.Step) -> str:
         "steps/s": number(1 / state.step_seconds if state.step_seconds > 0 else math.nan),
         "images/s": number(state.images_per_second),
         "eta": duration(state.seconds_left),
-        "vram": gib(event.vram_bytes) if event.vram_bytes else "-",
-        "vram_peak": gib(event.vram_peak_bytes) if event.vram_peak_bytes else "-",
-        "ram": gib(event.ram_bytes),
+        "vram": size(event.vram_bytes) if event.vram_bytes else "-",
+        "vram_peak": size(event.vram_peak_bytes) if event.vram_peak_bytes else "-",
+        "ram": size(event.ram_bytes),
     }
     return "train: " + " ".join(f"{k}={v}" for k, v in pairs.items() if v != "-")
 
@@ -107,7 +107,12 @@ def _key(name: str) -> str:
 
 def gib(size_bytes: float) -> str:
     """Bytes as people compare them: GiB, or MiB below one tenth of it."""
-    return f"{size_bytes / 2**30:.1f}GiB" if size_bytes >= 0.1 * 2**30 else f"{size_bytes / 2**20:.0f}MiB"
+    return f"{size_bytes / 2**30:.1f} GiB" if size_bytes >= 0.1 * 2**30 else f"{size_bytes / 2**20:.0f} MiB"
+
+
+def size(size_bytes: float) -> str:
+    """The same without the blank, as one value of a line."""
+    return gib(size_bytes).replace(" ", "")
 
 
 def duration(seconds: float) -> str:

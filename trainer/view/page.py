@@ -31,7 +31,7 @@ p{margin:.4rem 0}.muted,figcaption,th,.tile span{color:var(--muted)}
 .tile{background:var(--card);border:1px solid var(--grid);border-radius:8px;padding:.7rem .85rem}
 .tile b{display:block;font-size:1.25rem;font-weight:600;font-variant-numeric:tabular-nums}.tile span{font-size:.82rem}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:1rem}
-.plots.small{grid-template-columns:repeat(auto-fill,minmax(min(100%,250px),1fr))}.plots+.plots{margin-top:1rem}
+.plots.small{grid-template-columns:repeat(auto-fill,minmax(min(100%,250px),1fr))}.plots+.plots{margin-top:1rem}.plots.narrow{display:none}
 .plot,.warning,pre{background:var(--card);border:1px solid var(--grid);border-radius:8px;padding:.7rem;margin:0}
 .plot svg{display:block;width:100%;height:auto;font-family:inherit}
 .scroll{overflow-x:auto}.scroll>*{min-width:max-content}
@@ -45,11 +45,11 @@ tbody tr{border-top:1px solid var(--grid)}td.number,th.number{text-align:right;f
 .bar{display:block;height:.6rem;border-radius:3px;background:var(--instance);min-width:2px}.share{width:40%;vertical-align:middle}
 .wide{width:100%}
 code,pre,.setting{font:.84rem/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace}
-pre{overflow-x:auto;margin:.5rem 0}td code{overflow-wrap:anywhere}
+pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.5rem 0}td code{overflow-wrap:anywhere}
 .warning{border-left:4px solid var(--plan);margin:.6rem 0}.warning p{margin:0}
 .key{margin-right:1.2rem;white-space:nowrap}.key i{display:inline-block;width:1.1rem;height:.25rem;margin-right:.4rem;vertical-align:middle;border-radius:2px}
 summary{cursor:pointer;color:var(--muted)}details{margin:.6rem 0}
-@media(max-width:600px){main{padding:1.2rem .9rem 3rem}h1{font-size:1.35rem}.grid img{width:112px}.photos img{height:76px}
+@media(max-width:600px){.plots.wide{display:none}.plots.narrow{display:grid}main{padding:1.2rem .9rem 3rem}h1{font-size:1.35rem}.grid img{width:112px}.photos img{height:76px}
 .setting{overflow-wrap:anywhere}td,th{padding-right:.55rem}}
 @media print{.scroll{overflow:visible}details{display:block}}
 """
@@ -82,10 +82,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[
     return f'<div class="scroll"><table{kind}><thead>{row(head, "th")}</thead><tbody>{body}</tbody></table></div>' if body else ""
 
 
-def plots(svgs: Iterable[str], small: bool = False) -> str:
+def plots(svgs: Iterable[str], kind: str = "") -> str:
+    """`kind`: "" two abreast, "small" three or four; "wide" and "narrow" only on a screen of that sort."""
     body = "".join(f'<figure class="plot">{svg}</figure>' for svg in svgs)
-    kind = "plots small" if small else "plots"
-    return f'<div class="{kind}">{body}</div>' if body else ""
+    return f'<div class="plots {kind}">{body}</div>' if body else ""
 
 
 def picture(path: Path | None, label: str, side: int) -> str:
