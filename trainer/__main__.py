@@ -1,7 +1,7 @@
 """`python -m trainer`: read the command line, check it, run the stages, show what they say.
 
-Exit codes: 0 done, 1 something broke (a traceback, and where the log is), 2 something the person at the keyboard can mend (one
-message with its fix, nothing overwritten), 130 interrupted after saving.
+Exit codes: 0 done, 1 something broke (a traceback, and where the log is), 2 something the person at the keyboard can
+mend (one message with its fix, nothing overwritten), 130 interrupted after saving.
 """
 
 from __future__ import annotations

@@ -82,6 +82,8 @@ def parse(words: list[str]) -> Command:
         word = words.pop(0)
         if word in ("-h", "--help"):
             command.help = True
+        elif command.name == "explain":
+            command.words.append(word)  # a flag is a word to explain
         elif word.startswith("--") and len(word) > 2:
             _flag(command, word, words, known)
         elif word.startswith("-") and not _number(word):

@@ -1,5 +1,7 @@
-"""What each command does, once its words are understood. Modules are imported here, late, so that each command pays only
-for itself."""
+"""What each command does, once its words are understood.
+
+Modules are imported inside the functions, so that a command pays only for itself.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--help`: one page, grouped as the settings are, with defaults and other spellings; no torch, so it answers at once."""
+"""`--help`: one page, grouped as the settings are, with defaults and other spellings; it never needs torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainer.config import Config, knobs
 INDENT = 32  # columns of flags
 EXAMPLES = (
     ("python -m trainer", "the built-in demo, no network needed"),
-    ("python -m trainer --preset 12gb --instance_data_dir photos --class_name dog", "your own photos, Stable Diffusion 1.5"),
+    ("python -m trainer --preset 12gb --instance_data_dir photos --class_name dog", "own photos, Stable Diffusion 1.5"),
     ("python -m trainer plan --preset 8gb --family sdxl", "what would fit, without training"),
     ("python -m trainer explain checkpointing", "everything about one setting"),
 )  # fmt: skip
@@ -24,8 +24,8 @@ EXAMPLES = (
 def page(command: str = "train") -> str:
     width = max(60, min(shutil.get_terminal_size().columns, 120))
     bold, dim, plain = _styles()
-    wanted = COMMANDS[command][0]
-    lines = [f"{bold}usage{plain}  python -m trainer {' '.join(filter(None, ('[COMMAND]' if command == 'train' else command, wanted)))} [--flag value ...]"]
+    words = ["[COMMAND]"] if command == "train" else [command, COMMANDS[command][0]]
+    lines = [f"{bold}usage{plain}  python -m trainer {' '.join(filter(None, words))} [--flag value ...]"]
     if command == "train":
         lines += ["", "Fine-tune Stable Diffusion on photos of your subject, on the card you have.", ""]
         for example, meaning in EXAMPLES:
@@ -36,7 +36,8 @@ def page(command: str = "train") -> str:
         lines += ["", COMMANDS[command][1]]
     if command in ("doctor", "explain", "watch", "report", "compare"):
         return "\n".join(lines) + "\n"
-    lines += ["", f"{bold}Settings{plain} {dim}layers: defaults < preset < --config < flags; also as --section.name and with hyphens{plain}"]
+    layers = "defaults < preset < --config < flags; also as --section.name and with hyphens"
+    lines += ["", f"{bold}Settings{plain} {dim}{layers}{plain}"]
     lines += _row("--version", "print the version", width) if command == "train" else []
     lines += _row("--config FILE", "a TOML file with any of the settings below, under their [section]", width)
     if command == "plan":
@@ -66,7 +67,9 @@ def default(info: Any) -> str:
     value = info.default
     if value is None or value == [] or value == "":
         return ""
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else " ".join(value) if isinstance(value, list) else f"{value}"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return " ".join(value) if isinstance(value, list) else f"{value}"
 
 
 def _sections(command: str) -> dict[str, list[str]]:
