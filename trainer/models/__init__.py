@@ -1,13 +1,15 @@
 """The model families. Adding one is a file here and a line in `FAMILIES`."""
 
 from trainer.models.base import Defaults, Family, Parts, abar
+from trainer.models.describe import Facts, describe
+from trainer.models.load import load
 from trainer.models.sd1 import DEMO, SD1
 from trainer.models.sd2 import SD2
 from trainer.models.sdxl import SDXL
 
 FAMILIES: tuple[Family, ...] = (SD1, SD2, SDXL)
 
-__all__ = ["DEMO", "FAMILIES", "SD1", "SD2", "SDXL", "Defaults", "Family", "Parts", "abar", "family"]
+__all__ = ["DEMO", "FAMILIES", "SD1", "SD2", "SDXL", "Defaults", "Facts", "Family", "Parts", "abar", "describe", "family", "load"]
 
 
 def family(name: str) -> Family:

@@ -33,15 +33,15 @@ SDXL = StableDiffusion(
             "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
             "layers_per_block": 1,
             "norm_num_groups": 8,
-            "cross_attention_dim": 64,  # both encoders side by side
+            "cross_attention_dim": 80,  # both encoders side by side, 32 + 48
             "attention_head_dim": [2, 4],
             "transformer_layers_per_block": [1, 2],
             "addition_time_embed_dim": 8,
-            "projection_class_embeddings_input_dim": 80,  # 32 pooled + 6 * 8
+            "projection_class_embeddings_input_dim": 88,  # 40 pooled + 6 * 8
             "sample_size": 8,
         },
         "vae": TINY_VAE,
         "text_encoder": TINY_TEXT,
-        "text_encoder_2": TINY_TEXT,
+        "text_encoder_2": TINY_TEXT | {"hidden_size": 48, "projection_dim": 40},  # as wide as no other
     },
 )

@@ -1,0 +1,192 @@
+"""What a model is, told from its configurations or its file header alone: cheap, and before anything large is read.
+
+`describe` answers for a hub id, a diffusers folder, a `.safetensors` file and "demo", or raises a `ConfigError` that says
+what the thing is instead and what would work.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from trainer.config import ConfigError
+from trainer.models import hub
+from trainer.models.base import Family
+from trainer.models.sd import StableDiffusion
+from trainer.models.sd1 import DEMO, SD1
+from trainer.models.sd2 import SD2
+from trainer.models.sdxl import SDXL
+from trainer.safetensors_stream import Header, header
+
+WHAT_WORKS = "give a Stable Diffusion 1.x, 2.x or XL text-to-image model: a hub id, a diffusers folder, or one .safetensors checkpoint"
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+ROOT = "model.diffusion_model."
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a model before it is loaded.
+
+    kind:    "demo", "hub", "folder" or "file"
+    path:    where its files are on this machine (for a hub model, the snapshot with the configurations)
+    configs: configuration of each part: unet, vae, text_encoder, text_encoder_2, scheduler
+    prediction_from: what `prediction_type` was read from
+    """
+
+    kind: str
+    path: Path
+    resolution: int
+    prediction_type: str
+    prediction_from: str
+    configs: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+
+    def asdict(self) -> dict[str, Any]:
+        return {"kind": self.kind, "path": str(self.path), "resolution": self.resolution, "prediction_type": self.prediction_type, "prediction_from": self.prediction_from}
+
+
+def describe(
+    source: str, *, family: str = "auto", revision: str | None = None, variant: str | None = None, prediction_type: str = "auto"
+) -> tuple[Family, Facts]:
+    """The family of `source` (with the resolution its own configuration names) and its facts."""
+    path = Path(source).expanduser()
+    if source == "demo":
+        found, facts = _folder("demo", Path(str(resources.files("trainer").joinpath("assets/demo/model"))))
+    elif path.is_dir():
+        found, facts = _folder("folder", path)
+    elif path.is_file() or path.suffix in (".safetensors", *PICKLES):
+        found, facts = _file(path)
+    elif hub.is_id(source):
+        found, facts = _folder("hub", hub.configurations(source, revision))
+    else:
+        raise ConfigError(f"no model at {source!r}", "check the path; " + WHAT_WORKS)
+    if family not in ("auto", found.name) and not (family == "sd1" and found.name == "demo"):
+        raise ConfigError(f"{source} is {found.title}, not {family}", f"leave model.family at auto, or set it to {found.name}")
+    if prediction_type != "auto":
+        facts = replace(facts, prediction_type=prediction_type, prediction_from="model.prediction_type")
+    return replace(found, resolution=facts.resolution), facts
+
+
+def _folder(kind: str, path: Path) -> tuple[StableDiffusion, Facts]:
+    index = path / "model_index.json"
+    if not index.is_file():
+        raise ConfigError(_what_lies_in(path), WHAT_WORKS)
+    parts = json.loads(index.read_text())
+    if "unet" not in parts or "text_encoder" not in parts:
+        raise ConfigError(f"{path} is a {parts.get('_class_name', 'pipeline of another kind')}, which has no text-conditioned UNet", WHAT_WORKS)
+    if "Inpaint" in parts.get("_class_name", "") or "Upscale" in parts.get("_class_name", ""):
+        raise ConfigError(f"{path} is a {parts['_class_name']}, not a text-to-image model", WHAT_WORKS)
+    files = {part: path / part / "config.json" for part in ("unet", "vae", "text_encoder", "text_encoder_2") if parts.get(part, [None])[0]}
+    files["scheduler"] = path / "scheduler" / "scheduler_config.json"
+    missing = [file for file in files.values() if not file.is_file()]
+    if missing:
+        raise ConfigError(f"{missing[0]} is missing", "copy or save the whole diffusers folder again")
+    configs = {part: json.loads(file.read_text()) for part, file in files.items()}
+    found = _family(str(path), configs["unet"])
+    scale = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
+    prediction = configs["scheduler"].get("prediction_type", "epsilon")
+    return found, Facts(kind, path, configs["unet"]["sample_size"] * scale, prediction, "the scheduler's configuration", configs)
+
+
+def _what_lies_in(path: Path) -> str:
+    if (path / "adapter_config.json").is_file() or (path / "pytorch_lora_weights.safetensors").is_file():
+        return f"{path} holds an adapter (LoRA), not a model"
+    if (path / "config.json").is_file():
+        return f"{path} is one part of a model; model_index.json is in the folder above it"
+    return f"{path} is not a diffusers folder: it has no model_index.json"
+
+
+def _family(source: str, unet: dict[str, Any]) -> StableDiffusion:
+    if unet.get("in_channels") != 4 or unet.get("out_channels") != 4:
+        kind = "an inpainting model" if unet.get("in_channels") == 9 else f"a model with {unet.get('in_channels')} input channels"
+        raise ConfigError(f"{source} is {kind}", WHAT_WORKS)
+    if unet.get("class_embed_type") or unet.get("num_class_embeds") or unet.get("encoder_hid_dim_type"):
+        raise ConfigError(f"the UNet of {source} has conditions that are unknown here (class_embed_type, encoder_hid_dim_type)", WHAT_WORKS)
+    if unet.get("addition_embed_type") == "text_time":
+        if unet.get("cross_attention_dim") == 1280:
+            raise ConfigError(f"{source} is the SDXL refiner, which has only one text encoder", "train the SDXL base model")
+        return SDXL
+    if unet.get("addition_embed_type"):
+        raise ConfigError(f"the UNet of {source} has addition_embed_type {unet['addition_embed_type']!r}", WHAT_WORKS)
+    if unet.get("use_linear_projection"):
+        return SD2
+    # The public 1.x models are 320 channels wide. A narrower one is the built-in demo model or its offspring.
+    return SD1 if unet["block_out_channels"][0] >= 320 else DEMO
+
+
+def _file(path: Path) -> tuple[StableDiffusion, Facts]:
+    if path.suffix in PICKLES:
+        raise ConfigError(
+            f"{path.name} is a pickle, which can run any program when it is opened",
+            "convert it once where you trust it: "
+            "python -c \"import torch, safetensors.torch as s; d = torch.load('in.ckpt', weights_only=True); "
+            "s.save_file({k: v.contiguous() for k, v in d.get('state_dict', d).items() if hasattr(v, 'shape')}, 'out.safetensors')\"",
+        )
+    if not path.is_file():
+        raise ConfigError(f"no file {path}", "check the path")
+    try:
+        head = header(path)
+    except ValueError as error:
+        raise ConfigError(str(error), "download it again, and compare its size with the one the site names") from error
+    found, configs = _inside(path, head)
+    scale = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
+    prediction, origin = _prediction(path, head, found, configs)
+    resolution = configs["unet"]["sample_size"] * scale
+    if found is SD2 and prediction == "epsilon":
+        resolution = min(resolution, 512)  # the base model; 768 is v
+    return found, Facts("file", path, resolution, prediction, origin, configs)
+
+
+def _inside(path: Path, head: Header) -> tuple[StableDiffusion, dict[str, Any]]:
+    """Family and configurations of an original checkpoint, from its key names and shapes."""
+    names = head.tensors
+    if "trainer.parts" in head.metadata:  # our own export says it all, whatever its size
+        configs = json.loads(head.metadata["trainer.parts"])
+        return _family(path.name, configs["unet"]), configs
+    if any(".lora_" in name or name.startswith("lora_") for name in names):
+        raise ConfigError(f"{path.name} is an adapter (LoRA), not a model", "name the model that it was made for")
+    if any("double_blocks." in name or "joint_blocks." in name or "transformer_blocks.0.attn.add_" in name for name in names):
+        raise ConfigError(f"{path.name} is a diffusion transformer (Flux, SD 3 or the like)", WHAT_WORKS)
+    if any(name.startswith(("down_blocks.", "encoder.down_blocks.", "text_model.")) for name in names):
+        raise ConfigError(f"{path.name} is one part of a diffusers folder", "name the folder that holds model_index.json")
+    if f"{ROOT}input_blocks.0.0.weight" not in names:
+        raise ConfigError(f"{path.name} holds no Stable Diffusion UNet (no {ROOT}... tensors)", WHAT_WORKS)
+    channels = names[f"{ROOT}input_blocks.0.0.weight"][1][1]
+    if channels != 4:
+        kind = "an inpainting model" if channels == 9 else f"a model with {channels} input channels"
+        raise ConfigError(f"{path.name} is {kind}", WHAT_WORKS)
+    widths = {shape[1] for name, (_, shape) in names.items() if name.endswith("attn2.to_k.weight") and name.startswith(ROOT)}
+    families = {768: SD1, 1024: SD2, 2048: SDXL}
+    if len(widths) != 1 or not widths <= families.keys():
+        kind = "the SDXL refiner" if widths == {1280} else f"a UNet with text width {sorted(widths)}"
+        raise ConfigError(f"{path.name} is {kind}", WHAT_WORKS)
+    found = families[widths.pop()]
+    parts = ("unet", "vae", "text_encoder", "text_encoder_2", "scheduler")
+    return found, {part: found.config(part) for part in parts if part != "text_encoder_2" or found is SDXL}
+
+
+def _prediction(path: Path, head: Header, found: StableDiffusion, configs: dict[str, Any]) -> tuple[str, str]:
+    if "trainer.parts" in head.metadata:
+        return configs["scheduler"].get("prediction_type", "epsilon"), "the file's metadata"
+    said = head.metadata.get("modelspec.prediction_type", "").lower()
+    if said in ("v", "v_prediction", "epsilon"):
+        return ("epsilon" if said == "epsilon" else "v_prediction"), "the file's metadata"
+    if "v_pred" in head.tensors:
+        return "v_prediction", "the file's v_pred mark"
+    if found is SD2:
+        return _sd2_prediction(path, head), "the weights (a guess; set model.prediction_type if it is wrong)"
+    return "epsilon", f"the custom of {found.title}"
+
+
+def _sd2_prediction(path: Path, head: Header) -> str:
+    """The two kinds of SD 2.x share every shape. In the v models the biases of the last transformer block's first norm
+    are spread wider: standard deviation above 0.09, the limit that ComfyUI uses."""
+    from safetensors import safe_open
+
+    name = f"{ROOT}output_blocks.11.1.transformer_blocks.0.norm1.bias"
+    if name not in head.tensors:
+        return "v_prediction" if "768" in path.name or "-v" in path.name else "epsilon"
+    with safe_open(path, "pt") as file:
+        return "v_prediction" if file.get_tensor(name).float().std(unbiased=False) > 0.09 else "epsilon"

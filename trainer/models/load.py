@@ -1,0 +1,178 @@
+"""Load a model's parts from where they are: the hub, a diffusers folder, one original checkpoint, or the built-in demo.
+
+A single file needs no network: the configurations and the vocabulary are ours, and the key map of `ldm` names its tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from trainer.config import ConfigError
+from trainer.models import hub, ldm, text
+from trainer.models.base import Parts
+from trainer.models.describe import Facts, describe
+from trainer.models.sd import StableDiffusion, build_encoder
+
+ALL = ("unet", "vae", "text", "tokenizer")
+WHOLE_BYTES = 64 * 2**20  # files up to this size are hashed whole
+EDGE_BYTES = 2**20
+CLASSES = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+
+
+def load(
+    source: str,
+    *,
+    family: str = "auto",
+    parts: Sequence[str] = ALL,
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    variant: str | None = None,
+    vae: str | None = None,
+    prediction_type: str = "auto",
+) -> Parts:
+    """Load `parts` of `source` in `dtype` on the CPU, in eval mode. `vae` names another VAE (folder, hub id or file)."""
+    found, facts = describe(source, family=family, revision=revision, variant=variant, prediction_type=prediction_type)
+    encoders = [part for part in ("text_encoder", "text_encoder_2") if part in facts.configs]
+    wanted = [part for part in ("unet", "vae") if part in parts and not (part == "vae" and vae)]
+    wanted += encoders if "text" in parts else []
+    path = hub.weights(source, revision, variant, wanted) if facts.kind == "hub" else facts.path
+    modules = _from_file(path, found, facts, wanted, dtype) if facts.kind == "file" else _from_folder(path, wanted, dtype, variant)
+    if vae and "vae" in parts:
+        modules["vae"] = _another_vae(vae, dtype)
+    for module in modules.values():
+        module.eval().requires_grad_(True)
+    return Parts(
+        family=found,
+        source=source,
+        digest=_named(source, path.name, variant or "", vae or "") if facts.kind == "hub" else digest(path, vae),
+        unet=modules.get("unet"),
+        vae=modules.get("vae"),
+        text_encoders=[modules[part] for part in encoders if part in modules],
+        tokenizers=_tokenizers(path, found) if "tokenizer" in parts else [],
+        scheduler_config=facts.configs["scheduler"],
+        prediction_type=facts.prediction_type,
+        vae_source=vae,
+    )
+
+
+def _from_folder(path: Path, wanted: list[str], dtype: torch.dtype, variant: str | None) -> dict[str, nn.Module]:
+    modules = {}
+    for part in wanted:
+        place = path / part
+        if not any(place.glob("*.safetensors")):
+            raise ConfigError(f"{place} has no .safetensors weights", "take a version of the model with safetensors files; pickled .bin files are not read")
+        try:
+            modules[part] = CLASSES[part].from_pretrained(place, torch_dtype=dtype, use_safetensors=True, variant=variant, local_files_only=True)
+        except (OSError, SafetensorError, ValueError) as error:
+            raise ConfigError(f"the weights in {place} cannot be read: {str(error).splitlines()[0]}", "copy or download them again; check model.variant") from error
+    return modules
+
+
+def empty(part: str, config: dict[str, Any]) -> nn.Module:
+    """The module without memory for its parameters (its small buffers are real)."""
+    with init_empty_weights(include_buffers=False):
+        if part in ("unet", "vae"):
+            return CLASSES[part].from_config({key: value for key, value in config.items() if key != "_class_name"})
+        return build_encoder(config)
+
+
+def _from_file(path: Path, family: StableDiffusion, facts: Facts, wanted: list[str], dtype: torch.dtype) -> dict[str, nn.Module]:
+    """Fill the modules from an original checkpoint, tensor by tensor."""
+    short = {"unet": "unet", "vae": "vae", "text_encoder": "text", "text_encoder_2": "text_2"}
+    modules = {part: empty(part, facts.configs[part]) for part in wanted}
+    layout = family.name if family.name in ("sd2", "sdxl") else "sd1"
+    entries = ldm.layout({short[part]: module for part, module in modules.items()}, layout)
+    with safe_open(path, "pt") as file:
+        there = set(file.keys())
+        missing = [entry.key for entry in entries if entry.key not in there]
+        if missing:
+            what = "no VAE" if all(key.startswith("first_stage") for key in missing) else f"{len(missing)} of {len(entries)} tensors missing, such as {missing[0]}"
+            raise ConfigError(f"{path.name} is incomplete: {what}", "take the full checkpoint" + (", or name a VAE with model.vae" if what == "no VAE" else ""))
+        loose: dict[str, dict[str, torch.Tensor]] = {short[part]: {} for part in wanted}
+        for entry in entries:
+            for name, tensor in entry.unpack(file.get_tensor(entry.key)).items():
+                model, _, inner = name.partition(".")
+                loose[model][inner] = tensor.to(dtype).contiguous()
+    for part, module in modules.items():
+        try:
+            module.load_state_dict(loose.pop(short[part]), assign=True)
+        except RuntimeError as error:
+            raise ConfigError(f"{part} in {path.name} has other shapes than {family.title}: {str(error).splitlines()[1].strip()}", "use the original checkpoint of the family") from error
+    return modules
+
+
+def _another_vae(source: str, dtype: torch.dtype) -> nn.Module:
+    """A VAE from its own folder, a `vae` subfolder, a diffusers-format .safetensors file's folder, or the hub."""
+    path = Path(source).expanduser()
+    if path.suffix == ".safetensors" and path.is_file():
+        return _vae_file(path, dtype)
+    if not path.is_dir() and hub.is_id(source):
+        path = hub.fetch(source, None, ["config.json", "vae/config.json", "diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"])
+    place = next((each for each in (path, path / "vae") if (each / "config.json").is_file() and any(each.glob("*.safetensors"))), None)
+    if place is None:
+        raise ConfigError(f"no VAE at {source!r}", "give a folder with config.json and diffusion_pytorch_model.safetensors, or a hub id")
+    return AutoencoderKL.from_pretrained(place, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
+
+
+def _vae_file(path: Path, dtype: torch.dtype) -> nn.Module:
+    """A VAE in the original key names, alone (`encoder.down...`) or inside a checkpoint (`first_stage_model....`)."""
+    from trainer.models.sd1 import SD1
+
+    module = empty("vae", SD1.config("vae"))
+    entries = ldm.layout({"vae": module}, "sd1")
+    with safe_open(path, "pt") as file:
+        there = set(file.keys())
+        prefix = "" if "first_stage_model.encoder.conv_in.weight" in there else "first_stage_model."
+        absent = [entry.key for entry in entries if entry.key.removeprefix(prefix) not in there]
+        if absent:
+            raise ConfigError(f"{path.name} is not a VAE of Stable Diffusion ({absent[0]} is missing)", "give a folder with config.json, or a .safetensors VAE in the original key names")
+        tensors = {}
+        for entry in entries:
+            for name, tensor in entry.unpack(file.get_tensor(entry.key.removeprefix(prefix))).items():
+                tensors[name.removeprefix("vae.")] = tensor.to(dtype).contiguous()
+    module.load_state_dict(tensors, assign=True)
+    return module
+
+
+def _tokenizers(path: Path, family: StableDiffusion) -> list[CLIPTokenizer]:
+    """The model's own tokenizers where it brings them, else the shipped vocabulary."""
+    made = []
+    for folder, pad in zip(("tokenizer", "tokenizer_2"), family.pads, strict=False):
+        place = path / folder
+        own = (place / "vocab.json").is_file() or (place / "tokenizer.json").is_file()
+        made.append(CLIPTokenizer.from_pretrained(place, local_files_only=True) if own else text.tokenizer(pad))
+    return made
+
+
+def _named(*words: str) -> str:
+    """A hub model's digest: its id, commit, variant and VAE. Which of its files are here says nothing."""
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:32]
+
+
+def digest(path: Path, vae: str | None = None) -> str:
+    """A name for the weights: sha256 over every safetensors file's name, size and bytes; of a file above 64 MiB only the
+    first and last MiB are read (the first holds the header, and fine-tuning changes both)."""
+    hashed = hashlib.sha256((vae or "").encode())
+    files = [path] if path.is_file() else sorted(path.glob("*/*.safetensors"))
+    for file in files:
+        size = file.stat().st_size
+        hashed.update(f"{file.parent.name}/{file.name} {size}".encode())
+        with open(file, "rb") as opened:
+            if size <= WHOLE_BYTES:
+                while block := opened.read(EDGE_BYTES):
+                    hashed.update(block)
+            else:
+                hashed.update(opened.read(EDGE_BYTES))
+                opened.seek(-EDGE_BYTES, 2)
+                hashed.update(opened.read())
+    return hashed.hexdigest()[:32]

@@ -1,0 +1,101 @@
+"""safetensors files written and read one tensor at a time, so an export never needs a second copy of the model in RAM.
+
+The format is 8 bytes with the length of a JSON header, the header (name -> dtype, shape, byte range; and a
+`__metadata__` of strings), then the tensors' bytes (https://github.com/huggingface/safetensors). Every place is known
+before the first byte is written, so tensors may arrive in any order, and in pieces.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+DTYPES = {
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.int64: "I64",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+}
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says about itself: tensors as name -> (dtype word, shape), and its metadata."""
+
+    tensors: dict[str, tuple[str, tuple[int, ...]]]
+    metadata: dict[str, str]
+
+
+def header(path: Path) -> Header:
+    """Read the header alone. Raises ValueError for a file that is not safetensors."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(100_000_000, path.stat().st_size):
+            raise ValueError(f"{path} is not a safetensors file")
+        entries = json.loads(file.read(length))
+    metadata = entries.pop("__metadata__", {})
+    return Header({name: (entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}, metadata)
+
+
+def size_bytes(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> int:
+    """Bytes of the tensors, without the header."""
+    return sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
+
+
+class Writer:
+    """Write `shapes` tensors of one dtype to `path`; on leaving the `with` block all must be there, else the file is removed.
+
+    with Writer(path, {"a": (2, 3)}, torch.float16, {"format": "pt"}) as file:
+        file.write("a", tensor)
+    """
+
+    def __init__(
+        self, path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, metadata: Mapping[str, str]
+    ):
+        self.path, self.dtype = path, dtype
+        self.offsets: dict[str, int] = {}
+        entries: dict[str, object] = {"__metadata__": dict(metadata)}
+        place = 0
+        for name, shape in shapes.items():
+            end = place + math.prod(shape) * dtype.itemsize
+            entries[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [place, end]}
+            self.offsets[name] = place
+            place = end
+        text = json.dumps(entries).encode()
+        text += b" " * (-len(text) % 8)  # tensors start at a multiple of eight bytes
+        self.start, self.missing_bytes = 8 + len(text), place
+        self.file = open(path, "wb")  # noqa: SIM115  closed in __exit__
+        self.file.write(len(text).to_bytes(8, "little") + text)
+
+    def write(self, name: str, tensor: Tensor, first: int = 0) -> None:
+        """Write `tensor` (any float dtype, any device) as `name`, from its element `first` on."""
+        data = tensor.detach().to("cpu", self.dtype).contiguous().reshape(-1).view(torch.uint8).numpy()
+        self.file.seek(self.start + self.offsets[name] + first * self.dtype.itemsize)
+        self.file.write(data)
+        self.missing_bytes -= data.nbytes
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None and self.missing_bytes == 0:
+            self.file.flush()
+            os.fsync(self.file.fileno())
+        self.file.close()
+        if kind is not None or self.missing_bytes != 0:
+            self.path.unlink()
+        assert kind is not None or self.missing_bytes == 0, (
+            f"{self.path.name}: {self.missing_bytes} bytes were never written"
+        )
