@@ -15,6 +15,10 @@ _simulated = WeakIdKeyDictionary()  # storages of meta tensors that stand for ho
 _making = False  # a simulated host tensor is being made: the planner's tracker sees its storage before it is registered
 
 
+class _Simulating:
+    now = False
+
+
 def empty(shape: int | tuple[int, ...], dtype: torch.dtype, like_device: torch.device | str) -> Tensor:
     """An uninitialised host tensor for a run on `like_device`."""
     device = torch.device(like_device)
@@ -32,7 +36,7 @@ def empty(shape: int | tuple[int, ...], dtype: torch.dtype, like_device: torch.d
 
 def is_host(storage: torch.UntypedStorage) -> bool:
     """Whether the bytes are host memory (on a CPU run all are)."""
-    return storage in _simulated if storage.device.type == "meta" else storage.device.type == "cpu"
+    return _Simulating.now or storage in _simulated if storage.device.type == "meta" else storage.device.type == "cpu"
 
 
 def holds(storage: torch.UntypedStorage) -> bool:
