@@ -12,19 +12,15 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 _simulated = WeakIdKeyDictionary()  # storages of meta tensors that stand for host memory
-_making = False  # a simulated host tensor is being made: the planner's tracker sees its storage before it is registered
-
-
-class _Simulating:
-    now = False
+_making = False  # one is being made: the planner's tracker sees its storage before it can be registered
 
 
 def empty(shape: int | tuple[int, ...], dtype: torch.dtype, like_device: torch.device | str) -> Tensor:
     """An uninitialised host tensor for a run on `like_device`."""
+    global _making
     device = torch.device(like_device)
     if device.type != "meta":
         return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=device.type == "cuda")
-    global _making
     _making = True
     try:
         tensor = torch.empty(shape, dtype=dtype, device="meta")
@@ -34,11 +30,6 @@ def empty(shape: int | tuple[int, ...], dtype: torch.dtype, like_device: torch.d
     return tensor
 
 
-def is_host(storage: torch.UntypedStorage) -> bool:
-    """Whether the bytes are host memory (on a CPU run all are)."""
-    return _Simulating.now or storage in _simulated if storage.device.type == "meta" else storage.device.type == "cpu"
-
-
 def holds(storage: torch.UntypedStorage) -> bool:
-    """Whether a meta storage stands for host memory; the tracker asks while the storage is being made, too."""
+    """Whether a meta storage stands for host memory; a tracker asks while the storage is being made, too."""
     return _making or storage in _simulated
