@@ -10,7 +10,10 @@ from trainer.models import SD1, SD2, SDXL
 PROMPTS = ["a photo of sks dog"]
 
 
-@pytest.fixture(params=[(SD1, False), (SD2, True), (SDXL, False), (SDXL, True)], ids=["sd1-lora", "sd2-dora", "sdxl-lora", "sdxl-dora"])
+@pytest.fixture(
+    params=[(SD1, False), (SD2, True), (SDXL, False), (SDXL, True)],
+    ids=["sd1-lora", "sd2-dora", "sdxl-lora", "sdxl-dora"],
+)
 def adapted(request):
     family, dora = request.param
     parts = family.tiny()
@@ -55,7 +58,9 @@ def test_only_adapters_learn_and_all_of_them_do(adapted):
 def test_units_carry_the_adapters_under_the_names_of_the_model(adapted):
     parts, _, _, _ = adapted
     learners = {name for name, _ in adapters.trainable(parts) if not name.startswith("text.encoder.layers.1.")}
-    inside = {n for unit in parts.family.units(parts, True) for n, p in unit.module.named_parameters() if p.requires_grad}
+    inside = {
+        n for unit in parts.family.units(parts, True) for n, p in unit.module.named_parameters() if p.requires_grad
+    }
     assert learners <= inside
 
 

@@ -40,7 +40,9 @@ def parts(request) -> Parts:
 def test_units_in_order_equal_plain_diffusers_bit_for_bit(parts, text, size):
     given = inputs(parts, text, size)
     with torch.no_grad():
-        assert torch.equal(run(parts.family.units(parts, text), given)["prediction"], parts.family.denoise(parts, given))
+        assert torch.equal(
+            run(parts.family.units(parts, text), given)["prediction"], parts.family.denoise(parts, given)
+        )
 
 
 @pytest.mark.parametrize("text", [False, True])
@@ -59,7 +61,9 @@ def test_gradients_through_units_equal_plain_autograd_bit_for_bit(parts, text):
     assert plain.keys() == split.keys()
     assert all(torch.equal(plain[name], split[name]) for name in plain)
     inside = [name for unit in units for name, _ in unit.module.named_parameters()]
-    assert sorted(inside) == sorted(plain)  # each in exactly one unit, under its full name, and nothing without a gradient
+    assert sorted(inside) == sorted(
+        plain
+    )  # each in exactly one unit, under its full name, and nothing without a gradient
 
 
 @pytest.mark.parametrize("text", [False, True])

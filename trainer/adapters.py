@@ -24,7 +24,15 @@ ADAPTER = "default"  # peft's own name for the only adapter; it is left out of s
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]  # the text encoders' attention, as diffusers' script has it
 
 
-def inject(parts: Parts, settings: Lora, *, dora: bool = False, text: bool = False, dtype: torch.dtype = torch.float32, seed: int = 0) -> int:
+def inject(
+    parts: Parts,
+    settings: Lora,
+    *,
+    dora: bool = False,
+    text: bool = False,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> int:
     """Freeze the model and put adapters into the denoiser, and into the text encoders when `text`; their parameter count.
 
     Call before `Family.units`, which must see the injected modules.
@@ -74,7 +82,10 @@ def _check_targets(model: nn.Module, targets: list[str], rank: int) -> None:
                 "use names such as to_q, to_k, to_v, to_out.0, ff.net.0.proj, ff.net.2, proj_in, proj_out, conv1, conv2",
             )
         if not all(isinstance(module, (nn.Linear, nn.Conv2d)) for module in found):
-            raise ConfigError(f"lora.targets: {target!r} is a {type(found[0]).__name__}", f"name modules that are {' or '.join(sorted(kinds))}")
+            raise ConfigError(
+                f"lora.targets: {target!r} is a {type(found[0]).__name__}",
+                f"name modules that are {' or '.join(sorted(kinds))}",
+            )
     assert rank >= 1
 
 
@@ -110,7 +121,10 @@ def load_state_dict(parts: Parts, tensors: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, parameter in own.items():
             if parameter.shape != tensors[name].shape:
-                raise ConfigError(f"{name} has shape {tuple(tensors[name].shape)}, not {tuple(parameter.shape)}", "use the rank that it was trained with")
+                raise ConfigError(
+                    f"{name} has shape {tuple(tensors[name].shape)}, not {tuple(parameter.shape)}",
+                    "use the rank that it was trained with",
+                )
             parameter.copy_(tensors[name])
 
 
@@ -131,6 +145,10 @@ def layers(parts: Parts) -> Iterator[tuple[str, LoraLayer]]:
 
 def injected(parts: Parts) -> bool:
     return next(layers(parts), None) is not None
+
+
+def is_dora(parts: Parts) -> bool:
+    return any(".lora_magnitude_vector" in name for name, _ in _parameters(parts))
 
 
 def scaling(parts: Parts) -> float:

@@ -72,7 +72,15 @@ def write(
 
 def _complete(parts: Parts) -> Parts:
     """The same parts with freed modules read again from their source (the freed ones were not trained)."""
-    missing = [name for name, gone in (("vae", parts.vae is None), ("text", not parts.text_encoders), ("tokenizer", not parts.tokenizers)) if gone]
+    missing = [
+        name
+        for name, gone in (
+            ("vae", parts.vae is None),
+            ("text", not parts.text_encoders),
+            ("tokenizer", not parts.tokenizers),
+        )
+        if gone
+    ]
     assert parts.unet is not None, "the denoiser has been freed"
     if not missing:
         return parts
@@ -97,7 +105,9 @@ def _again(weights: Weights) -> Callable[[], Iterable[tuple[str, Tensor]]]:
     return weights if callable(weights) else lambda: weights.items()
 
 
-def _values(parts: Parts, trained: Callable[[], Iterable[tuple[str, Tensor]]] | None, lora: bool) -> Callable[[], Iterator[tuple[str, Tensor]]]:
+def _values(
+    parts: Parts, trained: Callable[[], Iterable[tuple[str, Tensor]]] | None, lora: bool
+) -> Callable[[], Iterator[tuple[str, Tensor]]]:
     """All tensors of a format by full name, anew at each call: first the trained ones, then what they leave out."""
 
     def adapter_tensors() -> Iterator[tuple[str, Tensor]]:
@@ -138,7 +148,9 @@ def _check_room(folder: Path, planned: list[File], dtype: torch.dtype, replace: 
         )
 
 
-def _export(own: list[File], values: Callable[[], Iterator[tuple[str, Tensor]]], dtype: torch.dtype, precision: str) -> Exported:
+def _export(
+    own: list[File], values: Callable[[], Iterator[tuple[str, Tensor]]], dtype: torch.dtype, precision: str
+) -> Exported:
     """Write the files of one format under temporary names, compare them, rename."""
     target = own[0].target
     temporary = target.with_name(f".{target.name}.unfinished")
@@ -159,7 +171,9 @@ def _export(own: list[File], values: Callable[[], Iterator[tuple[str, Tensor]]],
                     writer.write(key, tensor)
         for file in own:
             file.finish(temporary)
-        error = max(_compare(file, temporary / file.inside if file.inside else temporary, values(), dtype) for file in own)
+        error = max(
+            _compare(file, temporary / file.inside if file.inside else temporary, values(), dtype) for file in own
+        )
     except BaseException:
         _remove(temporary)
         raise
@@ -182,8 +196,14 @@ def _compare(file: File, path: Path, values: Iterator[tuple[str, Tensor]], dtype
                 stored = opened.get_tensor(key).reshape(-1)[first : first + expected.numel()]
                 if not torch.equal(stored, expected.to(dtype)):
                     if expected.isnan().any():
-                        raise ConfigError(f"{name} holds NaN", "the training has diverged: export an earlier checkpoint, and lower train.learning_rate")
-                    raise ConfigError(f"{path} differs from what was written ({key})", "the disk is failing or full; export to another one")
+                        raise ConfigError(
+                            f"{name} holds NaN",
+                            "the training has diverged: export an earlier checkpoint, and lower train.learning_rate",
+                        )
+                    raise ConfigError(
+                        f"{path} differs from what was written ({key})",
+                        "the disk is failing or full; export to another one",
+                    )
                 if expected.numel():
                     worst = max(worst, (stored.float() - expected).abs().max().item())
                 if worst == float("inf"):

@@ -58,7 +58,12 @@ class File:
 
 def files(name: str, parts: Parts, folder: Path, precision: str, settings: dict[str, str]) -> Iterator[File]:
     """The files of one format: diffusers, single_file, lora_diffusers or lora_kohya."""
-    make = {"diffusers": _diffusers, "single_file": _single_file, "lora_diffusers": _lora_diffusers, "lora_kohya": _lora_kohya}[name]
+    make = {
+        "diffusers": _diffusers,
+        "single_file": _single_file,
+        "lora_diffusers": _lora_diffusers,
+        "lora_kohya": _lora_kohya,
+    }[name]
     yield from make(parts, folder, precision, settings)
 
 
@@ -71,12 +76,20 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def card(parts: Parts, precision: str, settings: Mapping[str, str], *, lora: bool = False, original: bool = True) -> dict[str, str]:
+def card(
+    parts: Parts, precision: str, settings: Mapping[str, str], *, lora: bool = False, original: bool = True
+) -> dict[str, str]:
     """Metadata: the fields of https://github.com/Stability-AI/ModelSpec, and the training settings."""
     family, velocity = parts.family, parts.prediction_type == "v_prediction"
-    architecture = {"sd2": "stable-diffusion-v2-768-v" if velocity else "stable-diffusion-v2-512", "sdxl": "stable-diffusion-xl-v1-base"}
+    architecture = {
+        "sd2": "stable-diffusion-v2-768-v" if velocity else "stable-diffusion-v2-512",
+        "sdxl": "stable-diffusion-xl-v1-base",
+    }
     known = architecture.get(family.name, "stable-diffusion-v1")
-    source = {"sd2": "https://github.com/Stability-AI/stablediffusion", "sdxl": "https://github.com/Stability-AI/generative-models"}
+    source = {
+        "sd2": "https://github.com/Stability-AI/stablediffusion",
+        "sdxl": "https://github.com/Stability-AI/generative-models",
+    }
     implementation = source.get(family.name, "https://github.com/CompVis/stable-diffusion")
     return {
         "format": "pt",
@@ -103,7 +116,13 @@ def _diffusers(parts: Parts, folder: Path, precision: str, settings: dict[str, s
     variant = {"fp16": "torch.float16", "bf16": "torch.bfloat16", "fp32": "torch.float32"}[precision]
     usage = f"{pipeline}.from_pretrained({str(target)!r}, torch_dtype={variant})"
     for model, module in parts.modules().items():
-        file = File("diffusers", target, f"{FOLDERS[model]}/{STEMS[model]}.safetensors", usage, card(parts, precision, settings, original=False))
+        file = File(
+            "diffusers",
+            target,
+            f"{FOLDERS[model]}/{STEMS[model]}.safetensors",
+            usage,
+            card(parts, precision, settings, original=False),
+        )
         # Transformers 5 flattened CLIPTextModel; files keep the older prefix, which every version reads.
         prefix = "text_model." if model == "text" and not hasattr(module, "text_model") else ""
         for name, shape in _shapes(module).items():
@@ -118,7 +137,11 @@ def _write_beside(parts: Parts, place: Path, precision: str) -> None:
     index: dict[str, Any] = {"_class_name": parts.family.pipeline_class, "_diffusers_version": diffusers.__version__}
     for model, module in parts.modules().items():
         config = dict(module.config) if model in ("unet", "vae") else module.config.to_dict()
-        config = {key: value for key, value in config.items() if key not in ("_name_or_path", "_use_default_values", "dtype", "torch_dtype")}
+        config = {
+            key: value
+            for key, value in config.items()
+            if key not in ("_name_or_path", "_use_default_values", "dtype", "torch_dtype")
+        }
         if model in ("unet", "vae"):
             config |= {"_class_name": type(module).__name__, "_diffusers_version": diffusers.__version__}
         else:
@@ -128,13 +151,25 @@ def _write_beside(parts: Parts, place: Path, precision: str) -> None:
     for name, tokenizer in zip(("tokenizer", "tokenizer_2"), parts.tokenizers, strict=False):
         save_tokenizer(tokenizer, place / name)
         index[name] = ["transformers", "CLIPTokenizer"]
-    scheduler = parts.scheduler_config | {"prediction_type": parts.prediction_type, "_diffusers_version": diffusers.__version__}
+    scheduler = parts.scheduler_config | {
+        "prediction_type": parts.prediction_type,
+        "_diffusers_version": diffusers.__version__,
+    }
     _json(place / "scheduler" / "scheduler_config.json", scheduler)
     index["scheduler"] = ["diffusers", scheduler["_class_name"]]
     if "text_2" in parts.modules():
-        index |= {"image_encoder": [None, None], "feature_extractor": [None, None], "force_zeros_for_empty_prompt": True}
+        index |= {
+            "image_encoder": [None, None],
+            "feature_extractor": [None, None],
+            "force_zeros_for_empty_prompt": True,
+        }
     else:
-        index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "image_encoder": [None, None], "requires_safety_checker": False}
+        index |= {
+            "safety_checker": [None, None],
+            "feature_extractor": [None, None],
+            "image_encoder": [None, None],
+            "requires_safety_checker": False,
+        }
     _json(place / "model_index.json", index)
 
 
@@ -145,9 +180,20 @@ def save_tokenizer(tokenizer: CLIPTokenizer, place: Path) -> None:
     _json(place / "vocab.json", model["vocab"], indent=None)
     pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     (place / "merges.txt").write_text("#version: 0.2\n" + "\n".join(pairs) + "\n", encoding="utf-8")
-    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": tokenizer.pad_token}
+    special = {
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": tokenizer.pad_token,
+    }
     _json(place / "special_tokens_map.json", special)
-    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.model_max_length, "do_lower_case": True, "add_prefix_space": False, "errors": "replace"}
+    settings = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": tokenizer.model_max_length,
+        "do_lower_case": True,
+        "add_prefix_space": False,
+        "errors": "replace",
+    }
     _json(place / "tokenizer_config.json", settings | special)
 
 
@@ -185,8 +231,16 @@ def _configurations(parts: Parts) -> dict[str, Any]:
     """What a reader of the file needs to know: the configuration of every part."""
     found: dict[str, Any] = {}
     for model, module in parts.modules().items():
-        config = dict(module.config) if model in ("unet", "vae") else module.config.to_diff_dict() | {"architectures": [type(module).__name__]}
-        found[FOLDERS[model]] = {key: value for key, value in config.items() if not key.startswith("_") and key not in ("dtype", "torch_dtype", "transformers_version")}
+        config = (
+            dict(module.config)
+            if model in ("unet", "vae")
+            else module.config.to_diff_dict() | {"architectures": [type(module).__name__]}
+        )
+        found[FOLDERS[model]] = {
+            key: value
+            for key, value in config.items()
+            if not key.startswith("_") and key not in ("dtype", "torch_dtype", "transformers_version")
+        }
     found["scheduler"] = parts.scheduler_config | {"prediction_type": parts.prediction_type}
     return found
 
@@ -206,7 +260,9 @@ def _lora_diffusers(parts: Parts, folder: Path, precision: str, settings: dict[s
         prefix = "text_model." if model == "text" and not hasattr(parts.text_encoders[0], "text_model") else ""
         change = (lambda tensor: tensor * scale) if ".lora_B." in name else same
         if model != "unet" and inner.endswith(".lora_magnitude_vector"):
-            inner += ".weight"  # without it transformers 5.23 drops DoRA's magnitudes of a text encoder; peft reads both
+            inner += (
+                ".weight"  # without it transformers 5.23 drops DoRA's magnitudes of a text encoder; peft reads both
+            )
         file.add(name, f"{FOLDERS[model]}.{prefix}{inner}", tuple(tensor.shape), change)
     yield file
 
@@ -217,22 +273,41 @@ def _lora_kohya(parts: Parts, folder: Path, precision: str, settings: dict[str, 
     xl = parts.family.name == "sdxl"
     paths = ldm.unet_paths(parts.unet) if xl else {}
     prefixes = {"unet": "lora_unet", "text": "lora_te1" if xl else "lora_te", "text_2": "lora_te2"}
-    base = {"sd2": "sd_v2" if parts.prediction_type == "epsilon" else "sd_v2_v", "sdxl": "sdxl_base_v1-0"}.get(parts.family.name, "sd_v1")
+    base = {"sd2": "sd_v2" if parts.prediction_type == "epsilon" else "sd_v2_v", "sdxl": "sdxl_base_v1-0"}.get(
+        parts.family.name, "sd_v1"
+    )
     rank, scale = _rank(parts), adapters.scaling(parts)
-    network = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank * scale), "ss_base_model_version": base}
-    usage = f"put {target} into ComfyUI's models/loras, or pipeline.load_lora_weights({str(target)!r})"
+    network = {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": str(rank * scale),
+        "ss_base_model_version": base,
+    }
+    usage = f"put {target} into ComfyUI's models/loras"
+    if not adapters.is_dora(parts):  # diffusers 0.42 leaves kohya's dora_scale out
+        usage += f", or pipeline.load_lora_weights({str(target)!r})"
     file = File("lora_kohya", target, "", usage, card(parts, precision, settings, lora=True) | network)
-    endings = {"lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight", "lora_magnitude_vector": "dora_scale"}
+    endings = {
+        "lora_A.weight": "lora_down.weight",
+        "lora_B.weight": "lora_up.weight",
+        "lora_magnitude_vector": "dora_scale",
+    }
     for name, tensor in adapters.state_dict(parts).items():
         model, _, inner = name.partition(".")
-        path, ending = next((inner.removesuffix(f".{old}"), new) for old, new in endings.items() if inner.endswith(f".{old}"))
+        path, ending = next(
+            (inner.removesuffix(f".{old}"), new) for old, new in endings.items() if inner.endswith(f".{old}")
+        )
         if model == "unet":
             path = ldm.renamed(path, paths)
         elif not path.startswith("text_model.") and path != "text_projection":
             path = f"text_model.{path}"
         key = f"{prefixes[model]}_{path.replace('.', '_')}"
         # DoRA's magnitudes are a column there: one for each output row of the weight.
-        shape = (tensor.numel(), *(1,) * (_weight(parts, name).dim() - 1)) if ending == "dora_scale" else tuple(tensor.shape)
+        shape = (
+            (tensor.numel(), *(1,) * (_weight(parts, name).dim() - 1))
+            if ending == "dora_scale"
+            else tuple(tensor.shape)
+        )
         file.add(name, f"{key}.{ending}", shape)
         if ending == "lora_down.weight":
             file.shapes[f"{key}.alpha"] = ()
@@ -247,5 +322,3 @@ def _rank(parts: Parts) -> int:
 def _weight(parts: Parts, name: str) -> Tensor:
     model, _, inner = name.partition(".")
     return parts.modules()[model].get_submodule(inner.removesuffix(".lora_magnitude_vector")).get_base_layer().weight
-
-

@@ -9,7 +9,21 @@ from trainer.models.sdxl import SDXL
 
 FAMILIES: tuple[Family, ...] = (SD1, SD2, SDXL)
 
-__all__ = ["DEMO", "FAMILIES", "SD1", "SD2", "SDXL", "Defaults", "Facts", "Family", "Parts", "abar", "describe", "family", "load"]
+__all__ = [
+    "DEMO",
+    "FAMILIES",
+    "SD1",
+    "SD2",
+    "SDXL",
+    "Defaults",
+    "Facts",
+    "Family",
+    "Parts",
+    "abar",
+    "describe",
+    "family",
+    "load",
+]
 
 
 def family(name: str) -> Family:

@@ -44,11 +44,22 @@ class Facts:
     configs: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
 
     def asdict(self) -> dict[str, Any]:
-        return {"kind": self.kind, "path": str(self.path), "resolution": self.resolution, "prediction_type": self.prediction_type, "prediction_from": self.prediction_from}
+        return {
+            "kind": self.kind,
+            "path": str(self.path),
+            "resolution": self.resolution,
+            "prediction_type": self.prediction_type,
+            "prediction_from": self.prediction_from,
+        }
 
 
 def describe(
-    source: str, *, family: str = "auto", revision: str | None = None, variant: str | None = None, prediction_type: str = "auto"
+    source: str,
+    *,
+    family: str = "auto",
+    revision: str | None = None,
+    variant: str | None = None,
+    prediction_type: str = "auto",
 ) -> tuple[Family, Facts]:
     """The family of `source` (with the resolution its own configuration names) and its facts."""
     path = Path(source).expanduser()
@@ -63,7 +74,9 @@ def describe(
     else:
         raise ConfigError(f"no model at {source!r}", "check the path; " + WHAT_WORKS)
     if family not in ("auto", found.name) and not (family == "sd1" and found.name == "demo"):
-        raise ConfigError(f"{source} is {found.title}, not {family}", f"leave model.family at auto, or set it to {found.name}")
+        raise ConfigError(
+            f"{source} is {found.title}, not {family}", f"leave model.family at auto, or set it to {found.name}"
+        )
     if prediction_type != "auto":
         facts = replace(facts, prediction_type=prediction_type, prediction_from="model.prediction_type")
     return replace(found, resolution=facts.resolution), facts
@@ -75,10 +88,17 @@ def _folder(kind: str, path: Path) -> tuple[StableDiffusion, Facts]:
         raise ConfigError(_what_lies_in(path), WHAT_WORKS)
     parts = json.loads(index.read_text())
     if "unet" not in parts or "text_encoder" not in parts:
-        raise ConfigError(f"{path} is a {parts.get('_class_name', 'pipeline of another kind')}, which has no text-conditioned UNet", WHAT_WORKS)
+        raise ConfigError(
+            f"{path} is a {parts.get('_class_name', 'pipeline of another kind')}, which has no text-conditioned UNet",
+            WHAT_WORKS,
+        )
     if "Inpaint" in parts.get("_class_name", "") or "Upscale" in parts.get("_class_name", ""):
         raise ConfigError(f"{path} is a {parts['_class_name']}, not a text-to-image model", WHAT_WORKS)
-    files = {part: path / part / "config.json" for part in ("unet", "vae", "text_encoder", "text_encoder_2") if parts.get(part, [None])[0]}
+    files = {
+        part: path / part / "config.json"
+        for part in ("unet", "vae", "text_encoder", "text_encoder_2")
+        if parts.get(part, [None])[0]
+    }
     files["scheduler"] = path / "scheduler" / "scheduler_config.json"
     missing = [file for file in files.values() if not file.is_file()]
     if missing:
@@ -87,7 +107,9 @@ def _folder(kind: str, path: Path) -> tuple[StableDiffusion, Facts]:
     found = _family(str(path), configs["unet"])
     scale = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
     prediction = configs["scheduler"].get("prediction_type", "epsilon")
-    return found, Facts(kind, path, configs["unet"]["sample_size"] * scale, prediction, "the scheduler's configuration", configs)
+    return found, Facts(
+        kind, path, configs["unet"]["sample_size"] * scale, prediction, "the scheduler's configuration", configs
+    )
 
 
 def _what_lies_in(path: Path) -> str:
@@ -100,13 +122,22 @@ def _what_lies_in(path: Path) -> str:
 
 def _family(source: str, unet: dict[str, Any]) -> StableDiffusion:
     if unet.get("in_channels") != 4 or unet.get("out_channels") != 4:
-        kind = "an inpainting model" if unet.get("in_channels") == 9 else f"a model with {unet.get('in_channels')} input channels"
+        kind = (
+            "an inpainting model"
+            if unet.get("in_channels") == 9
+            else f"a model with {unet.get('in_channels')} input channels"
+        )
         raise ConfigError(f"{source} is {kind}", WHAT_WORKS)
     if unet.get("class_embed_type") or unet.get("num_class_embeds") or unet.get("encoder_hid_dim_type"):
-        raise ConfigError(f"the UNet of {source} has conditions that are unknown here (class_embed_type, encoder_hid_dim_type)", WHAT_WORKS)
+        raise ConfigError(
+            f"the UNet of {source} has conditions that are unknown here (class_embed_type, encoder_hid_dim_type)",
+            WHAT_WORKS,
+        )
     if unet.get("addition_embed_type") == "text_time":
         if unet.get("cross_attention_dim") == 1280:
-            raise ConfigError(f"{source} is the SDXL refiner, which has only one text encoder", "train the SDXL base model")
+            raise ConfigError(
+                f"{source} is the SDXL refiner, which has only one text encoder", "train the SDXL base model"
+            )
         return SDXL
     if unet.get("addition_embed_type"):
         raise ConfigError(f"the UNet of {source} has addition_embed_type {unet['addition_embed_type']!r}", WHAT_WORKS)
@@ -147,17 +178,24 @@ def _inside(path: Path, head: Header) -> tuple[StableDiffusion, dict[str, Any]]:
         return _family(path.name, configs["unet"]), configs
     if any(".lora_" in name or name.startswith("lora_") for name in names):
         raise ConfigError(f"{path.name} is an adapter (LoRA), not a model", "name the model that it was made for")
-    if any("double_blocks." in name or "joint_blocks." in name or "transformer_blocks.0.attn.add_" in name for name in names):
+    if any(
+        "double_blocks." in name or "joint_blocks." in name or "transformer_blocks.0.attn.add_" in name
+        for name in names
+    ):
         raise ConfigError(f"{path.name} is a diffusion transformer (Flux, SD 3 or the like)", WHAT_WORKS)
     if any(name.startswith(("down_blocks.", "encoder.down_blocks.", "text_model.")) for name in names):
-        raise ConfigError(f"{path.name} is one part of a diffusers folder", "name the folder that holds model_index.json")
+        raise ConfigError(
+            f"{path.name} is one part of a diffusers folder", "name the folder that holds model_index.json"
+        )
     if f"{ROOT}input_blocks.0.0.weight" not in names:
         raise ConfigError(f"{path.name} holds no Stable Diffusion UNet (no {ROOT}... tensors)", WHAT_WORKS)
     channels = names[f"{ROOT}input_blocks.0.0.weight"][1][1]
     if channels != 4:
         kind = "an inpainting model" if channels == 9 else f"a model with {channels} input channels"
         raise ConfigError(f"{path.name} is {kind}", WHAT_WORKS)
-    widths = {shape[1] for name, (_, shape) in names.items() if name.endswith("attn2.to_k.weight") and name.startswith(ROOT)}
+    widths = {
+        shape[1] for name, (_, shape) in names.items() if name.endswith("attn2.to_k.weight") and name.startswith(ROOT)
+    }
     families = {768: SD1, 1024: SD2, 2048: SDXL}
     if len(widths) != 1 or not widths <= families.keys():
         kind = "the SDXL refiner" if widths == {1280} else f"a UNet with text width {sorted(widths)}"

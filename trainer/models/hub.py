@@ -13,7 +13,12 @@ from pathlib import Path
 from trainer.config import ConfigError
 
 SMALL = ["model_index.json", "*/config.json", "scheduler/*", "tokenizer/*", "tokenizer_2/*"]
-STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model", "text_encoder_2": "model"}
+STEMS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+}
 
 
 def is_id(source: str) -> bool:
@@ -29,7 +34,15 @@ def configurations(source: str, revision: str | None) -> Path:
 def weights(source: str, revision: str | None, variant: str | None, parts: Iterable[str]) -> Path:
     """Fetch the safetensors files of `parts` too; the snapshot folder."""
     dot = f".{variant}" if variant else ""
-    patterns = [pattern for part in parts for pattern in (f"{part}/{STEMS[part]}{dot}.safetensors", f"{part}/{STEMS[part]}{dot}-*-of-*.safetensors", f"{part}/*.safetensors.index*.json")]
+    patterns = [
+        pattern
+        for part in parts
+        for pattern in (
+            f"{part}/{STEMS[part]}{dot}.safetensors",
+            f"{part}/{STEMS[part]}{dot}-*-of-*.safetensors",
+            f"{part}/*.safetensors.index*.json",
+        )
+    ]
     return fetch(source, revision, SMALL + patterns)
 
 
@@ -44,18 +57,38 @@ def fetch(source: str, revision: str | None, patterns: list[str]) -> Path:
 
 def _in_words(source: str, revision: str | None, call: Callable[[], Path]) -> Path:
     import httpx
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     elsewhere = "or give a diffusers folder or a .safetensors file on this machine"
     try:
         return call()
     except GatedRepoError as error:
-        raise ConfigError(f"{source} asks for consent to its licence", f"agree on https://huggingface.co/{source}, then run `hf auth login`; {elsewhere}") from error
+        raise ConfigError(
+            f"{source} asks for consent to its licence",
+            f"agree on https://huggingface.co/{source}, then run `hf auth login`; {elsewhere}",
+        ) from error
     except RevisionNotFoundError as error:
-        raise ConfigError(f"{source} has no revision {revision!r}", "leave model.revision out, or name a branch, tag or commit of it") from error
+        raise ConfigError(
+            f"{source} has no revision {revision!r}", "leave model.revision out, or name a branch, tag or commit of it"
+        ) from error
     except RepositoryNotFoundError as error:
-        raise ConfigError(f"the hub has no model {source}, or it is private", f"check the spelling; for a private model run `hf auth login`; {elsewhere}") from error
+        raise ConfigError(
+            f"the hub has no model {source}, or it is private",
+            f"check the spelling; for a private model run `hf auth login`; {elsewhere}",
+        ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise ConfigError(f"{source} is not in the local cache and the hub cannot be reached", f"connect once (and unset HF_HUB_OFFLINE), {elsewhere}") from error
+        raise ConfigError(
+            f"{source} is not in the local cache and the hub cannot be reached",
+            f"connect once (and unset HF_HUB_OFFLINE), {elsewhere}",
+        ) from error
     except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        raise ConfigError(f"the hub did not answer for {source} ({type(error).__name__}: {error})", f"try again later, {elsewhere}") from error
+        raise ConfigError(
+            f"the hub did not answer for {source} ({type(error).__name__}: {error})", f"try again later, {elsewhere}"
+        ) from error

@@ -26,7 +26,12 @@ from trainer.models.sd import StableDiffusion, build_encoder
 ALL = ("unet", "vae", "text", "tokenizer")
 WHOLE_BYTES = 64 * 2**20  # files up to this size are hashed whole
 EDGE_BYTES = 2**20
-CLASSES = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+CLASSES = {
+    "unet": UNet2DConditionModel,
+    "vae": AutoencoderKL,
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,
+}
 
 
 def load(
@@ -46,7 +51,11 @@ def load(
     wanted = [part for part in ("unet", "vae") if part in parts and not (part == "vae" and vae)]
     wanted += encoders if "text" in parts else []
     path = hub.weights(source, revision, variant, wanted) if facts.kind == "hub" else facts.path
-    modules = _from_file(path, found, facts, wanted, dtype) if facts.kind == "file" else _from_folder(path, wanted, dtype, variant)
+    modules = (
+        _from_file(path, found, facts, wanted, dtype)
+        if facts.kind == "file"
+        else _from_folder(path, wanted, dtype, variant)
+    )
     if vae and "vae" in parts:
         modules["vae"] = _another_vae(vae, dtype)
     for module in modules.values():
@@ -70,11 +79,19 @@ def _from_folder(path: Path, wanted: list[str], dtype: torch.dtype, variant: str
     for part in wanted:
         place = path / part
         if not any(place.glob("*.safetensors")):
-            raise ConfigError(f"{place} has no .safetensors weights", "take a version of the model with safetensors files; pickled .bin files are not read")
+            raise ConfigError(
+                f"{place} has no .safetensors weights",
+                "take a version of the model with safetensors files; pickled .bin files are not read",
+            )
         try:
-            modules[part] = CLASSES[part].from_pretrained(place, torch_dtype=dtype, use_safetensors=True, variant=variant, local_files_only=True)
+            modules[part] = CLASSES[part].from_pretrained(
+                place, torch_dtype=dtype, use_safetensors=True, variant=variant, local_files_only=True
+            )
         except (OSError, SafetensorError, ValueError) as error:
-            raise ConfigError(f"the weights in {place} cannot be read: {str(error).splitlines()[0]}", "copy or download them again; check model.variant") from error
+            raise ConfigError(
+                f"the weights in {place} cannot be read: {str(error).splitlines()[0]}",
+                "copy or download them again; check model.variant",
+            ) from error
     return modules
 
 
@@ -86,7 +103,9 @@ def empty(part: str, config: dict[str, Any]) -> nn.Module:
         return build_encoder(config)
 
 
-def _from_file(path: Path, family: StableDiffusion, facts: Facts, wanted: list[str], dtype: torch.dtype) -> dict[str, nn.Module]:
+def _from_file(
+    path: Path, family: StableDiffusion, facts: Facts, wanted: list[str], dtype: torch.dtype
+) -> dict[str, nn.Module]:
     """Fill the modules from an original checkpoint, tensor by tensor."""
     short = {"unet": "unet", "vae": "vae", "text_encoder": "text", "text_encoder_2": "text_2"}
     modules = {part: empty(part, facts.configs[part]) for part in wanted}
@@ -96,8 +115,15 @@ def _from_file(path: Path, family: StableDiffusion, facts: Facts, wanted: list[s
         there = set(file.keys())
         missing = [entry.key for entry in entries if entry.key not in there]
         if missing:
-            what = "no VAE" if all(key.startswith("first_stage") for key in missing) else f"{len(missing)} of {len(entries)} tensors missing, such as {missing[0]}"
-            raise ConfigError(f"{path.name} is incomplete: {what}", "take the full checkpoint" + (", or name a VAE with model.vae" if what == "no VAE" else ""))
+            what = (
+                "no VAE"
+                if all(key.startswith("first_stage") for key in missing)
+                else f"{len(missing)} of {len(entries)} tensors missing, such as {missing[0]}"
+            )
+            raise ConfigError(
+                f"{path.name} is incomplete: {what}",
+                "take the full checkpoint" + (", or name a VAE with model.vae" if what == "no VAE" else ""),
+            )
         loose: dict[str, dict[str, torch.Tensor]] = {short[part]: {} for part in wanted}
         for entry in entries:
             for name, tensor in entry.unpack(file.get_tensor(entry.key)).items():
@@ -107,7 +133,10 @@ def _from_file(path: Path, family: StableDiffusion, facts: Facts, wanted: list[s
         try:
             module.load_state_dict(loose.pop(short[part]), assign=True)
         except RuntimeError as error:
-            raise ConfigError(f"{part} in {path.name} has other shapes than {family.title}: {str(error).splitlines()[1].strip()}", "use the original checkpoint of the family") from error
+            raise ConfigError(
+                f"{part} in {path.name} has other shapes than {family.title}: {str(error).splitlines()[1].strip()}",
+                "use the original checkpoint of the family",
+            ) from error
     return modules
 
 
@@ -117,10 +146,25 @@ def _another_vae(source: str, dtype: torch.dtype) -> nn.Module:
     if path.suffix == ".safetensors" and path.is_file():
         return _vae_file(path, dtype)
     if not path.is_dir() and hub.is_id(source):
-        path = hub.fetch(source, None, ["config.json", "vae/config.json", "diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"])
-    place = next((each for each in (path, path / "vae") if (each / "config.json").is_file() and any(each.glob("*.safetensors"))), None)
+        path = hub.fetch(
+            source,
+            None,
+            [
+                "config.json",
+                "vae/config.json",
+                "diffusion_pytorch_model.safetensors",
+                "vae/diffusion_pytorch_model.safetensors",
+            ],
+        )
+    place = next(
+        (each for each in (path, path / "vae") if (each / "config.json").is_file() and any(each.glob("*.safetensors"))),
+        None,
+    )
     if place is None:
-        raise ConfigError(f"no VAE at {source!r}", "give a folder with config.json and diffusion_pytorch_model.safetensors, or a hub id")
+        raise ConfigError(
+            f"no VAE at {source!r}",
+            "give a folder with config.json and diffusion_pytorch_model.safetensors, or a hub id",
+        )
     return AutoencoderKL.from_pretrained(place, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
 
 
@@ -135,7 +179,10 @@ def _vae_file(path: Path, dtype: torch.dtype) -> nn.Module:
         prefix = "" if "first_stage_model.encoder.conv_in.weight" in there else "first_stage_model."
         absent = [entry.key for entry in entries if entry.key.removeprefix(prefix) not in there]
         if absent:
-            raise ConfigError(f"{path.name} is not a VAE of Stable Diffusion ({absent[0]} is missing)", "give a folder with config.json, or a .safetensors VAE in the original key names")
+            raise ConfigError(
+                f"{path.name} is not a VAE of Stable Diffusion ({absent[0]} is missing)",
+                "give a folder with config.json, or a .safetensors VAE in the original key names",
+            )
         tensors = {}
         for entry in entries:
             for name, tensor in entry.unpack(file.get_tensor(entry.key.removeprefix(prefix))).items():

@@ -123,5 +123,11 @@ def build_encoder(config: Settings) -> nn.Module:
     return (CLIPTextModelWithProjection if projected else CLIPTextModel)(CLIPTextConfig(**settings)).eval()
 
 
-TINY_TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2, "projection_dim": 32}
+TINY_TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+    "projection_dim": 32,
+}
 TINY_VAE = {"block_out_channels": [16, 16, 16, 16], "layers_per_block": 1, "norm_num_groups": 8, "sample_size": 64}

@@ -70,8 +70,12 @@ def split(encoders: list[nn.Module]) -> list[Unit]:
         return units
     first, second = encoders
     one = _layers(units, "text", "text", first, "input_ids", len(first.encoder.layers) - 1)
-    two = _layers(units, "text_2", "text_2.text_model", second.text_model, "input_ids_2", len(second.text_model.encoder.layers))
-    units.append(Unit("text_2.join", nn.Module(), (one[-1], two[-2]), ("text",), lambda a, b: torch.cat([a, b], dim=-1)))
+    two = _layers(
+        units, "text_2", "text_2.text_model", second.text_model, "input_ids_2", len(second.text_model.encoder.layers)
+    )
+    units.append(
+        Unit("text_2.join", nn.Module(), (one[-1], two[-2]), ("text",), lambda a, b: torch.cat([a, b], dim=-1))
+    )
     units.append(_pooled(second, two[-1]))
     return units
 
@@ -81,7 +85,9 @@ def _layers(units: list[Unit], model: str, path: str, encoder: nn.Module, ids: s
 
     def through(layer: nn.Module):
         def run(hidden: Tensor) -> Tensor:  # (B, 77, C)
-            mask = create_causal_mask(config=encoder.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None)
+            mask = create_causal_mask(
+                config=encoder.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None
+            )
             return layer(hidden, mask, is_causal=True)
 
         return run

@@ -62,7 +62,9 @@ def split(unet: nn.Module) -> list[Unit]:
 
 def _refuse_the_unknown(unet: nn.Module) -> None:
     config = unet.config
-    assert config.class_embed_type is None and config.num_class_embeds is None, "class-conditional UNets are unknown here"
+    assert config.class_embed_type is None and config.num_class_embeds is None, (
+        "class-conditional UNets are unknown here"
+    )
     assert config.addition_embed_type in (None, "text_time"), config.addition_embed_type
     assert config.encoder_hid_dim_type is None and unet.time_embed_act is None and not config.center_input_sample
     known = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D", "UNetMidBlock2DCrossAttn"}
