@@ -54,18 +54,18 @@ def sample(command: Command) -> int:
     seeds = list(range(config.train.seed, config.train.seed + max(config.sample.num_validation_images, 1)))
     output = Path(config.run.output_dir) if config.run.output_dir else None
 
-    from trainer import stages
+    from trainer import revisit
 
-    return _show(stages.sample_run(run, prompts, seeds, output, config), config)
+    return _show(revisit.sample_run(run, prompts, seeds, output, config), config)
 
 
 def export(command: Command) -> int:
     run, config = _run_settings(command)
     output = Path(config.run.output_dir) if config.run.output_dir else None
 
-    from trainer import stages
+    from trainer import revisit
 
-    return _show(stages.export_run(run, config.export.formats, config.export.precision, output), config)
+    return _show(revisit.export_run(run, config.export.formats, config.export.precision, output), config)
 
 
 def doctor(command: Command) -> int:

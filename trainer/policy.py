@@ -62,3 +62,9 @@ class Policy:
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"compute": str(self.compute).removeprefix("torch.")}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Policy:
+        """The inverse of `as_json`."""
+        hyper = AdamHyper(**values["hyper"] | {"betas": tuple(values["hyper"]["betas"])})
+        return cls(**values | {"compute": getattr(torch, values["compute"]), "hyper": hyper})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from trainer.data import PhotoSet
 from trainer.dataset import Dataset
 from trainer.ema import Average
 from trainer.engine import Engine
-from trainer.events import CheckpointSaved, Controls, Event, Finished, Notice, PhotosScanned, RunStarted
+from trainer.events import Controls, Event, Finished, Notice, PhotosScanned, RunStarted
 from trainer.models import Parts
 from trainer.objective import Objective
 from trainer.phases import Phase
@@ -68,7 +68,8 @@ def prepare(config: Config) -> Prepared:
     """Everything that can be known without loading weights. Raises ConfigError with the fix; writes nothing."""
     config = config.model_copy(deep=True)
     settle.subject(config)
-    family, facts = models.describe(config.model.name or "demo", family=config.model.family, revision=config.model.revision, variant=config.model.variant)
+    family, facts = models.describe(config.model.name, family=config.model.family, revision=config.model.revision,
+                                    variant=config.model.variant, prediction_type=config.model.prediction_type)  # fmt: skip
     settle.learning(config, family)
     photos = data.scan(config.data, family.resolution)
     settle.schedule(config, family, photos)
@@ -97,7 +98,7 @@ def _announce(ready: Prepared) -> Iterator[Event]:
     config, photos = ready.config, ready.photos
     ready.run.mkdir(parents=True, exist_ok=True)
     overlay.write(config, config.provenance, ready.run / "config.toml")
-    yield RunStarted(str(ready.run), config.model_dump(), dict(config.provenance), device_name(ready.device), config.model.name or "demo",
+    yield RunStarted(str(ready.run), config.model_dump(), dict(config.provenance), device_name(ready.device), config.model.name,
                      versions(), str(ready.resume or ""))  # fmt: skip
     yield PhotosScanned(photos.summary, [photo.path for photo in photos.photos], photos.ignored, list(photos.problems))
     yield from ready.notices
@@ -121,11 +122,10 @@ def _build(ready: Prepared) -> Iterator[Event]:
     config, device, plan = ready.config, ready.device, ready.plan
     folder = Path(config.run.cache_dir)
     phase = Phase("load", device)
-    yield phase.start(detail=config.model.name or "demo")
-    parts = models.load(config.model.name or "demo", family=config.model.family, revision=config.model.revision,
-                        variant=config.model.variant, vae=config.model.vae)  # fmt: skip
-    if config.model.prediction_type != "auto":
-        parts.prediction_type = config.model.prediction_type
+    yield phase.start(detail=config.model.name)
+    model = config.model
+    parts = models.load(model.name, family=model.family, revision=model.revision, variant=model.variant, vae=model.vae,
+                        prediction_type=model.prediction_type)  # fmt: skip
     yield phase.end(f"{ready.family.name}, {sum(p.numel() for p in parts.unet.parameters()) / 1e6:.1f} million parameters in the denoiser")
     yield from identifier.warnings_for(config.data.identifier, config.data.class_name, parts.tokenizers[0])
 
@@ -211,11 +211,21 @@ def _preview(ready: Prepared, job: loop.Job, parts: Parts, dataset: Dataset, ste
     if not per_prompt or not prompts:
         return
     rows = [(prompt, config.train.seed + i) for prompt in prompts for i in range(per_prompt)]
-    texts = dataset.texts or (yield from cache.encode_prompts(parts, _drawn_prompts(config), ready.device, None))
+    texts = dataset.texts or live_texts(job.engine, dataset.tokens, [*prompts, config.sample.negative_prompt])
     with job.engine.parked():
         yield from sample.preview(parts, job.engine.as_module(parts.unet), texts, [p for p, _ in rows], [s for _, s in rows],
                                   ready.run / "samples", step, look=_look(config), device=ready.device,
                                   batch_size=config.sample.batch_size or plan.sample_batch, tile=plan.vae_tile, vae_dtype=plan.vae_dtype)  # fmt: skip
+
+
+def live_texts(engine: Engine, tokens: dict[str, dict[str, torch.Tensor]], prompts: list[str]) -> dict[str, dict[str, torch.Tensor]]:
+    """Embeddings by the text encoder as it is now, where it is being trained."""
+    texts = {}
+    for prompt in dict.fromkeys(prompts):
+        ids = {name: row[None] for name, row in tokens[prompt].items()}
+        names = ("text", "pooled") if len(ids) > 1 else ("text",)
+        texts[prompt] = {name: engine.forward(ids, name)[0].float().cpu() for name in names}
+    return texts
 
 
 def _look(config: Config) -> Look:
@@ -226,14 +236,11 @@ def _look(config: Config) -> Look:
 
 def _export(ready: Prepared, engine: Engine, parts: Parts, average: Average | None) -> Iterator[Event]:
     config = ready.config
-    weights = average.values.items() if average else engine.master()
-    phase = Phase("export", ready.device)
-    yield phase.start(len(config.export.formats))
-    yield from export.write(parts, weights, ready.run / "model", config.export.formats, config.export.precision, _metadata(config))
-    yield phase.end()
+    weights = average.values if average else engine.master
+    yield from export.write(parts, weights, ready.run / "model", config.export.formats, config.export.precision, metadata(config), replace=True)
 
 
-def _metadata(config: Config) -> dict[str, str]:
+def metadata(config: Config) -> dict[str, str]:
     keys = ("model.name", "data.instance_prompt", "data.resolution", "prior.with_prior_preservation", "prior.class_prompt",
             "prior.prior_loss_weight", "train.method", "train.max_train_steps", "train.learning_rate", "train.train_text_encoder",
             "train.optimizer", "train.snr_gamma", "train.seed")  # fmt: skip
