@@ -3,138 +3,232 @@
     m <- b1 m + (1 - b1) g      v <- b2 v + (1 - b2) g^2      w <- w (1 - lr wd) - lr m^ / (sqrt(v^) + eps)
 
 All arithmetic is fp32 in the order of torch.optim.AdamW (with fp32 state the CPU results are equal bit for bit); only
-the storage differs: 24-bit or stochastically rounded weights (weights24.py), 8- or 4-bit moments (moments.py). One
-launch updates a whole unit, and its clip factor and overflow flag are read on the device: the host never waits.
+the storage differs: 24-bit or randomly rounded weights (weights24.py), 8- or 4-bit moments (moments.py). One launch
+updates a whole unit, and its clip factor and overflow flag are read on the device: the host never waits.
 """
 
 from __future__ import annotations
+
+import struct
 
 import torch
 from torch import Tensor
 
 from .adamw_state import ALIGN, CHUNK, State, block_bytes, chunks, layout, moment_slices, views
-from .moments import FORMATS, dequantise_m, dequantise_v, quantise_m, quantise_v
+from .moments import FORMATS, decode, encode
 from .weights24 import pack, random_bits, random_key, round_randomly, unpack
 
-__all__ = ["ALIGN", "CHUNK", "State", "adam_", "block_bytes", "layout", "reference", "step_", "views"]
+try:
+    import triton
+    import triton.language as tl
+
+    from .moments import decode_tile, encode_tile, load_codes, store_codes
+    from .weights24 import pack_tile, random_tile, round_randomly_tile, unpack_tile, widen_tile
+except ImportError:  # no Triton, no CUDA path: everything below works by `reference`
+    triton = None
+
+__all__ = ["ALIGN", "CHUNK", "State", "adam_", "block_bytes", "layout", "reference", "scalars", "step_", "views"]
+
+BLOCK = 1024  # elements of one program; a multiple of every group
 
 
 def step_(
     state: State,
     grad: Tensor,
     *,
-    lr: float,
+    lr: float = 0.0,
     beta1: float = 0.9,
     beta2: float = 0.999,
     eps: float = 1e-8,
     weight_decay: float = 0.0,
-    step: int,
+    step: int = 1,
     clip_scale: Tensor | None = None,
     skip: Tensor | None = None,
     seed: int = 0,
+    numbers: Tensor | None = None,
 ) -> None:
     """Update `state` in place from `grad` (n elements, any float dtype). `step` counts from 1.
 
     clip_scale: 0-d, multiplies the gradient (clipping and inverse loss scale). skip: 0-d, nonzero leaves all as it is.
-    seed: of stochastic rounding; give every unit its own, so that their noises are independent.
+    seed: of random rounding; give every unit its own, so that their noises are independent.
+    numbers: `scalars(...)` as an int32 tensor on the device, in place of lr, weight_decay, step and seed, for a step
+    that is captured once in a CUDA graph and replayed with new numbers.
     """
     t = state.tensors
+    assert grad.numel() == state.n
+    words = scalars(lr, beta1, beta2, weight_decay, step, seed)
     _op(
-        t["weight"], t.get("correction"), t["m"], t.get("m_scale"), t["v"], t.get("v_scale"), grad.reshape(-1), clip_scale, skip,
-        state.moments, lr, beta1, beta2, eps, weight_decay, step, seed,
+        t["weight"], t.get("correction"), t["m"], t.get("m_scale"), t["v"], t.get("v_scale"), grad.reshape(-1),
+        clip_scale, skip, numbers, words, state.moments, beta1, beta2, eps,
     )  # fmt: skip
 
 
+def scalars(lr: float, beta1: float, beta2: float, weight_decay: float, step: int, seed: int) -> list[int]:
+    """What changes from step to step, as five int32 words: decay factor, step size and sqrt(1 - b2^t) in fp32 bits,
+    and the two words of the random stream's key."""
+    step = max(step, 1)
+    floats = (1 - lr * weight_decay, -(lr / (1 - beta1**step)), (1 - beta2**step) ** 0.5)
+    return [*struct.unpack("3i", struct.pack("3f", *floats)), *struct.unpack("2i", struct.pack("2I", *random_key(seed, step)))]
+
+
 def adam_(
-    w: Tensor,
-    m: Tensor,
-    v: Tensor,
-    g: Tensor,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    step: int,
-) -> None:
+    w: Tensor, m: Tensor, v: Tensor, g: Tensor, decay: float, size: float, root: float, beta1: float, beta2: float, eps: float
+) -> None:  # fmt: skip
     """AdamW in place on fp32 tensors, operation by operation as torch.optim.AdamW does it."""
-    if weight_decay != 0:
-        w.mul_(1 - lr * weight_decay)
+    if decay != 1:
+        w.mul_(decay)
     m.lerp_(g, 1 - beta1)
     v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-    denominator = (v.sqrt() / (1 - beta2**step) ** 0.5).add_(eps)
-    w.addcdiv_(m, denominator, value=-(lr / (1 - beta1**step)))
+    w.addcdiv_(m, (v.sqrt() / root).add_(eps), value=size)
 
 
 def reference(
-    weight: Tensor, correction: Tensor | None, m: Tensor, m_scale: Tensor | None, v: Tensor, v_scale: Tensor | None, grad: Tensor,
-    clip_scale: Tensor | None, skip: Tensor | None, moments: str,
-    lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int, seed: int,
+    weight: Tensor, correction: Tensor | None, m: Tensor, m_scale: Tensor | None, v: Tensor, v_scale: Tensor | None,
+    grad: Tensor, clip_scale: Tensor | None, skip: Tensor | None, numbers: Tensor | None, words: list[int],
+    moments: str, beta1: float, beta2: float, eps: float,
 ) -> None:  # fmt: skip
     """The same step in torch operations, CHUNK elements at a time, so that no fp32 copy of a whole buffer appears."""
     if skip is not None and bool(skip):
         return
+    words = words if numbers is None else numbers.tolist()
+    decay, size, root = struct.unpack("3f", struct.pack("3i", *words[:3]))
     form = FORMATS.get(moments)
-    key = random_key(seed, step)
     for part in chunks(weight.numel()):
-        n = part.stop - part.start
         g = grad[part].to(torch.float32)
         if clip_scale is not None:
             g = g * clip_scale
-        if correction is not None:
-            w = unpack(weight[part], correction[part])
-        else:
-            w = weight[part].to(torch.float32)
+        w = weight[part].to(torch.float32) if correction is None else unpack(weight[part], correction[part])
+        random = None
+        if form is not None or (correction is None and weight.dtype != torch.float32):
+            places = torch.arange(part.start, part.stop, dtype=torch.int32, device=weight.device)
+            random = random_bits(places, (words[3], words[4]))
         if form is None:
-            m_part, v_part = m[part], v[part]
+            adam_(w, m[part], v[part], g, decay, size, root, beta1, beta2, eps)
         else:
             codes, scales = moment_slices(form, part.start, part.stop)
-            m_part = dequantise_m(m[codes], m_scale[scales], form, n)
-            v_part = dequantise_v(v[codes], v_scale[scales], form, n)
-        adam_(w, m_part, v_part, g, lr, beta1, beta2, eps, weight_decay, step)
-        if form is not None:
-            m[codes], m_scale[scales] = quantise_m(m_part, form)
-            v[codes], v_scale[scales] = quantise_v(v_part, form)
+            wide = decode(m[codes], m_scale[scales], v[codes], v_scale[scales], form, part.stop - part.start)
+            adam_(w, *wide, g, decay, size, root, beta1, beta2, eps)
+            m[codes], m_scale[scales], v[codes], v_scale[scales] = encode(*wide, form, random)
         if correction is not None:
             weight[part], correction[part] = pack(w, weight.dtype)
         elif weight.dtype != torch.float32:
-            indices = torch.arange(part.start, part.stop, dtype=torch.int32, device=weight.device)
-            weight[part] = round_randomly(w, weight.dtype, random_bits(indices, key))
+            weight[part] = round_randomly(w, weight.dtype, random)
+
+
+if triton is not None:
+
+    @triton.jit(do_not_specialize=["n", "key0", "key1"])
+    def _kernel(
+        weight, correction, m, m_scale, v, v_scale, grad, clip_scale, skip, numbers,
+        n, decay, size, root, key0, key1, beta1, beta2, rest1, rest2, eps,
+        WEIGHTS: tl.constexpr, FP16: tl.constexpr, BITS: tl.constexpr, TOP: tl.constexpr, COUNT: tl.constexpr,
+        GROUP: tl.constexpr, ROWS: tl.constexpr, CLIP: tl.constexpr, SKIP: tl.constexpr, NUMBERS: tl.constexpr,
+    ):  # fmt: skip
+        rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+        cols = tl.arange(0, GROUP)
+        at = rows[:, None] * GROUP + cols[None, :]
+        end = n
+        if SKIP:
+            end = tl.where(tl.load(skip).to(tl.float32) == 0.0, n, 0)  # nothing is in reach of a skipped step
+        mask = at < end
+        if NUMBERS:
+            decay = tl.load(numbers).to(tl.float32, bitcast=True)
+            size = tl.load(numbers + 1).to(tl.float32, bitcast=True)
+            root = tl.load(numbers + 2).to(tl.float32, bitcast=True)
+            key0 = tl.load(numbers + 3)
+            key1 = tl.load(numbers + 4)
+        g = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32)
+        if CLIP:
+            g = g * tl.load(clip_scale).to(tl.float32)
+        stored = tl.load(weight + at, mask=mask, other=0)
+        if WEIGHTS == "24bit":
+            w = unpack_tile(stored, tl.load(correction + at, mask=mask, other=0), FP16)
+        elif WEIGHTS == "16bit_sr":
+            w = widen_tile(stored, FP16)
+        else:
+            w = stored
+        groups = tl.cdiv(n, GROUP)
+        live = tl.max(mask.to(tl.int32), 1) > 0
+        if BITS == 32:
+            m_wide = tl.load(m + at, mask=mask, other=0.0)
+            v_wide = tl.load(v + at, mask=mask, other=0.0)
+        else:
+            m_code = load_codes(m, rows, cols, at, mask, BITS, GROUP)
+            if BITS == 4:
+                m_code -= 8.0
+            v_code = load_codes(v, rows, cols, at, mask, BITS, GROUP)
+            tm = tl.load(m_scale + rows, mask=live, other=0.0)
+            tv = tl.load(v_scale + rows, mask=live, other=0.0)
+            m_wide, v_wide = decode_tile(m_code, tm, v_code, tv, TOP, COUNT)
+
+        w = w * decay
+        m_wide = m_wide + rest1 * (g - m_wide)
+        v_wide = v_wide * beta2 + rest2 * g * g
+        w = w + size * tl.div_rn(m_wide, tl.div_rn(tl.sqrt_rn(v_wide), tl.zeros_like(v_wide) + root) + eps)
+
+        random = random_tile(at, key0, key1)
+        if WEIGHTS == "24bit":
+            stored, rest = pack_tile(w, FP16)
+            tl.store(correction + at, rest.to(tl.int8), mask=mask)
+            tl.store(weight + at, stored.to(tl.int16), mask=mask)
+        elif WEIGHTS == "16bit_sr":
+            tl.store(weight + at, round_randomly_tile(w, random, FP16).to(tl.int16), mask=mask)
+        else:
+            tl.store(weight + at, w, mask=mask)
+        if BITS == 32:
+            tl.store(m + at, m_wide, mask=mask)
+            tl.store(v + at, v_wide, mask=mask)
+        else:
+            m_wide = tl.where(mask, m_wide, 0.0)
+            v_wide = tl.where(mask, v_wide, 0.0)
+            m_code, tm, v_code, tv = encode_tile(m_wide, v_wide, random, TOP, COUNT)
+            if BITS == 4:
+                m_code += 8.0
+            store_codes(m, m_code, rows, at, mask, groups, BITS, GROUP, ROWS)
+            store_codes(v, v_code, rows, at, mask, groups, BITS, GROUP, ROWS)
+            tl.store(m_scale + rows, tm, mask=live)
+            tl.store(v_scale + rows, tv, mask=live)
+
+
+def launch(
+    weight: Tensor, correction: Tensor | None, m: Tensor, m_scale: Tensor | None, v: Tensor, v_scale: Tensor | None,
+    grad: Tensor, clip_scale: Tensor | None, skip: Tensor | None, numbers: Tensor | None, words: list[int],
+    moments: str, beta1: float, beta2: float, eps: float,
+) -> None:  # fmt: skip
+    n, form = weight.numel(), FORMATS.get(moments)
+    assert n < 1 << 31, "a unit of more than 2^31 weights needs 64-bit offsets"
+    group = form.group if form else 128
+    top, count = form.levels if form else (1, 1)
+    decay, size, root = struct.unpack("3f", struct.pack("3i", *words[:3]))
+    bits16 = weight.dtype != torch.float32
+    _kernel[(triton.cdiv(n, BLOCK),)](
+        weight.view(torch.int16) if bits16 else weight, correction, m, m_scale, v, v_scale, grad,
+        clip_scale, skip, numbers, n, decay, size, root, words[3], words[4], beta1, beta2, 1 - beta1, 1 - beta2, eps,
+        WEIGHTS="24bit" if correction is not None else "16bit_sr" if bits16 else "fp32",
+        FP16=weight.dtype == torch.float16, BITS=form.bits if form else 32, TOP=top, COUNT=count,
+        GROUP=group, ROWS=BLOCK // group,
+        CLIP=clip_scale is not None, SKIP=skip is not None, NUMBERS=numbers is not None,
+    )  # fmt: skip
 
 
 @torch.library.custom_op(
-    "trainer::adamw_lowbit", mutates_args=("weight", "correction", "m", "m_scale", "v", "v_scale"), device_types="cpu"
+    "trainer::adamw_lowbit", mutates_args=("weight", "correction", "m", "m_scale", "v", "v_scale")
 )
 def _op(
-    weight: Tensor, correction: Tensor | None, m: Tensor, m_scale: Tensor | None, v: Tensor, v_scale: Tensor | None, grad: Tensor,
-    clip_scale: Tensor | None, skip: Tensor | None, moments: str,
-    lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int, seed: int,
+    weight: Tensor, correction: Tensor | None, m: Tensor, m_scale: Tensor | None, v: Tensor, v_scale: Tensor | None,
+    grad: Tensor, clip_scale: Tensor | None, skip: Tensor | None, numbers: Tensor | None, words: list[int],
+    moments: str, beta1: float, beta2: float, eps: float,
 ) -> None:  # fmt: skip
-    reference(
-        weight,
-        correction,
-        m,
-        m_scale,
-        v,
-        v_scale,
-        grad,
-        clip_scale,
-        skip,
-        moments,
-        lr,
-        beta1,
-        beta2,
-        eps,
-        weight_decay,
-        step,
-        seed,
+    run = launch if weight.is_cuda and triton is not None else reference
+    run(
+        weight, correction, m, m_scale, v, v_scale, grad, clip_scale, skip, numbers, words, moments, beta1, beta2, eps
     )
 
 
 @_op.register_fake
 def _(
-    weight: Tensor, correction: Tensor | None, m: Tensor, m_scale: Tensor | None, v: Tensor, v_scale: Tensor | None, grad: Tensor,
-    clip_scale: Tensor | None, skip: Tensor | None, moments: str,
-    lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int, seed: int,
+    weight: Tensor, correction: Tensor | None, m: Tensor, m_scale: Tensor | None, v: Tensor, v_scale: Tensor | None,
+    grad: Tensor, clip_scale: Tensor | None, skip: Tensor | None, numbers: Tensor | None, words: list[int],
+    moments: str, beta1: float, beta2: float, eps: float,
 ) -> None:  # fmt: skip
-    assert grad.numel() == weight.numel()
+    """Everything happens in place: a simulation sees no new bytes."""

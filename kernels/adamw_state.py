@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .moments import FORMATS, dequantise_m, dequantise_v
+from .moments import FORMATS, Format, decode
 from .weights24 import pack, unpack
 
 Weights = Literal["fp32", "24bit", "16bit_sr"]
@@ -38,9 +38,9 @@ def layout(
     form = FORMATS[moments]
     return tensors | {
         "m": (form.code_shape(n), torch.int8 if form.bits == 8 else torch.uint8),
-        "m_scale": (form.scale_shape(n), form.scale),
+        "m_scale": (form.scale_shape(n), torch.float32),
         "v": (form.code_shape(n), torch.uint8),
-        "v_scale": (form.scale_shape(n), form.scale),
+        "v_scale": (form.scale_shape(n), torch.float32),
     }
 
 
@@ -117,23 +117,22 @@ class State:
             else:
                 weight[part] = values
 
-    def moment(self, name: Literal["m", "v"], part: slice = slice(None)) -> Tensor:
-        """The moment in fp32; `part` starts at a multiple of ALIGN."""
+    def moments_fp32(self, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """m and v of the elements `part` (which starts at a multiple of ALIGN) in fp32."""
         start, stop, _ = part.indices(self.n)
+        t = self.tensors
         if self.moments == "fp32":
-            return self.tensors[name][start:stop]
+            return t["m"][start:stop], t["v"][start:stop]
         form = FORMATS[self.moments]
-        codes, scale = moment_slices(form, start, stop)
-        return (dequantise_m if name == "m" else dequantise_v)(
-            self.tensors[name][codes], self.tensors[name + "_scale"][scale], form, stop - start
-        )
+        codes, scales = moment_slices(form, start, stop)
+        return decode(t["m"][codes], t["m_scale"][scales], t["v"][codes], t["v_scale"][scales], form, stop - start)
 
 
 def chunks(n: int) -> list[slice]:
     return [slice(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
 
 
-def moment_slices(form, start: int, stop: int) -> tuple[slice, slice]:
+def moment_slices(form: Format, start: int, stop: int) -> tuple[slice, slice]:
     """Where the codes and scales of elements start..stop lie; `start` is a multiple of the group."""
     assert start % form.group == 0
     scales = slice(start // form.group, -(-stop // form.group))

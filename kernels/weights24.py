@@ -16,6 +16,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # the torch functions below need none of it
+    triton = None
+
 _INF = 0x7F800000  # fp32 bits of infinity
 _REBIAS = 112 << 23  # fp32 and fp16 exponents differ by 112
 
@@ -66,8 +72,8 @@ def round_randomly(x: Tensor, dtype: torch.dtype, random: Tensor) -> Tensor:
 
 def random_bits(indices: Tensor, key: tuple[int, int]) -> Tensor:
     """32 random bits (as int32) for each element index: a pure function of (index, key), the same on every device."""
-    x = _mix(indices.to(torch.int32) ^ _int32(key[0]))
-    return _mix(x ^ _int32(key[1]))
+    x = _mix(indices.to(torch.int32) ^ _int32(key[0] & 0xFFFFFFFF))
+    return _mix(x ^ _int32(key[1] & 0xFFFFFFFF))
 
 
 def random_key(seed: int, step: int) -> tuple[int, int]:
@@ -96,14 +102,82 @@ def _int32(word: int) -> int:
 
 
 def _fp16_grid(x: Tensor, magnitude: Tensor, fraction_bits: int) -> Tensor:
-    """Nearest integer (ties to even) on fp16's number line refined to `fraction_bits` fraction bits."""
+    """Nearest integer on fp16's number line refined to `fraction_bits` fraction bits."""
     cut = 23 - fraction_bits
     shifted = magnitude - _REBIAS
     normal = (shifted + ((1 << (cut - 1)) - 1) + ((shifted >> cut) & 1)) >> cut
-    tiny = torch.round(x.abs().clamp(max=1.0) * 2.0 ** (14 + fraction_bits)).to(torch.int32)
+    tiny = torch.floor(x.abs().clamp(max=1.0) * 2.0 ** (14 + fraction_bits) + 0.5).to(torch.int32)
     return torch.where(magnitude < 113 << 23, tiny, normal)
 
 
 def _signed(k: Tensor, bits: Tensor) -> Tensor:
     """15 magnitude bits with the sign of the fp32 `bits`, as int16."""
     return (k - ((bits < 0).to(torch.int32) << 15)).to(torch.int16)
+
+
+if triton is not None:
+
+    @triton.jit
+    def mix_tile(x):
+        x = (x ^ (x >> 16)) * 0x7FEB352D  # uint32
+        x = (x ^ (x >> 15)) * 0x846CA68B
+        return x ^ (x >> 16)
+
+    @triton.jit
+    def random_tile(indices, key0, key1):
+        x = mix_tile(indices.to(tl.uint32) ^ key0.to(tl.uint32, bitcast=True))
+        return mix_tile(x ^ key1.to(tl.uint32, bitcast=True)).to(tl.int32, bitcast=True)
+
+    @triton.jit
+    def widen_tile(w, FP16: tl.constexpr):
+        """16 bits (int16) -> fp32"""
+        return w.to(tl.float16 if FP16 else tl.bfloat16, bitcast=True).to(tl.float32)
+
+    @triton.jit
+    def unpack_tile(w, correction, FP16: tl.constexpr):
+        """(weight bits int16, int8) -> fp32"""
+        bits = w.to(tl.int32)
+        k = ((bits & 0x7FFF) << 8) + correction.to(tl.int32)
+        sign = bits & -0x80000000
+        if FP16:
+            magnitude = ((k << 5) + (112 << 23)).to(tl.float32, bitcast=True)
+            magnitude = tl.where(k < (1 << 18), k.to(tl.float32) * (1.0 / 4294967296.0), magnitude)
+            magnitude = tl.where(k < (0x7C00 << 8), magnitude, tl.abs(widen_tile(w, FP16)))
+            bits = magnitude.to(tl.int32, bitcast=True)
+        else:
+            bits = k << 8
+        return (bits | sign).to(tl.float32, bitcast=True)
+
+    @triton.jit
+    def pack_tile(x, FP16: tl.constexpr):
+        """fp32 -> weight bits and correction, both int32"""
+        bits = x.to(tl.int32, bitcast=True)
+        magnitude = bits & 0x7FFFFFFF
+        if FP16:
+            shifted = magnitude - (112 << 23)
+            normal = (shifted + 15 + ((shifted >> 5) & 1)) >> 5
+            tiny = tl.floor(tl.minimum(tl.abs(x), 1.0) * 4294967296.0 + 0.5).to(tl.int32)
+            k = tl.minimum(tl.where(magnitude < (113 << 23), tiny, normal), (0x7BFF << 8) + 127)
+            special = tl.where(magnitude == 0x7F800000, 0x7C00 << 8, 0x7E00 << 8)
+        else:
+            k = tl.minimum((magnitude + 0x7F + ((magnitude >> 8) & 1)) >> 8, (0x7F7F << 8) + 127)
+            special = tl.where(magnitude == 0x7F800000, 0x7F80 << 8, 0x7FC0 << 8)
+        k = tl.where(magnitude < 0x7F800000, k, special)
+        weight = (k + 128) >> 8
+        return weight | ((bits >> 31) << 15), k - (weight << 8)
+
+    @triton.jit
+    def round_randomly_tile(x, random, FP16: tl.constexpr):
+        """fp32 -> weight bits (int32); infinities and NaNs as in `pack_tile`"""
+        bits = x.to(tl.int32, bitcast=True)
+        magnitude = bits & 0x7FFFFFFF
+        if FP16:
+            normal = (magnitude - (112 << 23) + (random & 0x1FFF)) >> 13
+            unit = (random & 0xFFFF).to(tl.float32) * (1.0 / 65536)
+            tiny = tl.floor(tl.minimum(tl.abs(x), 1.0) * 16777216.0 + unit).to(tl.int32)
+            k = tl.minimum(tl.where(magnitude < (113 << 23), tiny, normal), 0x7BFF)
+            special = tl.where(magnitude == 0x7F800000, 0x7C00, 0x7E00)
+        else:
+            k = tl.minimum((magnitude + (random & 0xFFFF)) >> 16, 0x7F7F)
+            special = tl.where(magnitude == 0x7F800000, 0x7F80, 0x7FC0)
+        return tl.where(magnitude < 0x7F800000, k, special) | ((bits >> 31) << 15)
