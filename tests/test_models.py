@@ -1,0 +1,117 @@
+"""Families: public sizes, text and noise schedules equal to diffusers', learning defaults."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from trainer.models import DEMO, FAMILIES, SD1, SD2, SDXL, abar, family
+from trainer.models.text import tokenizer
+
+PROMPTS = ["a photo of a sks dog", "", "two cats, with hats; " * 30]
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids=lambda each: each.name)
+def parts(request):
+    return request.param.tiny()
+
+
+@pytest.mark.parametrize(
+    ("each", "unet", "text"),
+    [
+        (SD1, 859_520_964, [123_060_480]),
+        (SD2, 865_910_724, [340_387_840]),
+        (SDXL, 2_567_463_684, [123_060_480, 694_659_840]),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_the_full_size_model_has_the_public_parameter_count_and_no_memory(each, unet, text):
+    parts = each.meta()
+    assert sum(p.numel() for p in parts.unet.parameters()) == unet
+    assert [sum(p.numel() for p in encoder.parameters()) for encoder in parts.text_encoders] == text
+    assert sum(p.numel() for p in parts.vae.parameters()) == 83_653_863
+    assert all(p.is_meta for module in parts.modules().values() for p in module.parameters())
+    assert parts.prediction_type == ("v_prediction" if each is SD2 else "epsilon")
+    assert each.resolution == parts.unet.config.sample_size * parts.latent_factor
+
+
+def test_encoded_text_is_what_the_diffusers_pipeline_encodes(parts):
+    ours = parts.family.encode_text(parts, PROMPTS)
+    pipeline = parts.family.pipeline(parts)
+    with torch.no_grad():
+        theirs = pipeline.encode_prompt(
+            PROMPTS, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+    assert torch.equal(ours["text"], theirs[0])
+    assert ours["text"].shape == (3, 77, parts.unet.config.cross_attention_dim)
+    if len(parts.text_encoders) == 2:
+        assert torch.equal(ours["pooled"], theirs[2])
+
+
+def test_size_conditions_are_those_of_the_pipeline():
+    parts = SDXL.tiny()
+    theirs = SDXL.pipeline(parts)._get_add_time_ids(
+        (70, 64), (0, 3), (64, 64), dtype=torch.float32, text_encoder_projection_dim=40
+    )
+    assert torch.equal(SDXL.extra_values((70, 64), (0, 3), (64, 64), 2)["time_ids"], theirs.repeat(2, 1))
+    assert SD1.extra_values((70, 64), (0, 3), (64, 64), 2) == {}
+
+
+def test_the_pipeline_draws_a_picture(parts):
+    pipeline = parts.family.pipeline(parts)
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline.scheduler.config.prediction_type == parts.prediction_type
+    picture = pipeline("a dog", num_inference_steps=2, height=64, width=64, output_type="pt").images
+    assert picture.shape == (1, 3, 64, 64) and picture.isfinite().all()
+
+
+def test_the_noise_schedule_is_diffusers_in_double_precision(parts):
+    config = {key: value for key, value in parts.scheduler_config.items() if not key.startswith("_")}
+    for zero in (False, True):
+        scheduler = DDIMScheduler.from_config(config | {"rescale_betas_zero_snr": zero})
+        ours = abar(parts, zero_terminal_snr=zero)
+        assert ours.dtype == torch.float64 and ours.shape == (1000,)
+        assert torch.allclose(ours.float(), scheduler.alphas_cumprod, atol=2e-6)
+    assert abar(parts, zero_terminal_snr=True)[-1] == 0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "ids"),
+    [  # published ids of CLIP's vocabulary
+        ("a photo of a cat", [49406, 320, 1125, 539, 320, 2368, 49407]),
+        ("Hello, World!", [49406, 3306, 267, 1002, 256, 49407]),
+        ("sks", [49406, 48136, 49407]),
+    ],
+)
+def test_the_shipped_vocabulary_gives_clips_token_ids(prompt, ids):
+    assert tokenizer()(prompt).input_ids == ids
+
+
+def test_padding_differs_between_the_encoders():
+    tokens = SDXL.tokens(SDXL.tiny(), ["a"])
+    assert tokens["input_ids"][0, 3].item() == 49407 and tokens["input_ids_2"][0, 3].item() == 0
+    assert tokens["input_ids"].shape == tokens["input_ids_2"].shape == (1, 77)
+
+
+def test_the_same_seed_builds_the_same_small_model_and_leaves_the_random_state_alone():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first, again, other = SD1.tiny(1), SD1.tiny(1), SD1.tiny(2)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first.unet.conv_in.weight, again.unet.conv_in.weight)
+    assert not torch.equal(first.unet.conv_in.weight, other.unet.conv_in.weight)
+    assert first.digest == again.digest != other.digest
+
+
+def test_learning_rates_follow_what_is_trained():
+    defaults = SD1.defaults
+    assert defaults.learning_rate("full", prior=True, text=False) == 2e-6
+    assert defaults.learning_rate("full", prior=False, text=False) == 5e-6
+    assert defaults.learning_rate("full", prior=True, text=True) == 1e-6 == defaults.text_learning_rate("full")
+    assert defaults.learning_rate("dora", prior=True, text=True) == 1e-4
+    assert (defaults.max_train_steps("full"), defaults.class_images, defaults.prior_loss_weight) == (800, 200, 1.0)
+
+
+def test_families_are_found_by_name():
+    assert [family(name) for name in ("sd1", "sd2", "sdxl", "demo")] == [SD1, SD2, SDXL, DEMO]
+    with pytest.raises(KeyError):
+        family("sd3")
