@@ -1,7 +1,7 @@
 """`python -m trainer compare RUN RUN...`: what was set differently, and what became of it.
 
-Settings that differ and the numbers at the end go to the terminal; curves and the last samples, side by side, to a page.
-Runs are read from their logs alone, so a running one can be compared with a finished one.
+Settings that differ and the numbers at the end go to the terminal; curves and the last samples, side by side, to a
+page. Runs are read from their logs alone, so a running one can be compared with a finished one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ def main(runs: list[Path], output: Path | None = None) -> int:
     runs = [Path(run) for run in runs]
     states = {name: replay(log.read(run)) for name, run in zip(names(runs), runs, strict=True)}
     console = Console(width=None if os.environ.get("COLUMNS") or os.isatty(1) else 140)
-    for title, rows in (("settings that differ", differences(list(states.values()))), ("what became of it", outcomes(list(states.values())))):
+    for title, rows in (
+        ("settings that differ", differences(list(states.values()))),
+        ("what became of it", outcomes(list(states.values()))),
+    ):
         console.print(_terminal(title, list(states), rows))
     path = output or _shared_folder(runs) / NAME
     path.write_text(render(states, runs), encoding="utf-8")
@@ -61,7 +64,10 @@ def names(runs: Sequence[Path]) -> list[str]:
 
 def differences(states: Sequence[RunState]) -> list[tuple[str, list[str]]]:
     """(setting, its value in each run) where they are not all equal."""
-    each = [dict(settings(s.started.config)) | {"model": s.started.model, "device": s.started.device} if s.started else {} for s in states]
+    each = [
+        dict(settings(s.started.config)) | {"model": s.started.model, "device": s.started.device} if s.started else {}
+        for s in states
+    ]
     rows = []
     for name in dict.fromkeys(name for values in each for name in values):
         shown = [show(values.get(name)) for values in each]
@@ -88,25 +94,42 @@ def outcomes(states: Sequence[RunState]) -> list[tuple[str, list[str]]]:
 
 def render(states: dict[str, RunState], runs: Sequence[Path]) -> str:
     """The page: tables, curves over each other, the last samples beside each other."""
-    head = ["", *(f'<span class="key"><i style="background:var(--run{i % 6})"></i>{escape(name)}</span>' for i, name in enumerate(states))]
-    return page("Comparison", [
-        f"<h1>Comparison of {len(states)} runs</h1>",
-        section("Settings that differ", _html(head, differences(list(states.values()))) or "<p>None.</p>"),
-        section("What became of it", _html(head, outcomes(list(states.values())))),
-        section("Curves", f"<p>{figures.legend(states)}</p>", plots(_curves(states))),
-        section("Samples", _samples(states, runs)),
-    ])  # fmt: skip
+    head = [
+        "",
+        *(
+            f'<span class="key"><i style="background:var(--run{i % 6})"></i>{escape(name)}</span>'
+            for i, name in enumerate(states)
+        ),
+    ]
+    return page(
+        "Comparison",
+        [
+            f"<h1>Comparison of {len(states)} runs</h1>",
+            section("Settings that differ", _html(head, differences(list(states.values()))) or "<p>None.</p>"),
+            section("What became of it", _html(head, outcomes(list(states.values())))),
+            section("Curves", f"<p>{figures.legend(states)}</p>", plots(_curves(states))),
+            section("Samples", _samples(states, runs)),
+        ],
+    )
 
 
 def _curves(states: dict[str, RunState]) -> list[str]:
     shown = {
         "Instance loss": {n: ([x.step for x in s.steps], [x.instance for x in s.smooth]) for n, s in states.items()},
-        "Class loss": {n: ([x.step for x in s.steps], [x.cls for x in s.smooth] if s.has_prior else []) for n, s in states.items()},
+        "Class loss": {
+            n: ([x.step for x in s.steps], [x.cls for x in s.smooth] if s.has_prior else []) for n, s in states.items()
+        },
     }
     for meter in dict.fromkeys(name for s in states.values() for m in s.meters for name in m.values):
-        shown[meter.capitalize()] = {n: ([m.step for m in s.meters], [m.values.get(meter, math.nan) for m in s.meters]) for n, s in states.items()}
-    return [figures.curves(title, {n: (x if y else [], y) for n, (x, y) in lines.items()})
-            for title, lines in shown.items() if any(y for _, y in lines.values())]  # fmt: skip
+        shown[meter.capitalize()] = {
+            n: ([m.step for m in s.meters], [m.values.get(meter, math.nan) for m in s.meters])
+            for n, s in states.items()
+        }
+    return [
+        figures.curves(title, {n: (x if y else [], y) for n, (x, y) in lines.items()})
+        for title, lines in shown.items()
+        if any(y for _, y in lines.values())
+    ]
 
 
 def _samples(states: dict[str, RunState], runs: Sequence[Path]) -> str:
@@ -115,20 +138,30 @@ def _samples(states: dict[str, RunState], runs: Sequence[Path]) -> str:
     for (name, state), run in zip(states.items(), runs, strict=True):
         last = max(state.samples, key=lambda s: s.step, default=None)
         for path, prompt, seed in zip(last.paths, last.prompts, last.seeds, strict=False) if last else ():
-            cells.setdefault((prompt, seed), {})[name] = picture(locate(path, state, run), f"{name}: {prompt}, seed {seed}, step {last.step}", 300)
+            cells.setdefault((prompt, seed), {})[name] = picture(
+                locate(path, state, run), f"{name}: {prompt}, seed {seed}, step {last.step}", 300
+            )
     if not cells:
         return ""
-    steps = {name: f"{escape(name)}<br>step {max(s.step for s in state.samples)}" if state.samples else escape(name) for name, state in states.items()}
+    steps = {
+        name: f"{escape(name)}<br>step {max(s.step for s in state.samples)}" if state.samples else escape(name)
+        for name, state in states.items()
+    }
     rows = ["<tr><th></th>" + "".join(f"<th>{steps[name]}</th>" for name in states) + "</tr>"]
     keys = list(cells)
     for prompt, seed in (keys[i] for i in spread(len(keys), 24)):
-        rows.append(f'<tr><th class="prompt" colspan="{len(states) + 1}">{escape(prompt)}, seed {seed}</th></tr><tr><th class="seed"></th>'
-                    + "".join(f"<td>{cells[prompt, seed].get(name, '')}</td>" for name in states) + "</tr>")  # fmt: skip
+        rows.append(
+            f'<tr><th class="prompt" colspan="{len(states) + 1}">{escape(prompt)}, seed {seed}</th></tr><tr><th></th>'
+            + "".join(f"<td>{cells[prompt, seed].get(name, '')}</td>" for name in states)
+            + "</tr>"
+        )
     return f'<div class="scroll"><table class="grid">{"".join(rows)}</table></div>'
 
 
 def _html(head: Sequence[str], rows: Sequence[tuple[str, list[str]]]) -> str:
-    return table(head, ([f'<span class="setting">{escape(name)}</span>', *map(escape, values)] for name, values in rows))
+    return table(
+        head, ([f'<span class="setting">{escape(name)}</span>', *map(escape, values)] for name, values in rows)
+    )
 
 
 def _terminal(title: str, columns: Sequence[str], rows: Sequence[tuple[str, list[str]]]) -> Table:

@@ -1,34 +1,38 @@
-"""The record of a run: `RUN/log.jsonl`, one event a line, complete enough to replay the dashboard and to write the report.
+"""The record of a run: `RUN/log.jsonl`, one event a line, enough to replay the dashboard and to write the report.
 
-`record(events)` passes a stream of events on and writes each one first; `read(run)` and `follow(run)` give it back. The file is only
-ever appended to, and every line is on disk before the next event is asked for, so a crash costs at most half a line.
+`record(events)` passes a stream of events on and writes each one first; `read(run)` and `follow(run)` give it back.
+The file is only ever appended to, and every line is on disk before the next event is asked for, so a crash costs at
+most half a line.
 
 Structure of the log
 --------------------
-A line is one JSON object: `"event"` (the kind), `"time"` (seconds since the epoch) and the fields of that kind, as `trainer/events.py`
-declares them. Bytes, seconds, shares of one; `null` is "not measured" (nan), `"inf"` and `"-inf"` are strings. In order of appearance:
+A line is one JSON object: `"event"` (the kind), `"time"` (seconds since the epoch) and the fields of that kind, as
+`trainer/events.py` declares them. Sizes are bytes, times seconds, shares of one; `null` is "not measured" (nan),
+`"inf"` and `"-inf"` are strings. In the order of their appearance:
 
-| event           | when                                        | fields                                                               |
-|-----------------|---------------------------------------------|----------------------------------------------------------------------|
-| RunStarted      | first; again where a run was resumed        | run_dir config provenance device model versions resumed_from         |
-| PhotosScanned   | once                                        | summary photos ignored problems                                      |
-| PlanReady       | once                                        | text budget_bytes phases parts                                       |
-| PhaseStarted    | a phase begins; sampling may lie in training| phase total detail                                                   |
-| PhaseProgress   | within a phase                              | phase done total detail                                              |
-| PhaseEnded      | a phase ends                                | phase seconds vram_peak_bytes ram_bytes detail folder                |
-| Step            | every optimizer step                        | step total loss instance_loss class_loss lr grad_norm seconds images |
-|                 |                                             | vram_bytes vram_peak_bytes vram_reserved_bytes ram_bytes             |
-|                 |                                             | gpu_load gpu_celsius                                                 |
-| Meters          | readings of the guard                       | step values verdict                                                  |
-| Sampled         | pictures were drawn                         | step paths prompts seeds sheet                                       |
-| CheckpointSaved | a checkpoint is complete on disk            | step path size_bytes seconds kind                                    |
-| Exported        | an export was loaded back and compared      | path format precision size_bytes max_error usage                     |
-| Notice          | something to know; level "info" | "warning" | text fix level                                                       |
-| Finished        | last: "done", "interrupted" or "failed"     | status step seconds run_dir text error                               |
+| event           | when                                   | fields                                                   |
+|-----------------|----------------------------------------|----------------------------------------------------------|
+| RunStarted      | first; again where a run goes on       | run_dir config provenance device model versions          |
+|                 |                                        | resumed_from                                             |
+| PhotosScanned   | once                                   | summary photos ignored problems                          |
+| PlanReady       | once                                   | text budget_bytes phases parts                           |
+| PhaseStarted    | a phase begins, maybe inside another   | phase total detail                                       |
+| PhaseProgress   | within a phase                         | phase done total detail                                  |
+| PhaseEnded      | a phase ends                           | phase seconds vram_peak_bytes ram_bytes detail folder    |
+| Step            | every optimizer step                   | step total loss instance_loss class_loss lr grad_norm    |
+|                 |                                        | seconds images vram_bytes vram_peak_bytes                |
+|                 |                                        | vram_reserved_bytes ram_bytes gpu_load gpu_celsius       |
+| Meters          | readings of the guard                  | step values verdict                                      |
+| Sampled         | pictures were drawn                    | step paths prompts seeds sheet                           |
+| CheckpointSaved | a checkpoint is complete on disk       | step path size_bytes seconds kind                        |
+| Exported        | an export was loaded back and compared | path format precision size_bytes max_error usage         |
+| Notice          | to know; "info" or "warning"           | text fix level                                           |
+| Finished        | last: "done", "interrupted", "failed"  | status step seconds run_dir text error                   |
 
 A resumed run appends a second RunStarted; Step lines whose numbers come again replace the earlier ones. With pandas:
-`pd.read_json("RUN/log.jsonl", lines=True).query("event == 'Step'")`. TensorBoard and Weights & Biases (`--report_to`) get the same
-numbers through accelerate's trackers, under the names in `scalars()`, in `RUN/trackers` or `--logging_dir`.
+`pd.read_json("RUN/log.jsonl", lines=True).query("event == 'Step'")`. TensorBoard and Weights & Biases (`--report_to`)
+get the same numbers through accelerate's trackers, under the names in `scalars()`, in `RUN/trackers` or
+`--logging_dir`.
 """
 
 from __future__ import annotations
@@ -52,7 +56,9 @@ NAME = "log.jsonl"
 
 
 def record(events: Iterable[Event], config: Config | None = None) -> Generator[Event, None, None]:
-    """Pass `events` on; write each to the log (from RunStarted on, which names the folder) and to the trackers `config` asks for."""
+    """Pass `events` on; write each to the log (from RunStarted on, which names the folder) and to the trackers `config`
+    asks for.
+    """
     if config is not None:
         check(config)
     early: list[Event] = []  # what came before the folder had a name
@@ -78,7 +84,7 @@ def record(events: Iterable[Event], config: Config | None = None) -> Generator[E
         for tracker in trackers:
             tracker.finish()
         if isinstance(events, Generator):
-            events.close()  # whoever stops listening stops the run, and its own `finally` runs now rather than some time
+            events.close()  # whoever stops listening stops the run; its `finally` runs now rather than some time
 
 
 def read(run: str | Path) -> Iterator[Event]:
@@ -121,7 +127,10 @@ def check(config: Config) -> None:
     """Refuse trackers that are not installed, before anything is loaded."""
     for name in config.run.report_to:
         if find_spec(name) is None and not (name == "tensorboard" and find_spec("tensorboardX")):
-            raise ConfigError(f"--report_to {name}: the package {name!r} is not installed", f"pip install {name}, or leave --report_to out")
+            raise ConfigError(
+                f"--report_to {name}: the package {name!r} is not installed",
+                f"pip install {name}, or leave --report_to out",
+            )
 
 
 def scalars(event: Event) -> dict[str, float]:
@@ -175,7 +184,11 @@ def _trackers(config: Config, started: RunStarted) -> list[GeneralTracker]:
     name = Path(started.run_dir).name
     trackers: list[GeneralTracker] = []
     for kind in config.run.report_to:
-        trackers.append(TensorBoardTracker(name, folder) if kind == "tensorboard" else WandBTracker("dreambooth", dir=str(folder), name=name))
+        trackers.append(
+            TensorBoardTracker(name, folder)
+            if kind == "tensorboard"
+            else WandBTracker("dreambooth", dir=str(folder), name=name)
+        )
         trackers[-1].start()
         trackers[-1].store_init_configuration({k: _hyperparameter(v) for k, v in settings(started.config)})
     return trackers
@@ -194,7 +207,11 @@ def _track(tracker: GeneralTracker, event: Event) -> None:
         from PIL import Image
 
         for prompt in dict.fromkeys(event.prompts):
-            paths = [path for path, of in zip(event.paths, event.prompts, strict=False) if of == prompt and Path(path).is_file()]
+            paths = [
+                path
+                for path, of in zip(event.paths, event.prompts, strict=False)
+                if of == prompt and Path(path).is_file()
+            ]
             pictures = [numpy.asarray(Image.open(path).convert("RGB")) for path in paths]
             for shape in {picture.shape for picture in pictures}:  # one batch holds one size
                 batch = numpy.stack([picture for picture in pictures if picture.shape == shape])

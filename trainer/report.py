@@ -1,7 +1,8 @@
 """`RUN/report.html`: what happened in a run, in one file that needs nothing else.
 
-It is written from the log alone, at the end of a run, at its interruption, and again at any time with `python -m trainer report RUN`.
-Pictures are embedded small, plots as vectors; it reads in light and dark, on a desk and on a phone.
+It is written from the log alone, at the end of a run, at its interruption, and again at any time with `python -m
+trainer report RUN`. Pictures are embedded small, plots as vectors; it reads in light and dark, on a desk and on a
+phone.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from html import escape
 from pathlib import Path
 
 from . import log
-from .events import Exported
 from .view import figures
 from .view.lines import duration, gib, number
 from .view.page import locate, page, picture, plots, section, spread, table
 from .view.state import RunState, replay, settings
+from .view.usage import usage
 
 NAME = "report.html"
 STEPS, PICTURES = 12, 24  # at most so many columns of samples, and photos or class images
@@ -60,8 +61,12 @@ def heading(state: RunState, run: Path) -> str:
     facts = " · ".join(escape(f) for f in ((state.started.model, state.started.device) if state.started else ()) if f)
     style = state.finished.status if state.finished else "interrupted"
     resumed = f" · resumed {len(state.gaps)} ×" if state.gaps else ""
-    lines = [f"<h1>{escape(title_of(state))}</h1>", f'<p class="muted">{facts}</p>',
-             f'<p><span class="status {style}">{escape(status)}</span> <span class="muted">· {started}{resumed} · {escape(str(run))}</span></p>']  # fmt: skip
+    lines = [
+        f"<h1>{escape(title_of(state))}</h1>",
+        f'<p class="muted">{facts}</p>',
+        f'<p><span class="status {style}">{escape(status)}</span> '
+        f'<span class="muted">· {started}{resumed} · {escape(str(run))}</span></p>',
+    ]
     if state.finished and state.finished.error:
         lines.append(f'<p class="bad">{escape(state.finished.error)}</p>')
     return "<header>" + "".join(lines) + tiles(state) + "</header>"
@@ -71,26 +76,41 @@ def tiles(state: RunState) -> str:
     """The numbers one looks for first."""
     step, smooth = state.step, state.smooth[-1] if state.smooth else None
     budget = state.plan.budget_bytes if state.plan else 0
-    facts: list[tuple[str, str]] = [(duration(state.clock(state.time)), "whole run")] if not math.isnan(state.begun) else []
+    facts: list[tuple[str, str]] = (
+        [(duration(state.clock(state.time)), "whole run")] if not math.isnan(state.begun) else []
+    )
     if step and smooth:
         facts += [(f"{step.step}", f"steps of {step.total}"), (number(smooth.instance), "instance loss, smoothed")]
         facts += [(number(smooth.cls), "class loss, smoothed")] if state.has_prior else []
-        facts += [(f"{1 / state.step_seconds:.2f}" if state.step_seconds else "-", "steps a second"), (f"{state.images_per_second:.2f}", "images a second")]
+        facts += [
+            (f"{1 / state.step_seconds:.2f}" if state.step_seconds else "-", "steps a second"),
+            (f"{state.images_per_second:.2f}", "images a second"),
+        ]
     if state.vram_peak_bytes:
         plan = f", {gib(state.planned_bytes)} planned" if state.planned_bytes else ""
         facts.append((gib(state.vram_peak_bytes), f"VRAM peak{plan}" + (f", {gib(budget)} budget" if budget else "")))
     else:
         facts += [(gib(max(s.ram_bytes for s in state.steps)), "RAM")] if state.steps else []
-    return '<div class="tiles">' + "".join(f'<div class="tile"><b>{escape(v)}</b><span>{escape(k)}</span></div>' for v, k in facts) + "</div>"
+    return (
+        '<div class="tiles">'
+        + "".join(f'<div class="tile"><b>{escape(v)}</b><span>{escape(k)}</span></div>' for v, k in facts)
+        + "</div>"
+    )
 
 
 def warnings(state: RunState, run: Path) -> str:
     said = dict.fromkeys((n.text, n.fix) for n in state.warnings)
     said |= dict.fromkeys((m.verdict, "") for m in state.meters if m.verdict)
     said |= dict.fromkeys((problem, "") for problem in (state.photos.problems if state.photos else ()))
-    return section("Warnings", *(
-        f'<div class="warning"><p>{escape(text)}</p>' + (f'<p class="muted">{escape(fix)}</p>' if fix else "") + "</div>" for text, fix in said
-    ))  # fmt: skip
+    return section(
+        "Warnings",
+        *(
+            f'<div class="warning"><p>{escape(text)}</p>'
+            + (f'<p class="muted">{escape(fix)}</p>' if fix else "")
+            + "</div>"
+            for text, fix in said
+        ),
+    )
 
 
 def samples(state: RunState, run: Path) -> str:
@@ -99,7 +119,11 @@ def samples(state: RunState, run: Path) -> str:
         return ""
     columns = sorted(state.samples, key=lambda s: s.step)
     columns = [columns[i] for i in spread(len(columns), STEPS)]
-    cells = {(s.step, prompt, seed): path for s in columns for path, prompt, seed in zip(s.paths, s.prompts, s.seeds, strict=False)}
+    cells = {
+        (s.step, prompt, seed): path
+        for s in columns
+        for path, prompt, seed in zip(s.paths, s.prompts, s.seeds, strict=False)
+    }
     rows = []
     for prompt in dict.fromkeys(prompt for _, prompt, _ in cells):
         rows.append(f'<tr><th class="prompt" colspan="{len(columns) + 1}">{escape(prompt)}</th></tr>')
@@ -107,7 +131,11 @@ def samples(state: RunState, run: Path) -> str:
             pictures = []
             for s in columns:
                 path = cells.get((s.step, prompt, seed))
-                pictures.append(f"<td>{picture(locate(path, state, run), f'{prompt}, seed {seed}, step {s.step}', 300)}</td>" if path else "<td></td>")
+                pictures.append(
+                    f"<td>{picture(locate(path, state, run), f'{prompt}, seed {seed}, step {s.step}', 300)}</td>"
+                    if path
+                    else "<td></td>"
+                )
             rows.append(f'<tr><th class="seed">seed {seed}</th>{"".join(pictures)}</tr>')
     head = "<tr><th></th>" + "".join(f"<th>step {s.step}</th>" for s in columns) + "</tr>"
     return section("Samples", f'<div class="scroll"><table class="grid">{head}{"".join(rows)}</table></div>')
@@ -116,19 +144,32 @@ def samples(state: RunState, run: Path) -> str:
 def photos(state: RunState, run: Path) -> str:
     if state.photos is None:
         return ""
-    parts = [f"<p>{escape(state.photos.summary)}</p>", _strip([(locate(p, state, run), Path(p).name) for p in state.photos.photos], len(state.photos.photos))]
-    folder = next((s.folder for s in reversed(state.spans) if s.folder and s.phase == "class images"), None) or state.setting("prior.class_data_dir")
+    parts = [
+        f"<p>{escape(state.photos.summary)}</p>",
+        _strip([(locate(p, state, run), Path(p).name) for p in state.photos.photos], len(state.photos.photos)),
+    ]
+    folder = next(
+        (s.folder for s in reversed(state.spans) if s.folder and s.phase == "class images"), None
+    ) or state.setting("prior.class_data_dir")
     if folder and state.setting("prior.with_prior_preservation", True) and Path(folder).is_dir():
         found = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
         detail = next((s.detail for s in reversed(state.spans) if s.phase == "class images"), "")
-        parts += ["<h3>Class images</h3>", f'<p class="muted">{escape(detail)}</p>' if detail else "", _strip([(p, p.name) for p in found], len(found))]
+        parts += [
+            "<h3>Class images</h3>",
+            f'<p class="muted">{escape(detail)}</p>' if detail else "",
+            _strip([(p, p.name) for p in found], len(found)),
+        ]
     return section("Photos", *parts)
 
 
 def _strip(pictures: list[tuple[Path | None, str]], count: int) -> str:
     shown = [pictures[i] for i in spread(len(pictures), PICTURES)]
     more = f'<p class="muted">{len(shown)} of {count} shown</p>' if count > len(shown) else ""
-    return f'<div class="photos">{"".join(picture(path, label, 208) for path, label in shown)}</div>{more}' if shown else ""
+    return (
+        f'<div class="photos">{"".join(picture(path, label, 208) for path, label in shown)}</div>{more}'
+        if shown
+        else ""
+    )
 
 
 def training(state: RunState, run: Path) -> str:
@@ -141,16 +182,30 @@ def training(state: RunState, run: Path) -> str:
     if any(not math.isnan(s.grad_norm) for s in state.steps):
         small.append(figures.curve("Gradient norm", steps, [s.grad_norm for s in state.steps], small=True))
     small.append(figures.curve("Seconds a step", steps, [s.seconds for s in state.steps], small=True))
-    constant = "" if len({s.lr for s in state.steps}) > 1 else f" The learning rate was {state.steps[0].lr:.3g} throughout."
+    constant = (
+        "" if len({s.lr for s in state.steps}) > 1 else f" The learning rate was {state.steps[0].lr:.3g} throughout."
+    )
     note = f'<p class="muted">Faint: each step. Line: smoothed, as on the screen.{constant}</p>'
     return section("Training", note, plots(figures.losses(state).values()), plots(small, "small"))
 
 
 def meters(state: RunState, run: Path) -> str:
     names = dict.fromkeys(name for m in state.meters for name in m.values)
-    return section("Meters", plots((
-        figures.curve(name.capitalize(), [m.step for m in state.meters], [m.values.get(name, math.nan) for m in state.meters], small=True) for name in names
-    ), "small"))  # fmt: skip
+    return section(
+        "Meters",
+        plots(
+            (
+                figures.curve(
+                    name.capitalize(),
+                    [m.step for m in state.meters],
+                    [m.values.get(name, math.nan) for m in state.meters],
+                    small=True,
+                )
+                for name in names
+            ),
+            "small",
+        ),
+    )
 
 
 def memory(state: RunState, run: Path) -> str:
@@ -158,9 +213,20 @@ def memory(state: RunState, run: Path) -> str:
     plan = f"<pre>{escape(state.plan.text)}</pre>" if state.plan and state.plan.text else ""
     if not state.vram_peak_bytes:
         return section("Memory", plan)
-    note = '<p class="muted">Blocks: the peak of each phase. Amber: what was planned for it. Line: allocated at each step.</p>'
-    made_of = table(["the planned peak consists of", "GiB"], ([escape(k), f"{v / 2**30:.2f}"] for k, v in parts.items()), numbers=(1,))
-    return section("Memory", note, plots([figures.memory(state)], "wide"), plots([figures.memory(state, (4.8, 3.2))], "narrow"), plan, made_of)
+    note = '<p class="muted">Blocks: the peak of each phase. Amber: its plan. Line: allocated at each step.</p>'
+    made_of = table(
+        ["the planned peak consists of", "GiB"],
+        ([escape(k), f"{v / 2**30:.2f}"] for k, v in parts.items()),
+        numbers=(1,),
+    )
+    return section(
+        "Memory",
+        note,
+        plots([figures.memory(state)], "wide"),
+        plots([figures.memory(state, (4.8, 3.2))], "narrow"),
+        plan,
+        made_of,
+    )
 
 
 def timings(state: RunState, run: Path) -> str:
@@ -173,37 +239,34 @@ def timings(state: RunState, run: Path) -> str:
         planned = state.plan.phases.get(name, 0) if state.plan else 0
         times = f"{len(spans)} × " if len(spans) > 1 else ""
         bar = f'<span class="bar" style="width:{100 * value / longest:.1f}%"></span>'
-        rows.append([escape(name), duration(value) if value >= 1 else f"{value:.2f}s", f"{peak / 2**30:.2f}" if peak else "", f"{planned / 2**30:.2f}" if planned else "",
-                     bar, escape(times + spans[-1].detail)])  # fmt: skip
-    return section("Phases", table(["phase", "time", "peak GiB", "planned", "", ""], rows, numbers=(1, 2, 3), wide=True)).replace(
-        '<td><span class="bar"', '<td class="share"><span class="bar"')
+        rows.append(
+            [
+                escape(name),
+                duration(value) if value >= 1 else f"{value:.2f}s",
+                f"{peak / 2**30:.2f}" if peak else "",
+                f"{planned / 2**30:.2f}" if planned else "",
+                bar,
+                escape(times + spans[-1].detail),
+            ]
+        )
+    return section(
+        "Phases", table(["phase", "time", "peak GiB", "planned", "", ""], rows, numbers=(1, 2, 3), wide=True)
+    ).replace('<td><span class="bar"', '<td class="share"><span class="bar"')
 
 
 def exports(state: RunState, run: Path) -> str:
     parts = []
     for e in state.exports:
-        parts.append(f"<h3>{escape(e.format)}, {escape(e.precision)}, {gib(e.size_bytes)}</h3><p><code>{escape(e.path)}</code></p>"
-                     f'<p class="muted">Loaded back and compared: largest difference {e.max_error:.2g}.</p><pre>{escape(e.usage or usage(e, state))}</pre>')  # fmt: skip
+        how = usage(e, state.started.model if state.started else "", title_of(state))
+        parts.append(
+            f"<h3>{escape(e.format)}, {escape(e.precision)}, {gib(e.size_bytes)}</h3>"
+            f"<p><code>{escape(e.path)}</code></p>"
+            f'<p class="muted">Loaded back and compared: largest difference {e.max_error:.2g}.</p>'
+            f"<pre>{escape(how)}</pre>"
+        )
     if state.finished and state.finished.text:
         parts.append(f"<h3>Next</h3><pre>{escape(state.finished.text)}</pre>")
     return section("The result", *parts)
-
-
-def usage(export: Exported, state: RunState) -> str:
-    """How to draw with an export, ready to paste."""
-    prompt, name = title_of(state), Path(export.path).name
-    loads = {
-        "diffusers": f'pipe = DiffusionPipeline.from_pretrained(r"{export.path}", torch_dtype=torch.float16).to("cuda")',
-        "lora diffusers": f'pipe = DiffusionPipeline.from_pretrained("{state.started.model if state.started else ""}", torch_dtype=torch.float16)'
-                          f'.to("cuda")\npipe.load_lora_weights(r"{export.path}")',
-    }  # fmt: skip
-    if export.format in loads:
-        return f'import torch\nfrom diffusers import DiffusionPipeline\n\n{loads[export.format]}\npipe("{prompt}").images[0].save("picture.png")'
-    if export.format == "single file":
-        return (f"WebUI (AUTOMATIC1111, Forge): copy {name} to models/Stable-diffusion and choose it at the top left\n"
-                f"ComfyUI: copy {name} to models/checkpoints and choose it in Load Checkpoint\nPrompt: {prompt}")  # fmt: skip
-    return (f"WebUI (AUTOMATIC1111, Forge): copy {name} to models/Lora and write <lora:{Path(name).stem}:1> in the prompt\n"
-            f"ComfyUI: copy {name} to models/loras and add a Load LoRA node\nPrompt: {prompt}")  # fmt: skip
 
 
 def settings_used(state: RunState, run: Path) -> str:
@@ -212,10 +275,18 @@ def settings_used(state: RunState, run: Path) -> str:
     chosen, rest = [], []
     for name, value in settings(state.started.config):
         origin = state.started.provenance.get(name, "default")
-        row = [f'<span class="setting">{escape(name)}</span>', f'<span class="setting">{escape(show(value))}</span>', f'<span class="muted">{escape(origin)}</span>']
+        row = [
+            f'<span class="setting">{escape(name)}</span>',
+            f'<span class="setting">{escape(show(value))}</span>',
+            f'<span class="muted">{escape(origin)}</span>',
+        ]
         (rest if origin == "default" else chosen).append(row)
     head = ["setting", "value", "from"]
-    more = f"<details><summary>{len(rest)} settings at their defaults</summary>{table(head, rest)}</details>" if rest else ""
+    more = (
+        f"<details><summary>{len(rest)} settings at their defaults</summary>{table(head, rest)}</details>"
+        if rest
+        else ""
+    )
     versions = " · ".join(f"{k} {v}" for k, v in state.started.versions.items())
     return section("Settings", table(head, chosen), more, f'<p class="muted">{escape(versions)}</p>')
 
@@ -226,9 +297,24 @@ def show(value: object) -> str:
         return "-"
     if isinstance(value, bool):
         return str(value).lower()
-    return ", ".join(map(str, value)) if isinstance(value, list) else f"{value:.6g}" if isinstance(value, float) else str(value)
+    return (
+        ", ".join(map(str, value))
+        if isinstance(value, list)
+        else f"{value:.6g}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 PARTS: tuple[Callable[[RunState, Path], str], ...] = (
-    heading, warnings, samples, exports, photos, training, meters, memory, timings, settings_used,
-)  # fmt: skip
+    heading,
+    warnings,
+    samples,
+    exports,
+    photos,
+    training,
+    meters,
+    memory,
+    timings,
+    settings_used,
+)

@@ -1,8 +1,8 @@
 """The screen of a run: `show(events, controls)` draws every event and gives the last one back.
 
-Iterating the events does the training, so that stays in the calling thread; one more thread reads the keys and draws, and rests a
-hundred times as long as it drew, which keeps the screen under one percent of the machine whatever the terminal. Where the output is
-no terminal, or NO_COLOR is set, the same events become plain lines.
+Iterating the events does the training, so that stays in the calling thread; one more thread reads the keys and draws,
+and rests a hundred times as long as it drew, which keeps the screen under one percent of the machine whatever the
+terminal. Where the output is no terminal, or NO_COLOR is set, the same events become plain lines.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from typing import Literal, TextIO
 from rich.console import Console
 
 from .events import Controls, Event, Finished
-from .view.dashboard import View, frame
+from .view.dashboard import frame
 from .view.keys import interrupts, keyboard, press
 from .view.lines import Thinner, lines
 from .view.painter import Painter, Stray, stray_output
+from .view.panels import View
 from .view.state import RunState, apply
 
 FRAME_SECONDS = 0.25
@@ -29,14 +30,18 @@ Mode = Literal["auto", "on", "off"]
 
 
 def show(events: Iterable[Event], controls: Controls, mode: Mode = "auto") -> Finished | None:
-    """Show the run as it happens: the dashboard or plain lines. Ctrl-C asks `controls` to save and quit, twice breaks off."""
+    """Show the run as it happens: the dashboard or plain lines. Ctrl-C asks `controls` to save and quit, twice breaks
+    off.
+    """
     with interrupts(controls):
         state = dashboard(events, controls) if wants_dashboard(mode, sys.stdout) else plain(events)
     return state.finished
 
 
 def wants_dashboard(mode: Mode, output: TextIO) -> bool:
-    """A full screen needs a terminal that can move its cursor; NO_COLOR asks for plain lines unless the dashboard is asked for by name."""
+    """A full screen needs a terminal that can move its cursor; NO_COLOR asks for plain lines unless the dashboard is
+    asked for by name.
+    """
     able = output.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
     if os.name == "nt":
         able = output.isatty()
@@ -56,7 +61,9 @@ def plain(events: Iterable[Event], output: TextIO | None = None) -> RunState:
     return state
 
 
-def dashboard(events: Iterable[Event], controls: Controls, *, watching: bool = False, console: Console | None = None) -> RunState:
+def dashboard(
+    events: Iterable[Event], controls: Controls, *, watching: bool = False, console: Console | None = None
+) -> RunState:
     """The full screen until the events end; afterwards its essence as plain lines, which stay in the scrollback."""
     with stray_output() as stray:
         screen = Screen(console or Console(file=sys.__stdout__), controls, stray, watching)
@@ -74,7 +81,13 @@ def summary(state: RunState, stray: Stray, output: TextIO) -> None:
     for text in list(stray.texts)[-20:]:
         print(text, file=output)
     thinner = Thinner()
-    kept = [*state.warnings, *state.checkpoints[-1:], *state.samples[-1:], *state.exports, *([state.finished] if state.finished else [])]
+    kept = [
+        *state.warnings,
+        *state.checkpoints[-1:],
+        *state.samples[-1:],
+        *state.exports,
+        *([state.finished] if state.finished else []),
+    ]
     for event in kept:
         for line in lines(state, event, thinner):
             print(line, file=output)
@@ -84,7 +97,9 @@ def summary(state: RunState, stray: Stray, output: TextIO) -> None:
 
 
 class Screen:
-    """The drawing thread; `state` is replaced from outside. Where a run is only watched, `controls.quit` means leaving the screen."""
+    """The drawing thread; `state` is replaced from outside. Where a run is only watched, `controls.quit` means leaving
+    the screen.
+    """
 
     def __init__(self, console: Console, controls: Controls, stray: Stray, watching: bool):
         self.console, self.controls, self.stray, self.watching = console, controls, stray, watching
@@ -121,10 +136,21 @@ class Screen:
         """Paint the state there is; gives the processor seconds it took."""
         before = time.thread_time()
         width, height = self.console.size
-        asked = () if self.watching else tuple(n for n in ("sample", "checkpoint", "pause", "quit") if getattr(self.controls, n))
+        asked = (
+            ()
+            if self.watching
+            else tuple(n for n in ("sample", "checkpoint", "pause", "quit") if getattr(self.controls, n))
+        )
         rest = self.stray.texts[-1] if self.stray.texts else ""
-        view = View(now=time.time(), pictures=self.console.color_system == "truecolor", watching=self.watching, help=self.help,
-                    large=self.large, asked=asked, message=rest)  # fmt: skip
+        view = View(
+            now=time.time(),
+            pictures=self.console.color_system == "truecolor",
+            watching=self.watching,
+            help=self.help,
+            large=self.large,
+            asked=asked,
+            message=rest,
+        )
         self.painter.paint(frame(self.state, width, height, view), (width, height))
         cost = time.thread_time() - before
         self.drawn_seconds += cost

@@ -1,6 +1,7 @@
 """Graphics out of characters: curves in braille dots (2 x 4 to a cell) and bars with marks.
 
-A curve is resampled to the dots there are and drawn as a connected line; the caller gives the range, so that several curves share one.
+A curve is resampled to the dots there are and drawn as a connected line; the caller gives the range, so that several
+curves share one.
 """
 
 from __future__ import annotations
@@ -48,8 +49,16 @@ def sparkline(values: Sequence[float], width: int) -> str:
     return braille(shown, width, 1, *limits(shown))[0]
 
 
-def bar(width: int, end: float, fills: Sequence[tuple[float, str]], marks: Sequence[tuple[float, str]] = (), rest: str = "grey23") -> Text:
-    """A line from 0 to `end`: `fills` are (up to, style) from left to right, `marks` (position, style) are drawn over it."""
+def bar(
+    width: int,
+    end: float,
+    fills: Sequence[tuple[float, str]],
+    marks: Sequence[tuple[float, str]] = (),
+    rest: str = "grey23",
+) -> Text:
+    """A line from 0 to `end`: `fills` are (up to, style) from left to right, `marks` (position, style) are drawn over
+    it.
+    """
     styles = [rest] * width
     start = 0
     for upto, style in fills:

@@ -1,7 +1,8 @@
 """Plots for the HTML pages: matplotlib figures as inline SVG that follows the page's colours, light or dark.
 
-A figure is drawn in placeholder colours which stand for the page's CSS variables (`--ink`, `--instance` ...) and are exchanged in the
-finished SVG; text stays text, in the page's own font. Figures are made without pyplot, so nothing global is touched.
+A figure is drawn in placeholder colours which stand for the page's CSS variables (`--ink`, `--instance` ...) and are
+exchanged in the finished SVG; text stays text, in the page's own font. Figures are made without pyplot, so nothing
+global is touched.
 """
 
 from __future__ import annotations
@@ -22,12 +23,29 @@ NAMES = ("ink", "muted", "grid", "instance", "class", "plan", "good", "run0", "r
 COLOURS = {name: f"#0000{i + 1:02x}" for i, name in enumerate(NAMES)}
 POINTS = 700  # a curve is thinned to so many; more cannot be told apart on a page
 STYLE = {
-    "svg.fonttype": "none", "font.size": 9.5, "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
-    "axes.edgecolor": COLOURS["grid"], "axes.labelcolor": COLOURS["muted"], "text.color": COLOURS["ink"], "axes.titlecolor": COLOURS["ink"],
-    "xtick.color": COLOURS["grid"], "ytick.color": COLOURS["grid"], "xtick.labelcolor": COLOURS["muted"], "ytick.labelcolor": COLOURS["muted"],
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": COLOURS["grid"], "grid.linewidth": 0.5,
-    "axes.formatter.limits": (-3, 4), "axes.formatter.useoffset": False, "legend.frameon": False, "path.simplify": True,
-}  # fmt: skip
+    "svg.fonttype": "none",
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": COLOURS["grid"],
+    "axes.labelcolor": COLOURS["muted"],
+    "text.color": COLOURS["ink"],
+    "axes.titlecolor": COLOURS["ink"],
+    "xtick.color": COLOURS["grid"],
+    "ytick.color": COLOURS["grid"],
+    "xtick.labelcolor": COLOURS["muted"],
+    "ytick.labelcolor": COLOURS["muted"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": COLOURS["grid"],
+    "grid.linewidth": 0.5,
+    "axes.formatter.limits": (-3, 4),
+    "axes.formatter.useoffset": False,
+    "legend.frameon": False,
+    "path.simplify": True,
+}
 
 
 def losses(state: RunState) -> dict[str, str]:
@@ -52,7 +70,9 @@ def losses(state: RunState) -> dict[str, str]:
     return plots
 
 
-def curve(title: str, x: Sequence[float], y: Sequence[float], colour: str = "ink", xlabel: str = "step", small: bool = False) -> str:
+def curve(
+    title: str, x: Sequence[float], y: Sequence[float], colour: str = "ink", xlabel: str = "step", small: bool = False
+) -> str:
     """One line, for a reading with a scale of its own; points are marked where there are few."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(title, (3.4, 2.0) if small else (4.8, 2.8))
@@ -73,7 +93,9 @@ def curves(title: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float
 
 
 def memory(state: RunState, inches: tuple[float, float] = (8.4, 3.2)) -> str:
-    """VRAM over time: each phase as a block up to its peak, what was planned for it as a dash, the budget as a dotted line."""
+    """VRAM over time: each phase as a block up to its peak, what was planned for it as a dash, the budget as a dotted
+    line.
+    """
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure("VRAM by phase", inches)
         length = state.clock(state.time)
@@ -83,16 +105,36 @@ def memory(state: RunState, inches: tuple[float, float] = (8.4, 3.2)) -> str:
         top = max([state.vram_peak_bytes, *planned.values(), state.plan.budget_bytes if state.plan else 0]) / gib
         for span in sorted(state.spans, key=lambda s: bool(s.inside)):
             start, end = state.clock(span.start) / unit, state.clock(state.time if span.open else span.end) / unit
-            train_peaks = [s.vram_peak_bytes for s in state.steps if span.phase == "train" and s.time >= span.start and (span.open or s.time <= span.end)]
+            train_peaks = [
+                s.vram_peak_bytes
+                for s in state.steps
+                if span.phase == "train" and s.time >= span.start and (span.open or s.time <= span.end)
+            ]
             peak = max([span.vram_peak_bytes, *train_peaks]) / gib
-            colour = COLOURS["instance" if span.phase == "train" else "class" if span.inside or span.phase == "sample" else "muted"]
+            colour = COLOURS[
+                "instance" if span.phase == "train" else "class" if span.inside or span.phase == "sample" else "muted"
+            ]
             axes.fill_between([start, end], 0, peak, color=colour, alpha=0.30, linewidth=0)
             axes.plot([start, start, end, end], [0, peak, peak, 0], color=colour, linewidth=0.8)
             if span.phase in planned:
                 at = planned[span.phase] / gib
-                axes.plot([start, max(end, start + length / unit * 0.004)], [at, at], color=COLOURS["plan"], linewidth=2.2, solid_capstyle="butt")
+                axes.plot(
+                    [start, max(end, start + length / unit * 0.004)],
+                    [at, at],
+                    color=COLOURS["plan"],
+                    linewidth=2.2,
+                    solid_capstyle="butt",
+                )
             if (end - start) * unit > 0.6 / inches[0] * length and not span.inside:  # room for its name
-                axes.text((start + end) / 2, top * 0.03, span.phase, ha="center", va="bottom", fontsize=8.5, color=COLOURS["ink"])
+                axes.text(
+                    (start + end) / 2,
+                    top * 0.03,
+                    span.phase,
+                    ha="center",
+                    va="bottom",
+                    fontsize=8.5,
+                    color=COLOURS["ink"],
+                )
         times, now = thin([state.clock(s.time) / unit for s in state.steps], [s.vram_bytes / gib for s in state.steps])
         axes.plot(times, now, color=COLOURS["instance"], linewidth=1.2)
         if state.plan and state.plan.budget_bytes:
@@ -122,14 +164,23 @@ def svg(figure: Figure, title: str) -> str:
     """The figure as an SVG element that scales with its container and takes the page's colours and font."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": title}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(
+            buffer,
+            format="svg",
+            transparent=True,
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+        )
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', rf'\1 role="img" aria-label="{title}"', text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     text = re.sub(r"font: ([^;\"]*?)'[^;\"]*", r"font: \1inherit", text)
-    text = re.sub(r"font: (?:(bold|\d00) )?([\d.]+px) inherit", r"font-size: \2; font-weight: \1", text).replace("font-weight: ;", "").replace('font-weight: "', '"')
+    text = (
+        re.sub(r"font: (?:(bold|\d00) )?([\d.]+px) inherit", r"font-size: \2; font-weight: \1", text)
+        .replace("font-weight: ;", "")
+        .replace('font-weight: "', '"')
+    )
     for name, colour in COLOURS.items():
         text = text.replace(colour, f"var(--{name})")
     return text
@@ -148,4 +199,7 @@ def legend(names: Iterable[str]) -> str:
     """The key of `curves`, as HTML."""
     from html import escape
 
-    return "".join(f'<span class="key"><i style="background:var(--run{i % 6})"></i>{escape(name)}</span>' for i, name in enumerate(names))
+    return "".join(
+        f'<span class="key"><i style="background:var(--run{i % 6})"></i>{escape(name)}</span>'
+        for i, name in enumerate(names)
+    )

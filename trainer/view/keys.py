@@ -19,7 +19,9 @@ from ..events import Controls
 
 @contextmanager
 def keyboard() -> Iterator[Callable[[float], str]]:
-    """Gives `read(seconds)`: the key pressed within that time, "" where none was. Without a terminal to read from it just waits."""
+    """Gives `read(seconds)`: the key pressed within that time, "" where none was. Without a terminal to read from it
+    just waits.
+    """
     if not sys.stdin or not sys.stdin.isatty():
         yield _wait
     elif os.name == "nt":
@@ -84,7 +86,9 @@ def _read(fd: int, seconds: float) -> str:
     pressed = os.read(fd, 64)
     if not pressed:  # the terminal went away; do not spin on its end of file
         return _wait(seconds)
-    return "" if pressed.startswith(b"\x1b") else pressed.decode(errors="ignore")[:1]  # arrows and mouse reports mean nothing here
+    return (
+        "" if pressed.startswith(b"\x1b") else pressed.decode(errors="ignore")[:1]
+    )  # arrows and mouse reports mean nothing here
 
 
 def _read_windows(seconds: float) -> str:

@@ -39,7 +39,8 @@ def _texts(state: RunState, event: ev.Event, thinner: Thinner) -> Iterator[str]:
     match event:
         case ev.RunStarted():
             yield f"run folder={event.run_dir} model={event.model} device={event.device}" + (
-                f" resumed_from={event.resumed_from}" if event.resumed_from else "")  # fmt: skip
+                f" resumed_from={event.resumed_from}" if event.resumed_from else ""
+            )
         case ev.PhotosScanned():
             yield f"photos {event.summary}"
             for problem in event.problems:
@@ -51,29 +52,48 @@ def _texts(state: RunState, event: ev.Event, thinner: Thinner) -> Iterator[str]:
             yield f"{event.phase}: started" + (f" total={event.total}" if event.total else "") + _after(event.detail)
         case ev.PhaseProgress():
             if thinner(event.time, event.done in (1, event.total)):
-                eta = f" eta={duration(state.seconds_left)}" if not math.isnan(state.seconds_left) and event.done < event.total else ""
+                eta = (
+                    f" eta={duration(state.seconds_left)}"
+                    if not math.isnan(state.seconds_left) and event.done < event.total
+                    else ""
+                )
                 yield f"{event.phase}: done={event.done}/{event.total}{eta}" + _after(event.detail)
         case ev.PhaseEnded():
             peak = f" vram_peak={size(event.vram_peak_bytes)}" if event.vram_peak_bytes else ""
-            yield f"{event.phase}: ended seconds={event.seconds:.1f}{peak} ram={size(event.ram_bytes)}" + _after(event.detail)
+            yield f"{event.phase}: ended seconds={event.seconds:.1f}{peak} ram={size(event.ram_bytes)}" + _after(
+                event.detail
+            )
         case ev.Step():
             if thinner(event.time, event.step in (1, event.total)):
                 yield _step(state, event)
         case ev.Meters():
-            yield f"meters step={event.step} " + " ".join(f"{_key(k)}={number(v)}" for k, v in state.meters[-1].values.items())
+            yield f"meters step={event.step} " + " ".join(
+                f"{_key(k)}={number(v)}" for k, v in state.meters[-1].values.items()
+            )
             if event.verdict:
                 yield f"warning: {event.verdict}"
         case ev.Sampled():
-            yield f"sample: step={event.step} pictures={len(event.paths)} sheet={event.sheet or (event.paths or ['-'])[0]}"
+            sheet = event.sheet or (event.paths or ["-"])[0]
+            yield f"sample: step={event.step} pictures={len(event.paths)} sheet={sheet}"
         case ev.CheckpointSaved():
-            yield f"checkpoint: step={event.step} kind={event.kind} size={size(event.size_bytes)} seconds={event.seconds:.1f} path={event.path}"
+            yield (
+                f"checkpoint: step={event.step} kind={event.kind} size={size(event.size_bytes)} "
+                f"seconds={event.seconds:.1f} path={event.path}"
+            )
         case ev.Exported():
-            yield (f"export: format={_key(event.format)} precision={event.precision} size={size(event.size_bytes)} "
-                   f"max_error={event.max_error:.2g} path={event.path}")  # fmt: skip
+            yield (
+                f"export: format={_key(event.format)} precision={event.precision} size={size(event.size_bytes)} "
+                f"max_error={event.max_error:.2g} path={event.path}"
+            )
         case ev.Notice():
-            yield ("warning: " if event.level == "warning" else "note: ") + event.text + (f" (fix: {event.fix})" if event.fix else "")
+            yield (
+                ("warning: " if event.level == "warning" else "note: ")
+                + event.text
+                + (f" (fix: {event.fix})" if event.fix else "")
+            )
         case ev.Finished():
-            yield f"finished: status={event.status} step={event.step} time={duration(event.seconds)} folder={event.run_dir}"
+            took = duration(event.seconds)
+            yield f"finished: status={event.status} step={event.step} time={took} folder={event.run_dir}"
             if event.error:
                 yield f"error: {event.error}"
 

@@ -1,7 +1,8 @@
 """Puts frames on a terminal by writing only the lines that changed.
 
-rich's `Live` repaints the whole screen for each frame: with pictures, 100 kB four times a second, which a slow ssh line and the
-training thread both feel. A frame here is a list of lines; what equals the line on the screen is neither encoded nor sent.
+rich's `Live` repaints the whole screen for each frame: with pictures, 100 kB four times a second, which a slow ssh line
+and the training thread both feel. A frame here is a list of lines; what equals the line on the screen is neither
+encoded nor sent.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from typing import TextIO
 from rich.console import Console
 from rich.text import Text
 
-BEGIN, END = "\x1b[?2026h", "\x1b[?2026l"  # synchronized update: terminals that know it show the frame at once, others ignore it
+BEGIN, END = (
+    "\x1b[?2026h",
+    "\x1b[?2026l",
+)  # synchronized update: terminals that know it show the frame at once, others ignore it
 
 
 class Painter:
@@ -27,8 +31,15 @@ class Painter:
         self.console, self.file, self.sent = console, console.file, 0
         self.size = (0, 0)
         self.lines: list[Text] = []
-        self.encoder = Console(file=StringIO(), force_terminal=True, color_system=console.color_system, width=10_000,  # type: ignore[arg-type]
-                               no_color=console.no_color, highlight=False, legacy_windows=False)  # fmt: skip
+        self.encoder = Console(
+            file=StringIO(),
+            force_terminal=True,
+            color_system=console.color_system,
+            width=10_000,  # type: ignore[arg-type]
+            no_color=console.no_color,
+            highlight=False,
+            legacy_windows=False,
+        )
 
     def open(self) -> None:
         self._write("\x1b[?1049h\x1b[?25l")
@@ -44,7 +55,9 @@ class Painter:
             self.size, self.lines = size, []
         for row, line in enumerate(lines[: size[1]]):
             if row >= len(self.lines) or line != self.lines[row]:
-                parts.append(f"\x1b[{row + 1};1H{self._encode(line)}\x1b[0m" + ("\x1b[K" if line.cell_len < size[0] else ""))
+                parts.append(
+                    f"\x1b[{row + 1};1H{self._encode(line)}\x1b[0m" + ("\x1b[K" if line.cell_len < size[0] else "")
+                )
         self.lines = list(lines[: size[1]])
         if len(parts) > 1:
             self._write("".join(parts) + END)
@@ -65,7 +78,9 @@ class Painter:
 
 
 class Stray(TextIOBase):
-    """Takes what libraries print while the screen is ours; keeps the last lines (of a line redrawn with \\r, the last state)."""
+    """Takes what libraries print while the screen is ours; keeps the last lines (of a line redrawn with \\r, the last
+    state).
+    """
 
     def __init__(self, keep: int = 200):
         self.texts: deque[str] = deque(maxlen=keep)

@@ -41,7 +41,9 @@ def half_blocks(path: str, columns: int, rows: int) -> tuple[Text, ...]:
 
 @lru_cache(maxsize=16)
 def gallery(paths: tuple[str, ...], columns: int, rows: int, gap: int = 2) -> tuple[Text, ...]:
-    """As many of `paths` as can be shown at a useful size, side by side and in several rows where that makes them larger."""
+    """As many of `paths` as can be shown at a useful size, side by side and in several rows where that makes them
+    larger.
+    """
     best = max(range(1, len(paths) + 1), key=lambda across: _side(len(paths), across, columns, rows, gap), default=0)
     if not best:
         return ()
@@ -49,7 +51,9 @@ def gallery(paths: tuple[str, ...], columns: int, rows: int, gap: int = 2) -> tu
     cell_columns, cell_rows = (columns - gap * (best - 1)) // best, (rows - (down - 1)) // down
     lines: list[Text] = []
     for start in range(0, len(paths), best):
-        pictures = [picture for path in paths[start : start + best] if (picture := half_blocks(path, cell_columns, cell_rows))]
+        pictures = [
+            picture for path in paths[start : start + best] if (picture := half_blocks(path, cell_columns, cell_rows))
+        ]
         if not pictures:
             continue
         if lines:

@@ -1,7 +1,8 @@
 """One run as a fold over its events: `state = apply(state, event)`, the same for a live run, a log and a test.
 
-A state is immutable, so the thread that draws may hold one while the thread that trains makes the next: no locks.
-The curves are kept smoothed as they grow, s += (x - s) * max(1/n, 0.03): a mean at first, later an average over some 33 steps.
+A state is immutable, so the thread that draws may hold one while the thread that trains makes the next: no locks. The
+curves are kept smoothed as they grow, s += (x - s) * max(1/n, 0.03): a mean at first, later an average over some 33
+steps.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from typing import Any
 
 from .. import events as ev
 
-SMOOTHING = 0.03  # diffusion losses scatter by their own size from timestep to timestep; 33 steps halve that five times over
+SMOOTHING = (
+    0.03  # diffusion losses scatter by their own size from timestep to timestep; 33 steps halve that five times over
+)
 
 
 @dataclass(frozen=True)
@@ -117,11 +120,21 @@ class RunState:
         return default if value is None else value
 
     def phase_status(self) -> dict[str, str]:
-        """Each phase -> "done" | "now" | "held" (waits for a phase inside it) | "next" | "skipped" (passed over), in order."""
+        """Each phase -> "done" | "now" | "held" (waits for a phase inside it) | "next" | "skipped" (passed over), in
+        order.
+        """
         met = {span.phase for span in self.spans}
-        names = [n for n in ev.PHASES if n != "class images" or n in met or self.setting("prior.with_prior_preservation", True)]
+        names = [
+            n
+            for n in ev.PHASES
+            if n != "class images" or n in met or self.setting("prior.with_prior_preservation", True)
+        ]
         outer = [span for span in self.spans if not span.inside]  # sampling inside training does not end training
-        reached = len(names) if self.finished else max((names.index(span.phase) for span in outer if span.phase in names), default=-1)
+        reached = (
+            len(names)
+            if self.finished
+            else max((names.index(span.phase) for span in outer if span.phase in names), default=-1)
+        )
         status = {}
         for i, name in enumerate(names):
             if self.span and name == self.span.phase:
@@ -148,9 +161,9 @@ def apply(state: RunState, event: ev.Event) -> RunState:
     state = replace(state, time=event.time, begun=event.time if math.isnan(state.begun) else state.begun)
     match event:
         case ev.RunStarted():
-            # A resumed run is written to the same log: what it shows goes on, what had ended or broken off before is closed.
+            # A resumed run is written to the same log: its curves go on, and what had broken off is closed.
             spans = tuple(replace(s, end=before) if s.open else s for s in state.spans)
-            gaps = state.gaps + ((event.time, event.time - before),) if state.started else ()
+            gaps = (*state.gaps, (event.time, event.time - before)) if state.started else ()
             return replace(state, started=event, finished=None, spans=spans, gaps=gaps)
         case ev.PhotosScanned():
             return replace(state, photos=event)
@@ -159,7 +172,7 @@ def apply(state: RunState, event: ev.Event) -> RunState:
         case ev.PhaseStarted():
             around = state.span.phase if state.span else ""
             span = Span(event.phase, event.time, total=event.total, detail=event.detail, inside=around)
-            return replace(state, spans=state.spans + (span,))
+            return replace(state, spans=(*state.spans, span))
         case ev.PhaseProgress():
             return _change(state, event.phase, done=event.done, total=event.total, detail=event.detail or None)
         case ev.PhaseEnded():
@@ -168,17 +181,19 @@ def apply(state: RunState, event: ev.Event) -> RunState:
             return _step(state, event)
         case ev.Meters():
             values = {k: math.nan if v is None else float(v) for k, v in event.values.items()}
-            return replace(state, meters=state.meters + (replace(event, values=values),))
+            return replace(state, meters=(*state.meters, replace(event, values=values)))
         case ev.Sampled():
-            return replace(state, samples=tuple(s for s in state.samples if s.step != event.step) + (event,))
+            return replace(state, samples=(*tuple(s for s in state.samples if s.step != event.step), event))
         case ev.CheckpointSaved():
-            return replace(state, checkpoints=state.checkpoints + (event,))
+            return replace(state, checkpoints=(*state.checkpoints, event))
         case ev.Exported():
-            return replace(state, exports=tuple(e for e in state.exports if e.path != event.path) + (event,))
+            return replace(state, exports=(*tuple(e for e in state.exports if e.path != event.path), event))
         case ev.Notice():
-            return replace(state, notices=state.notices + (event,))
+            return replace(state, notices=(*state.notices, event))
         case ev.Finished():
-            return replace(state, finished=event, spans=tuple(replace(s, end=event.time) if s.open else s for s in state.spans))
+            return replace(
+                state, finished=event, spans=tuple(replace(s, end=event.time) if s.open else s for s in state.spans)
+            )
     return state
 
 
@@ -195,17 +210,26 @@ def _change(state: RunState, phase: str, **changes: Any) -> RunState:
     for i in reversed(range(len(state.spans))):
         if state.spans[i].phase == phase and state.spans[i].open:
             span = replace(state.spans[i], **{k: v for k, v in changes.items() if v is not None})
-            return replace(state, spans=state.spans[:i] + (span,) + state.spans[i + 1 :])
+            return replace(state, spans=(*state.spans[:i], span, *state.spans[i + 1 :]))
     return state
 
 
 def _end(state: RunState, event: ev.PhaseEnded) -> RunState:
     span = next((s for s in reversed(state.spans) if s.open and s.phase == event.phase), None)
     if span is None:  # a phase that only reports its end, because its work was found on disk
-        state = replace(state, spans=state.spans + (Span(event.phase, event.time - event.seconds),))
+        state = replace(state, spans=(*state.spans, Span(event.phase, event.time - event.seconds)))
     done = span.total if span and span.total else None
-    state = _change(state, event.phase, end=event.time, seconds=event.seconds, vram_peak_bytes=event.vram_peak_bytes,
-                    ram_bytes=event.ram_bytes, detail=event.detail or None, folder=event.folder, done=done)  # fmt: skip
+    state = _change(
+        state,
+        event.phase,
+        end=event.time,
+        seconds=event.seconds,
+        vram_peak_bytes=event.vram_peak_bytes,
+        ram_bytes=event.ram_bytes,
+        detail=event.detail or None,
+        folder=event.folder,
+        done=done,
+    )
     state = replace(state, vram_peak_bytes=max(state.vram_peak_bytes, event.vram_peak_bytes))
     around = state.span
     if around is not None and span is not None and span.inside == around.phase:
@@ -222,8 +246,13 @@ def _step(state: RunState, event: ev.Step) -> RunState:
     weight = max(1 / (keep + 1), SMOOTHING)
     smooth += (Smooth(_ema(before.instance, event.instance_loss, weight), _ema(before.cls, event.class_loss, weight)),)
     seconds = _ema(state.step_seconds, event.seconds, max(1 / (keep + 1), 0.1))
-    state = replace(state, steps=steps + (event,), smooth=smooth, step_seconds=seconds,
-                    vram_peak_bytes=max(state.vram_peak_bytes, event.vram_peak_bytes))  # fmt: skip
+    state = replace(
+        state,
+        steps=(*steps, event),
+        smooth=smooth,
+        step_seconds=seconds,
+        vram_peak_bytes=max(state.vram_peak_bytes, event.vram_peak_bytes),
+    )
     return _change(state, "train", done=event.step, total=event.total)
 
 
