@@ -6,9 +6,9 @@ which that script ignores too; those become notices, so that the line runs uncha
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
+import tempfile
 from pathlib import Path
 
 from trainer.config import Config, ConfigError
@@ -167,17 +167,17 @@ def _output(config: Config) -> None:
 
 
 def writable(folder: Path) -> None:
-    """ConfigError where `folder` cannot be made or written into; nothing is created."""
+    """ConfigError where `folder` cannot be made or written into; nothing stays behind."""
     place = folder.absolute()
     while not place.exists():
         place = place.parent
     if not place.is_dir():
         raise ConfigError(f"{folder} cannot be made: {place} is a file", "choose another --output_dir")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise ConfigError(
-            f"{folder} cannot be written: no permission in {place}",
-            "choose another --output_dir, or mend the permissions",
-        )
+    try:
+        tempfile.TemporaryFile(dir=place).close()  # asking beats guessing: read-only disks, /proc, root
+    except OSError as error:
+        fix = "choose another --output_dir, or mend the permissions"
+        raise ConfigError(f"{folder} cannot be written: {error.strerror} in {place}", fix) from error
 
 
 # GB of one fp16 export, from the parameter counts of the public models; a checkpoint holds 3 to 12 bytes a weight more

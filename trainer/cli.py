@@ -70,9 +70,8 @@ def parse(words: list[str]) -> Command:
     words = list(words)
     if words and not words[0].startswith("-"):
         if words[0] not in COMMANDS:
-            raise ConfigError(
-                f"there is no command {words[0]!r}", nearest(words[0], COMMANDS) or f"commands: {', '.join(COMMANDS)}"
-            )
+            choices = f"photos go after --instance_data_dir; commands: {', '.join(COMMANDS)}"
+            raise ConfigError(f"there is no command {words[0]!r}", nearest(words[0], COMMANDS) or choices)
         command.name = words.pop(0)
     known = flags()
     command.foreign = any(
@@ -89,7 +88,7 @@ def parse(words: list[str]) -> Command:
         elif word.startswith("-") and not _number(word):
             raise ConfigError(
                 f"{word!r} is not a flag",
-                "flags begin with two dashes: " + (nearest(word[1:], known, "did you mean --{}?") or "see --help"),
+                "flags begin with two dashes: " + (_near(word[1:], known) or "see --help"),
             )
         elif command.name in ("train", "plan", "doctor"):
             raise ConfigError(
@@ -126,16 +125,15 @@ def _flag(command: Command, word: str, rest: list[str], known: dict[str, str]) -
     elif name in known or (name.startswith("no_") and name[3:] in known):
         _knob(command, known.get(name) or known[name[3:]], name, given, rest, negated=name not in known)
     else:
-        shared = [key for key in knobs() if key.endswith("." + name)]
-        fix = (
-            f"say which: {' or '.join('--' + key for key in shared)}"
-            if shared
-            else nearest(name, [*known, *foreign.SETS], "did you mean --{}?")
-        )
-        raise ConfigError(
-            f"--{name} {'could mean two settings' if shared else 'does not exist'}",
-            fix or "see --help for all settings",
-        )
+        shared = [f"--{key}" for key in knobs() if key.endswith("." + name)]
+        if shared:
+            raise ConfigError(f"--{name} could mean two settings", f"say which: {' or '.join(shared)}")
+        raise ConfigError(f"--{name} does not exist", _near(name, known) or "see --help for all settings")
+
+
+def _near(name: str, known: dict[str, str]) -> str:
+    names = [spelling for spelling in (*known, *foreign.SETS) if "." not in spelling]
+    return nearest(name, names, "did you mean --{}?")
 
 
 def _knob(command: Command, key: str, name: str, given: list[str], rest: list[str], negated: bool) -> None:

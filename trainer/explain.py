@@ -48,7 +48,8 @@ def knob(key: str) -> str:
     takes = {"": f"on or off (--{name}, --no-{name})", "N": "a whole number", "X": "a number", "TEXT": "text"}
     rows = [("takes", takes.get(shape(info), shape(info))), ("default", default(info) or "left open")]
     limits = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-    bounds = [f"{words} {getattr(m, rule):g}" for m in info.metadata for rule, words in limits.items() if hasattr(m, rule)]
+    rules = [(words, rule, m) for m in info.metadata for rule, words in limits.items() if hasattr(m, rule)]
+    bounds = [f"{words} {getattr(limit, rule):g}" for words, rule, limit in rules]
     rows += [("range", " and ".join(bounds))] if bounds else []
     rows.append(("flag", f"--{key}" if shared else f"--{name}"))
     rows.append(("file", f"[{section}] {name} = ..." if section else f"{name} = ..."))

@@ -214,27 +214,9 @@ REFUSED: dict[str, tuple[str, str]] = {  # flag: (why, fix)
 
 # Flags diffusers' scripts accept although they do nothing there, so a line of theirs that has them still runs: a notice.
 TOLERATED = frozenset(
-    [
-        "class_data_dir",
-        "class_prompt",
-        "num_class_images",
-        "prior_loss_weight",
-        "sample_batch_size",
-        "lr_warmup_steps",
-        "lr_num_cycles",
-        "lr_power",
-        "validation_steps",
-        "num_validation_images",
-        "num_train_epochs",
-        "adam_beta1",
-        "adam_beta2",
-        "adam_weight_decay",
-        "adam_epsilon",
-        "logging_dir",
-        "checkpoints_total_limit",
-        "identifier",
-        "class_name",
-        "allow_tf32",
-        "prior.sample_steps",
-    ]
+    """
+    class_data_dir class_prompt num_class_images prior_loss_weight sample_batch_size lr_warmup_steps lr_num_cycles
+    lr_power validation_steps num_validation_images num_train_epochs adam_beta1 adam_beta2 adam_weight_decay
+    adam_epsilon scale_lr logging_dir checkpoints_total_limit identifier class_name allow_tf32
+    """.split()
 )
