@@ -20,11 +20,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-KINDS = ("weights", "moments", "corrections", "gradients", "activations", "values", "other")
+from trainer.pretend import Outcome, Outcomes
+
+KINDS = ("weights", "moments", "corrections", "window", "gradients", "activations", "inputs")
+BUFFERS = ("aten::empty", "aten::zeros", "aten::new_empty", "aten::new_zeros")
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Tracker(TorchDispatchMode):
 
         tracker = Tracker(card="meta")        # "cpu" follows real tensors, "meta" a plan
         tracker.keep(module.parameters(), "weights")      # storages that exist already
-        with tracker, tracker.kind("values"): ...         # what is made here is of this kind
+        with tracker, tracker.kind("inputs"): ...         # what is made here is of this kind
 
     `host(storage)` says that a storage lies in host memory although its device is the card's (see memory/host.py);
     storages of any other device than the card's are host memory anyway.
@@ -60,7 +62,10 @@ class Tracker(TorchDispatchMode):
     def __init__(self, card: str = "meta", host: Callable[[torch.UntypedStorage], bool] | None = None):
         super().__init__()
         self.card, self.is_host = card, host or (lambda storage: False)
-        self._live: dict[int, tuple[Any, int, tuple[str, str]]] = {}  # storage -> (weak reference, bytes, (place, kind))
+        self._outcomes = Outcomes() if card == "meta" else None
+        self._live: dict[
+            int, tuple[Any, int, tuple[str, str]]
+        ] = {}  # storage -> (weak reference, bytes, (place, kind))
         self._now: Counter[tuple[str, str]] = Counter()
         self._total = {"card": 0, "host": 0}
         self._kinds: list[str] = []
@@ -97,7 +102,7 @@ class Tracker(TorchDispatchMode):
             self._kinds.pop()
 
     def keep(self, tensors: Iterable[Tensor] | nn.Module, kind: str) -> None:
-        """Count storages that exist already; those that are counted move to `kind`."""
+        """Count storages that exist already; those that are counted already move to `kind`."""
         if isinstance(tensors, nn.Module):
             tensors = [*tensors.parameters(), *tensors.buffers()]
         for tensor in tensors:
@@ -118,30 +123,61 @@ class Tracker(TorchDispatchMode):
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
-        out = func(*args, **kwargs)
         self.operators += 1
+        known = self._outcomes.find(func, args, kwargs) if self._outcomes is not None else None
+        if known is not None and known.make is not None:
+            return self._repeat(func, known)
+        out = known.unchanged(args) if known is not None else func(*args, **kwargs)
         fresh = False
         for tensor in _tensors(out):
             storage = tensor.untyped_storage()
             if storage._cdata not in self._live:
                 fresh = True
-                self._add(storage, None)
+                self._add(storage, self._buffer(func, tensor))
         if fresh:
             name = func._schema.name
             self._mark("card", name)
             self._mark("host", name)
+        before = self.flops, self.moved, self.matmul_moved
         if formula is not None:
             self.flops += formula(*args, **kwargs, out_val=out)
         if (fresh or written) and not func._schema.name.startswith("aten::empty"):
             self._traffic(written, args, kwargs, out, formula is not None)
+        if self._outcomes is not None and known is None:
+            work = self.flops - before[0], self.moved - before[1], self.matmul_moved - before[2]
+            self._outcomes.learn(func, args, kwargs, out, fresh, work)
         return out
+
+    def _repeat(self, func: Any, known: Outcome) -> Any:
+        """An operator on shapes that were seen before: its outputs without running its Python again."""
+        out = known.make()
+        for tensor in _tensors(out):
+            self._add(tensor.untyped_storage(), self._buffer(func, tensor))
+        self._mark("card", func._schema.name)
+        flops, moved, matmul_moved = known.work
+        self.flops += flops
+        self.moved += moved
+        self.matmul_moved += matmul_moved
+        return out
+
+    def _buffer(self, func: Any, tensor: Tensor) -> str | None:
+        """Flat buffers are the engine's: bytes that visit the card (memory/stream.py), or a unit's gradients."""
+        if tensor.dim() != 1 or self._kinds or not func._schema.name.startswith(BUFFERS):
+            return None
+        return "window" if tensor.dtype == torch.uint8 else "gradients" if tensor.is_floating_point() else None
 
     def _rule(self, func: Any) -> tuple[Any, tuple[int, ...], bool]:
         packet = func._overloadpacket
         formula = flop_registry.get(packet, EXTRA_FORMULAS.get(packet))
-        composite = formula is None and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+        composite = formula is None and torch._C._dispatch_has_kernel_for_dispatch_key(
+            func.name(), "CompositeImplicitAutograd"
+        )
         arguments = func._schema.arguments
-        written = tuple(i for i, argument in enumerate(arguments) if argument.alias_info is not None and argument.alias_info.is_write)
+        written = tuple(
+            i
+            for i, argument in enumerate(arguments)
+            if argument.alias_info is not None and argument.alias_info.is_write
+        )
         return formula, written, composite
 
     def _traffic(self, written: tuple[int, ...], args: tuple, kwargs: dict, out: Any, matmul: bool) -> None:
@@ -182,7 +218,13 @@ class Tracker(TorchDispatchMode):
                 self._live[key] = (reference, size, (place, kind))
             return
         if kind is None:
-            kind = self._kinds[-1] if self._kinds else "gradients" if torch._C._current_graph_task_id() != -1 else "activations"
+            kind = (
+                self._kinds[-1]
+                if self._kinds
+                else "gradients"
+                if torch._C._current_graph_task_id() != -1
+                else "activations"
+            )
         place = "card" if storage.device.type == self.card and not self.is_host(storage) else "host"
         books = weakref.ref(self)
 
@@ -223,7 +265,9 @@ def _cpu_attention(query: Any, key: Any, value: Any, *args: Any, out_val: Any = 
     return sdpa_flop_count(query.shape, key.shape, value.shape)
 
 
-def _cpu_attention_backward(grad_out: Any, query: Any, key: Any, value: Any, *args: Any, out_val: Any = None, **kwargs: Any) -> int:
+def _cpu_attention_backward(
+    grad_out: Any, query: Any, key: Any, value: Any, *args: Any, out_val: Any = None, **kwargs: Any
+) -> int:
     return sdpa_backward_flop_count(grad_out.shape, query.shape, key.shape, value.shape)
 
 
@@ -231,29 +275,3 @@ EXTRA_FORMULAS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _cpu_attention_backward,
 }
-
-
-class CardAttention(TorchFunctionMode):
-    """Attention on meta tensors as a card would run it: torch itself takes the math path there, which stores every score.
-
-    16-bit heads of at most 256 without a mask go to the flash kernel, all others to the memory-efficient one, as
-    torch's own choice on CUDA does.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func is nn.functional.scaled_dot_product_attention:
-            return _attend(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False,
-            scale: float | None = None, enable_gqa: bool = False) -> Tensor:  # fmt: skip
-    if query.device.type != "meta":
-        attention = torch._C._nn.scaled_dot_product_attention
-        return attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
-    if query.dtype in (torch.bfloat16, torch.float16) and attn_mask is None and query.shape[-1] <= 256:
-        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[0]
-    needs_grad = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
-    if attn_mask is not None:
-        attn_mask = attn_mask.to(query.dtype).expand(*query.shape[:3], key.shape[2])
-    return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, attn_mask, needs_grad, dropout_p, is_causal, scale=scale)[0]

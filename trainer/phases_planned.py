@@ -1,0 +1,281 @@
+"""The phases of a run as sizes: each one rehearsed, with what stands beside it on the card and in RAM.
+
+Which module is where in which phase follows stages.py: everything is loaded in fp32 in RAM; a module visits the card
+alone; the engine takes the trained weights over; a streamed denoiser (stream = all) also draws through the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from trainer import adapters, calibration, rehearse
+from trainer.config import Config
+from trainer.effect import prior_is_on
+from trainer.engine import Engine
+from trainer.events import PHASES
+from trainer.models.base import Parts
+from trainer.policy import Policy
+from trainer.simulate import Watched
+
+TILE = 512  # pixels: what makes a 1024 px picture cost the VAE no more than a 512 px one
+MAX_SAMPLE_BATCH = 8
+PHOTOS = 5  # DreamBooth's three to six, where the folder is not known
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """vram_bytes: of the whole process, 0 without a card; parts: what they consist of, by kind."""
+
+    name: str
+    vram_bytes: int
+    ram_bytes: int
+    parts: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What an engine keeps between steps. card: all of it there, weights: the weights among it; state: optimizer state
+    wherever it is; saved: what a checkpoint holds; blocks: what a streamed unit moves, largest first."""
+
+    card: int = 0
+    weights: int = 0
+    host: int = 0
+    state: int = 0
+    saved: int = 0
+    blocks: tuple[int, ...] = ()
+
+
+class Phases:
+    """Rehearsals of one configuration, each done once."""
+
+    def __init__(self, config: Config, parts: Parts, kind: str):
+        self.config, self.parts, self.kind = config, parts, kind
+        self.text = config.train.train_text_encoder
+        side = config.data.resolution or parts.family.resolution
+        if config.data.resolution is None and parts.unet.config.sample_size:
+            side = parts.unet.config.sample_size * parts.latent_factor
+        self.prior = prior_is_on(config)
+        batch = config.train.train_batch_size
+        self.shapes = rehearse.Shapes((side, side), batch * (2 if self.prior else 1), batch, config.train.gradient_accumulation_steps,
+                                      config.data.masked_loss)  # fmt: skip
+        self.sizes = {name: _fp32(module) for name, module in parts.modules().items()}
+        self.sample_batch, self.vae_tile, self.vae_dtype = 4, config.memory.vae_tile, torch.float32
+        self.steps: dict[Policy, Watched] = {}
+        self.standing: dict[Policy, Standing] = {}
+        self.split: dict[Policy, dict[str, int]] = {}
+        self.rehearsed: dict[object, int] = {}
+        self.unit_count = 0
+        self.adapted = False
+
+    # the step
+
+    def work(self, policy: Policy) -> Watched:
+        """One optimizer step, simulated once per policy."""
+        if policy not in self.steps:
+            self._adapt()
+            with rehearse.engine(self.parts, policy, text=self.text) as made:
+                self.standing[policy] = _standing(made, policy)
+                self.unit_count = len(made.units)
+                watched = rehearse.train(self.parts, made, self.shapes, text=self.text)
+                self.split[policy] = rehearse.split_state(watched.card_parts, made)
+            self.steps[policy] = watched
+        return self.steps[policy]
+
+    def step_bytes(self, policy: Policy) -> int:
+        return _process(self.work(policy).card_peak)
+
+    def residents(self, policy: Policy, budget: int) -> Iterator[int]:
+        """Numbers of units to keep on the card, largest first: the largest that should fit, then somewhat fewer."""
+        empty, standing = self.step_bytes(policy), self.standing[policy]
+        spare = (budget - empty) / (1 + calibration.ALLOCATOR_SHARE.amount)
+        best, kept = 0, 0
+        for count, block in enumerate(standing.blocks, 1):
+            kept += block
+            following = standing.blocks[count] if count < len(standing.blocks) else 0
+            if kept - 2 * (standing.blocks[0] - following) <= spare:  # a window holds two units at a time
+                best = count
+        for count in dict.fromkeys((best, best - max(1, best // 10), best - max(2, best // 4))):
+            if count > 0:
+                yield count
+
+    def larger_batch(self, policy: Policy, budget: int | None) -> int:
+        """The largest power of two times the batch whose step fits, taking all that is not standing to grow with it."""
+        batch = self.config.train.train_batch_size
+        if budget is None:
+            return batch
+        work = self.work(policy)
+        own = work.card_peak - work.card_kept
+        factor = 1
+        while factor < 8 and _process(work.card_kept + 2 * factor * own) <= budget:
+            factor *= 2
+        return batch * factor
+
+    # all phases
+
+    def all(self, policy: Policy, budget: int | None) -> tuple[PhasePlan, ...]:
+        """In the order of events.PHASES."""
+        work, standing = self.work(policy), self.standing[policy]
+        process, loaded = int(calibration.PROCESS_RAM_BYTES.amount), sum(self.sizes.values())
+        taken = sum(size for name, size in self.sizes.items() if name == "unet" or (self.text and name != "vae"))
+        full, beside = process + loaded, process + loaded - taken
+        if self.kind == "cpu":  # the card's bytes are RAM here
+            ram = beside + work.card_peak + work.host_peak + self._average()
+            return PhasePlan("load", 0, full), PhasePlan("train", 0, ram, self.split[policy])
+        early = standing if policy.stream == "all" else Standing()  # then the engine draws the class images, too
+        if policy.stream == "all":
+            full = beside + standing.host
+        self._fit_sampling(policy, budget)
+        ram = beside + work.host_peak + self._average()
+        parked = standing.state if policy.stream == "off" else 0
+        drawing = max(self._draw(policy, self.sample_batch), self._vae(decode=True))
+        found = [
+            _phase("load", early.card, 0, max(process + loaded, beside + standing.host)),
+            _phase("cache images", early.card, self._vae(decode=False), full),
+            _phase("train", work.card_kept, work.card_peak - work.card_kept, ram, self.split[policy]),
+            _phase("sample", standing.weights, drawing, ram + parked),
+            _phase("save", standing.card, 0, ram + standing.saved),  # safetensors takes a copy in RAM
+            _phase("export", standing.card, self._export(policy), ram),
+        ]
+        if self.prior and self.config.prior.by == "images":
+            guest = 0 if policy.stream == "all" else self.sizes["unet"]  # visiting in 16 bits is a copy in RAM first
+            visiting = max(self._draw_base(policy, self.sample_batch), early.card + self._vae(decode=True))
+            found.append(_phase("class images", 0, visiting, full + guest))
+        if self.prior or not self.text:
+            found.append(_phase("cache text", early.card, self._encode(), full))
+        return tuple(sorted(found, key=lambda phase: PHASES.index(phase.name)))
+
+    def _fit_sampling(self, policy: Policy, budget: int | None) -> None:
+        """The least approximate way for the VAE, and the largest batch of pictures, that fit the budget."""
+        room = float("inf") if budget is None else budget
+        standing = self.standing[policy]
+        tiles = [self.config.memory.vae_tile] if self.config.memory.vae_tile else [None, TILE, TILE // 2]
+        ways = [(dtype, tile) for dtype in (torch.float32, torch.bfloat16) for tile in tiles]
+        for self.vae_dtype, self.vae_tile in ways:
+            if _process(standing.weights + self._vae(decode=True)) <= room and _process(self._vae(decode=False)) <= room:
+                break
+        for self.sample_batch in (MAX_SAMPLE_BATCH, 4, 2, 1):
+            drawing = standing.weights + self._draw(policy, self.sample_batch), self._draw_base(policy, self.sample_batch)
+            if _process(max(drawing)) <= room:
+                break
+
+    def _vae(self, decode: bool) -> int:
+        """Bytes of the VAE and one picture."""
+        size, tile = self.shapes.size, self.vae_tile
+        tile = None if tile is not None and max(size) <= tile else tile
+        dtype, rehearsal = self.vae_dtype, rehearse.decode_picture if decode else rehearse.encode_picture
+
+        def run() -> int:
+            _cast(self.parts.vae, dtype)
+            return rehearsal(self.parts, size, tile).card_peak
+
+        return self._once(("vae", decode, dtype, tile), run)
+
+    def _encode(self) -> int:
+        return self._once("text", lambda: rehearse.encode_text(self.parts).card_peak)
+
+    def _draw(self, policy: Policy, pictures: int) -> int:
+        """Bytes that drawing through the engine takes beside its standing weights."""
+
+        def run() -> int:
+            with rehearse.engine(self.parts, policy, text=self.text) as made:
+                return _own(rehearse.draw(self.parts, made.as_module(self.parts.unet), self.shapes.size, 1, made))
+
+        return pictures * self._once(("draw", policy), run)
+
+    def _draw_base(self, policy: Policy, pictures: int) -> int:
+        """Bytes that drawing class images takes, the denoiser included."""
+        if not self.prior:
+            return 0
+        standing = self.standing[policy]
+        if policy.stream == "all":
+            return standing.card + self._draw(policy, pictures)
+
+        def run() -> int:
+            return _own(rehearse.draw(self.parts, _cast(self.parts.unet, policy.math), self.shapes.size, 1))
+
+        weights = self.sizes["unet"] // 4 * policy.math.itemsize
+        return weights + pictures * self._once(("draw base", policy.math), run)
+
+    def _export(self, policy: Policy) -> int:
+        def run() -> int:
+            with rehearse.engine(self.parts, policy, text=self.text) as made:
+                return _own(rehearse.export(made))
+
+        return self._once(("export", policy.weights, policy.stream), run)
+
+    def _once(self, name: object, run: Callable[[], int]) -> int:
+        if name not in self.rehearsed:
+            self.rehearsed[name] = run()
+        return self.rehearsed[name]
+
+    def _adapt(self) -> None:
+        """Adapters, as the stages inject them before the engine is made."""
+        method = self.config.train.method
+        if method != "full" and not self.adapted:
+            with torch.device("meta"):
+                adapters.inject(self.parts, self.config.lora, dora=method == "dora", text=self.text)
+            self.adapted = True
+        elif method == "full" and not self.adapted:
+            for module in self.parts.modules().values():
+                module.requires_grad_(True)
+            self.adapted = True
+
+    def _average(self) -> int:
+        """The moving average: fp32 copies of what is trained, in RAM (ema.py)."""
+        if not self.config.train.ema:
+            return 0
+        return sum(4 * p.numel() for unit in self.parts.family.units(self.parts, text=self.text) for p in unit.module.parameters() if p.requires_grad)
+
+    def disk_bytes(self, policy: Policy) -> int:
+        """Files of the run: latents as mean and deviation in fp32, class images, checkpoints, exports."""
+        config, (width, height) = self.config, self.shapes.size
+        classes = (config.prior.num_class_images or self.parts.family.defaults.class_images) if self.prior else 0
+        latents = 2 * 4 * 4 * (width * height // self.parts.latent_factor**2)
+        pictures = classes * 3 * width * height * 6 // 10  # PNG keeps about 60 % of a photo's bytes
+        checkpoints = 1
+        if config.checkpoint.checkpointing_steps:
+            steps = config.train.max_train_steps or self.parts.family.defaults.steps
+            checkpoints = -(-steps // config.checkpoint.checkpointing_steps)
+        checkpoints = min(checkpoints, config.checkpoint.checkpoints_total_limit or checkpoints)
+        whole = sum(self.sizes.values()) // 4 * (4 if config.export.precision == "fp32" else 2)
+        formats = len(config.export.formats or ("", ""))
+        exports = formats * whole if config.train.method == "full" else formats * self.standing[policy].saved
+        return (PHOTOS + classes) * latents + pictures + checkpoints * self.standing[policy].saved + exports
+
+
+def _fp32(module: nn.Module) -> int:
+    return 4 * sum(parameter.numel() for parameter in module.parameters())
+
+
+def _cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """nn.Module.to, past diffusers' warning, which is about checkpoints."""
+    return nn.Module.to(module, dtype)
+
+
+def _own(watched: Watched) -> int:
+    return watched.card_peak - watched.card_kept
+
+
+def _process(tensors: int) -> int:
+    return tensors + sum(calibration.overhead(tensors).values())
+
+
+def _phase(name: str, standing: int, own: int, ram: int, parts: dict[str, int] | None = None) -> PhasePlan:
+    tensors = standing + own
+    parts = parts or {"standing": standing, "phase": own}
+    parts = {kind: size for kind, size in parts.items() if size} | calibration.overhead(tensors)
+    return PhasePlan(name, _process(tensors), ram, parts)
+
+
+def _standing(made: Engine, policy: Policy) -> Standing:
+    holdings = made.holdings
+    card = {kind: sum(b.home.nbytes for h in holdings if (b := getattr(h, kind)).resident) for kind in ("weights", "state")}
+    host = sum(b.home.nbytes for h in holdings for b in (h.weights, h.state) if not b.resident)
+    moving = [h.state.home.nbytes + (h.weights.home.nbytes if policy.stream == "all" else 0) for h in holdings]
+    saved = sum(h.state.home.nbytes + h.weights.home.nbytes for h in holdings if h.n)
+    return Standing(card["weights"] + card["state"], card["weights"], host, sum(h.state.home.nbytes for h in holdings), saved,
+                    tuple(sorted(moving, reverse=True)))  # fmt: skip
