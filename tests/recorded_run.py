@@ -121,7 +121,7 @@ def events(
                     1 + with_prior,
                     *((int(6.6 * GIB), int((9.0 + 0.1 * (step > 20)) * GIB), int(9.6 * GIB)) if gpu else (0, 0, 0)),
                     int(7.1 * GIB),
-                    *((0.97, 60 + 12 * min(1, 4 * share)) if gpu else (math.nan, math.nan)),
+                    *((0.97, 60 + 12 * min(1.0, 4 * share)) if gpu else (math.nan, math.nan)),
                 ),
                 seconds,
             )
@@ -206,7 +206,7 @@ def events(
         yield clock(Exported(str(run / "model"), "diffusers", "fp16", int(2.6 * GIB), 4.8e-4), 0)
         yield clock(Exported(str(run / "model.safetensors"), "single file", "fp16", int(2.0 * GIB), 4.8e-4), 0)
     done = steps if status == "done" else steps // 2 + 10
-    text = f"The model is in {run / 'model'}.\nDraw with it: python -m trainer sample --run {run} 'sks dog in a bucket'"
+    text = f"The model is in {run.name}/model.\nDraw with it: python -m trainer sample --run {run.name} 'sks dog in a bucket'"
     error = "loss is nan at step 210; the last good checkpoint is step-000200" if status == "failed" else ""
     yield clock(
         Finished(
@@ -233,7 +233,7 @@ class Clock:
 
 
 def play(recorded: Iterator[Event], seconds: float, until: str, controls: Controls) -> Iterator[Event]:
-    """Events at the pace of the clock, the whole taking about `seconds`; stops for good in the middle of phase `until`."""
+    """Events at the pace of the clock, in about `seconds`; stops for good in the middle of phase `until`."""
     held = list(recorded)
     pause = seconds / len(held)
     for event in held:

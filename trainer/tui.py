@@ -127,8 +127,8 @@ class Screen:
                 if now >= due:
                     cost = self.draw()
                     due = now + max(FRAME_SECONDS, cost / SHARE)
-                key = read(min(0.1, max(0.0, due - now)))
-                if key:
+                keys = read(min(0.1, max(0.0, due - now)))
+                for key in keys:
                     self.press(key)
                     due = 0.0  # a key is answered at once
 

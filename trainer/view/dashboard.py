@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from rich.text import Text
 
-from .ink import beside, fit, ink
+from .ink import Row, cut, ink
 from .panels import (
     ACCENT,
     HELP,
@@ -32,24 +32,34 @@ from .panels import (
 from .pictures import gallery
 from .state import RunState
 
+GAP = 4  # columns between the two halves of a wide screen
 
-def frame(state: RunState, width: int, height: int, view: View) -> list[Text]:
-    """The screen, `height` lines none of which is wider than `width`."""
+
+def frame(state: RunState, width: int, height: int, view: View) -> list[Row]:
+    """The screen: `height` rows of pieces none of which reaches beyond `width`."""
     inner = width - 2
     top = [header(state, inner, view), phase_strip(state, inner)]
     bottom = [*[Text()] * (height >= 30), *notices(state, inner, 7 if height >= 40 else 3), footer(state, inner, view)]
     room = height - len(top) - len(bottom) - 1
+    right: list[Text] = []
+    split = inner  # where the left column ends
     if view.help:
-        body = help_page(view)
+        left = help_page(view)
     elif view.large:
-        body = large_pictures(state, inner, room, view)
+        left = large_pictures(state, inner, room, view)
     elif width >= 120 and height >= 30:
-        body = two_columns(state, inner, room, view)
+        split = inner * 54 // 100
+        left, right = left_column(state, split, room), right_column(state, inner - split - GAP, room, view)
     else:
-        body = one_column(state, inner, room, view)
-    body = [Text(), *body][: room + 1]
-    lines = [*top, *body, *[Text()] * (room + 1 - len(body)), *bottom]
-    return [fit(line, width) for line in lines[:height]]
+        left = one_column(state, inner, room, view)
+    rows: list[Row] = [((1, cut(line, inner)),) for line in (*top, Text())]
+    for i in range(room):
+        pieces = [(1, cut(left[i], split))] if i < len(left) else [(1, Text())]
+        if i < len(right) and right[i]:
+            pieces.append((1 + split + GAP, cut(right[i], inner - split - GAP)))
+        rows.append(tuple(pieces))
+    rows += [((1, cut(line, inner)),) for line in bottom]
+    return rows[:height]
 
 
 def one_column(state: RunState, width: int, room: int, view: View) -> list[Text]:
@@ -64,16 +74,17 @@ def one_column(state: RunState, width: int, room: int, view: View) -> list[Text]
     return [*head, *curves_beside(state, width, free - len(pictures), view), *pictures, *tail, *meters]
 
 
-def two_columns(state: RunState, width: int, room: int, view: View) -> list[Text]:
-    left_width = width * 54 // 100
-    right_width = width - left_width - 4
-    memory_lines = memory(state, left_width)
-    left = [*progress(state, left_width), Text()]
-    left += curves_stacked(state, left_width, room - len(left) - len(memory_lines) - 1)
-    left += [Text()] * (room - len(left) - len(memory_lines)) + memory_lines
-    right = [*phase_table(state, right_width), Text(), *meter_table(state, right_width), *saved(state, right_width)]
-    right += [Text(), *last_pictures(state, right_width, room - len(right) - 1, view)]
-    return beside(left, right, left_width, 4, room)
+def left_column(state: RunState, width: int, room: int) -> list[Text]:
+    """What moves: progress, the curves below each other, memory at the bottom."""
+    top, bottom = [*progress(state, width), Text()], memory(state, width)
+    curves = curves_stacked(state, width, room - len(top) - len(bottom) - 1)
+    return [*top, *curves, Text(), *bottom]
+
+
+def right_column(state: RunState, width: int, room: int, view: View) -> list[Text]:
+    """What stands: phases, meters, what was saved, pictures."""
+    lines = [*phase_table(state, width), Text(), *meter_table(state, width), *saved(state, width), Text()]
+    return [*lines, *last_pictures(state, width, room - len(lines), view)]
 
 
 def large_pictures(state: RunState, width: int, room: int, view: View) -> list[Text]:

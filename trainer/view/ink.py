@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
+Row = tuple[tuple[int, Text], ...]  # pieces of one line of the screen and the columns where they begin
+
 
 def ink(text: str, style: str = "") -> Text:
     """Styled text whose style does not spread to what is appended, as that of `Text(text, style)` does."""
@@ -17,7 +19,7 @@ def row(label: str, value: str) -> Text:
 
 
 def ends(left: Text, right: Text, width: int) -> Text:
-    """`left`, shortened where it must be, and `right` at the right edge, shortened where it takes more than two thirds."""
+    """`left`, shortened where it must be, and `right` at the right edge, which may take two thirds of the line."""
     right = right.copy()
     right.truncate(max(0, max(width * 2 // 3, width - left.cell_len - 2)), overflow="ellipsis")
     left = left.copy()
@@ -41,7 +43,17 @@ def pad(lines: list[Text], rows: int) -> list[Text]:
     return [*lines[:rows], *[Text()] * (rows - len(lines))]
 
 
-def fit(line: Text, width: int) -> Text:
-    fitted = ink(" ").append_text(line)
-    fitted.truncate(width, overflow="ellipsis")
-    return fitted
+def cut(line: Text, width: int) -> Text:
+    """`line` itself where it fits, so that what has not changed stays the same object."""
+    if line.cell_len > width:
+        line = line.copy()
+        line.truncate(max(0, width), overflow="ellipsis")
+    return line
+
+
+def plain(row: Row) -> str:
+    """A row without its colours."""
+    text = ""
+    for column, piece in row:
+        text = text.ljust(column) + piece.plain
+    return text.rstrip()

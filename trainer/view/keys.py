@@ -19,7 +19,7 @@ from ..events import Controls
 
 @contextmanager
 def keyboard() -> Iterator[Callable[[float], str]]:
-    """Gives `read(seconds)`: the key pressed within that time, "" where none was. Without a terminal to read from it
+    """Gives `read(seconds)`: the keys pressed within that time, "" where none was. Without a terminal to read from it
     just waits.
     """
     if not sys.stdin or not sys.stdin.isatty():
@@ -87,7 +87,7 @@ def _read(fd: int, seconds: float) -> str:
     if not pressed:  # the terminal went away; do not spin on its end of file
         return _wait(seconds)
     return (
-        "" if pressed.startswith(b"\x1b") else pressed.decode(errors="ignore")[:1]
+        "" if pressed.startswith(b"\x1b") else pressed.decode(errors="ignore")
     )  # arrows and mouse reports mean nothing here
 
 

@@ -1,8 +1,8 @@
 """Puts frames on a terminal by writing only the lines that changed.
 
 rich's `Live` repaints the whole screen for each frame: with pictures, 100 kB four times a second, which a slow ssh line
-and the training thread both feel. A frame here is a list of lines; what equals the line on the screen is neither
-encoded nor sent.
+and the training thread both feel. A frame here is rows of pieces; a piece that equals what is on the screen is
+neither encoded nor sent.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import TextIO
 from rich.console import Console
 from rich.text import Text
 
+from .ink import Row
+
 BEGIN, END = (
     "\x1b[?2026h",
     "\x1b[?2026l",
@@ -30,7 +32,7 @@ class Painter:
     def __init__(self, console: Console):
         self.console, self.file, self.sent = console, console.file, 0
         self.size = (0, 0)
-        self.lines: list[Text] = []
+        self.rows: list[Row] = []
         self.encoder = Console(
             file=StringIO(),
             force_terminal=True,
@@ -47,18 +49,22 @@ class Painter:
     def close(self) -> None:
         self._write("\x1b[0m\x1b[?25h\x1b[?1049l")
 
-    def paint(self, lines: Sequence[Text], size: tuple[int, int]) -> None:
-        """Show `lines`, which fill a screen of `size` (columns, rows)."""
+    def paint(self, rows: Sequence[Row], size: tuple[int, int]) -> None:
+        """Show `rows`, which fill a screen of `size` (columns, rows)."""
         parts = [BEGIN]
         if size != self.size:
             parts.append("\x1b[0m\x1b[2J")
-            self.size, self.lines = size, []
-        for row, line in enumerate(lines[: size[1]]):
-            if row >= len(self.lines) or line != self.lines[row]:
-                parts.append(
-                    f"\x1b[{row + 1};1H{self._encode(line)}\x1b[0m" + ("\x1b[K" if line.cell_len < size[0] else "")
-                )
-        self.lines = list(lines[: size[1]])
+            self.size, self.rows = size, []
+        for y, row in enumerate(rows):
+            before = self.rows[y] if y < len(self.rows) else ()
+            if [column for column, _ in before] != [column for column, _ in row]:
+                parts.append(f"\x1b[{y + 1};1H\x1b[K")
+                before = tuple((column, Text()) for column, _ in row)
+            for (column, text), (_, old) in zip(row, before, strict=True):
+                if text is not old and text != old:
+                    blanks = " " * (old.cell_len - text.cell_len)
+                    parts.append(f"\x1b[{y + 1};{column + 1}H{self._encode(text)}\x1b[0m{blanks}")
+        self.rows = list(rows)
         if len(parts) > 1:
             self._write("".join(parts) + END)
 

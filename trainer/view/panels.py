@@ -89,12 +89,9 @@ def progress(state: RunState, width: int) -> list[Text]:
     """What is being done: title and time left, a bar, the numbers of the moment."""
     span = state.span
     if span is None:
-        title = ink(
-            state.finished.text.strip().splitlines()[0]
-            if state.finished and state.finished.text.strip()
-            else "starting"
-        )
-        return [title, Text(), speed(state)]
+        said = state.finished.text.strip().splitlines() if state.finished else ["starting"]
+        first, second = [*said, "", ""][:2]
+        return [ink(first), ink(second, LABEL), speed(state)]
     title = ink(span.phase, "bold")
     if span.total:
         title.append(f"  {span.done} of {span.total}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.color import Color
 from rich.style import Style
-from rich.text import Text
+from rich.text import Span, Text
 
 
 @lru_cache(maxsize=64)
@@ -32,10 +32,10 @@ def half_blocks(path: str, columns: int, rows: int) -> tuple[Text, ...]:
     assert pixels is not None
     lines = []
     for y in range(0, height, 2):
-        line = Text()
-        for x in range(width):
-            line.append("▀", Style(color=Color.from_rgb(*pixels[x, y]), bgcolor=Color.from_rgb(*pixels[x, y + 1])))
-        lines.append(line)
+        colours = [
+            Style.from_color(Color.from_rgb(*pixels[x, y]), Color.from_rgb(*pixels[x, y + 1])) for x in range(width)
+        ]
+        lines.append(Text("▀" * width, spans=[Span(x, x + 1, colour) for x, colour in enumerate(colours)]))
     return tuple(lines)
 
 

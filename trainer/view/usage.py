@@ -8,7 +8,7 @@ from ..events import Exported
 
 
 def usage(export: Exported, model: str, prompt: str) -> str:
-    """Lines for `export` of a run that began from `model`; what the exporter itself said for a format not known here."""
+    """Lines for `export` of a run that began from `model`; the exporter's own words for a format not known here."""
     name = Path(export.path).name
     dtype = {"fp32": "float32", "bf16": "bfloat16"}.get(export.precision, "float16")
     code = (
@@ -32,7 +32,7 @@ def usage(export: Exported, model: str, prompt: str) -> str:
             )
         case "lora kohya":
             return (
-                f"WebUI (AUTOMATIC1111, Forge): copy {name} to models/Lora, write <lora:{Path(name).stem}:1> in the prompt.\n"
+                f"WebUI (AUTOMATIC1111, Forge): copy {name} to models/Lora, prompt with <lora:{Path(name).stem}:1>.\n"
                 f"ComfyUI: copy {name} to models/loras, add a Load LoRA node.\n"
                 f"Prompt: {prompt}"
             )
