@@ -40,10 +40,12 @@ def ensure(
     *,
     prompts: Iterable[str] = (),
     vae_dtype: torch.dtype = torch.float32,
+    tile: int | None = None,
 ) -> Iterator[Event]:
     """Encode what is not in `folder` yet; returns a Dataset (through `yield from`).
 
     prompts:   further prompts whose embeddings are wanted (validation, negative, guard); the empty one always is
+    tile:      pixels of a VAE tile; default [memory] vae_tile
     vae_dtype: fp32, or bf16 where the budget asks for it; never fp16, in which SDXL's VAE overflows
     """
     assert vae_dtype != torch.float16, "SDXL's VAE overflows in fp16"
@@ -52,8 +54,11 @@ def ensure(
     square = (resolution, resolution)
     class_photos = class_images.photos if class_images else ()
     jobs = [(photo, view) for photo, views in zip(photos.photos, instance_views, strict=True) for view in views]
+    latents = Path(folder) / "latents" if config.memory.cache_latents else None
     jobs += [(photo, crops.center(photo.size, square)) for photo in class_photos]
-    examples = yield from _images(parts, jobs, config, torch.device(device), Path(folder), vae_dtype)
+    examples = yield from images(
+        parts, jobs, Store(latents), torch.device(device), vae_dtype, tile or config.memory.vae_tile
+    )
     class_words = [class_prompt(config)] if config.prior.with_prior_preservation else []
     wanted = list(
         dict.fromkeys([*photos.prompts, *(class_images.prompts if class_images else ()), *class_words, "", *prompts])
@@ -80,14 +85,18 @@ def bucket_step(parts: Parts, resolution: int) -> int:
     return 64 if resolution >= 512 else min(64, divides)
 
 
-def _images(
-    parts: Parts, jobs: list[tuple[Photo, View]], config: Config, device: torch.device, folder: Path, dtype: torch.dtype
+def images(
+    parts: Parts,
+    jobs: list[tuple[Photo, View]],
+    store: Store,
+    device: torch.device,
+    dtype: torch.dtype,
+    tile: int | None,
 ) -> Iterator[Event]:
     """One Example per job, from the store or from the VAE."""
     phase = Phase("cache images", device)
     yield phase.start(len(jobs))
-    store = Store(folder / "latents" if config.memory.cache_latents else None)
-    vae, tile = module_digest(parts.vae), config.memory.vae_tile
+    vae = module_digest(parts.vae)
     names = [_latent_key(photo, view, vae, dtype, tile) for photo, view in jobs]
     found = [store.get(name, ("mean", "std")) for name in names]
     missing = [index for index, tensors in enumerate(found) if tensors is None]

@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 import torch
@@ -83,11 +84,13 @@ def pieces(word: str, tokenizer) -> list[str]:
 
 def candidates(tokenizer, count: int) -> list[Candidate]:
     """The `count` best by vocabulary alone: rare and unlike any word. The same for every run."""
-    words = {
-        token.removesuffix("</w>"): rank
-        for token, rank in tokenizer.get_vocab().items()
-        if re.fullmatch(r"[a-z]{2,12}</w>", token)
-    }
+    return list(_ranked(tokenizer)[:count])
+
+
+@lru_cache(maxsize=2)  # half a second, and asked for by every warning
+def _ranked(tokenizer) -> tuple[Candidate, ...]:
+    tokens = tokenizer.get_vocab().items()
+    words = {word[:-4]: rank for word, rank in tokens if re.fullmatch(r"[a-z]{2,12}</w>", word)}
     surprise = _letter_model(words)
     usual = sum(map(surprise, words)) / len(words)
     pool = [
@@ -95,7 +98,7 @@ def candidates(tokenizer, count: int) -> list[Candidate]:
         for word, rank in words.items()
         if rank >= RARE_RANK and 3 <= len(word) <= 4 and word not in MEANINGS and not _club(word) and len(set(word)) > 1
     ]
-    return sorted(pool, key=lambda c: (-(c.strangeness + 2 * (c.rank - RARE_RANK) / 10_000), c.word))[:count]
+    return tuple(sorted(pool, key=lambda c: (-(c.strangeness + 2 * (c.rank - RARE_RANK) / 10_000), c.word)))
 
 
 def _club(word: str) -> bool:

@@ -62,7 +62,7 @@ def preview(
         title=f"step {step}",
     )
     yield Sampled(step, paths, list(prompts), list(seeds), str(sheet))
-    yield phase.end(f"{len(paths)} pictures")
+    yield phase.end(f"{len(paths)} pictures", str(folder))
     return pictures
 
 
@@ -84,7 +84,7 @@ def draw_all(
         rows = slice(start, start + batch_size)
         for result in draw(parts, denoiser, texts, prompts[rows], seeds[rows], look, device):
             if isinstance(result, Tensor):
-                batches.append(result)
+                batches.append(result.cpu())
             else:
                 yield phase.progress(finished + result * len(prompts[rows]))
         finished += look.steps * len(prompts[rows])

@@ -93,7 +93,7 @@ def draw(
     look: Look,
     device: torch.device | str,
 ) -> Iterator[int | Tensor]:
-    """Draw one batch. Yields the count of steps after each, at last the scaled latents (B, C, H/f, W/f) on the CPU."""
+    """Draw one batch. Yields the count of steps after each, at last the scaled latents (B, C, H/f, W/f)."""
     factor, channels = latent_geometry(parts)
     guided = look.guidance > 1
     values = conditions(parts, texts, [*([look.negative] * len(prompts) if guided else []), *prompts], look, device)
@@ -109,7 +109,7 @@ def draw(
             output = negative + look.guidance * (positive - negative)
         latents = scheduler.step(output, timestep, latents, return_dict=False)[0]
         yield done
-    yield latents.cpu()
+    yield latents
 
 
 def latent_geometry(parts: Parts) -> tuple[int, int]:
