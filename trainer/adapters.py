@@ -10,7 +10,7 @@ an adapter, in which precision, and under which names it is saved: "unet.down_bl
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from peft import LoraConfig
@@ -156,12 +156,21 @@ def scaling(parts: Parts) -> float:
     return next(layers(parts))[1].scaling[ADAPTER]
 
 
-def merged(parts: Parts) -> Iterator[tuple[str, Tensor]]:
-    """(full name, fp32 tensor) of the plain model with the adapters folded in, one layer at a time; `parts` stay as they are."""
+def merged(parts: Parts, values: Mapping[str, Tensor] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """(full name, fp32 tensor) of the plain model with the adapters folded in, one layer at a time.
+
+    `values`: adapter tensors by saved name instead of those in `parts`, which stay as they are either way.
+    """
     for prefix, module in parts.modules().items():
         folded = [name for name, layer in module.named_modules() if isinstance(layer, LoraLayer)]
         for name in folded:
             layer = copy.deepcopy(module.get_submodule(name)).float()
+            if values is not None:
+                for inner, parameter in layer.named_parameters():
+                    if "lora_" in inner:
+                        parameter.data = (
+                            values[saved_name(f"{prefix}.{name}.{inner}")].detach().to(parameter.device, torch.float32)
+                        )
             layer.merge()
             for part, tensor in layer.get_base_layer().named_parameters():
                 yield f"{prefix}.{name}.{part}", tensor.detach()

@@ -56,8 +56,6 @@ def write(
     full = tuple(name for name in formats if name not in LORA)
     parts = _complete(parts) if full else parts
     trained = _again(weights)
-    if adapters.injected(parts) and full and weights is not None:
-        adapters.load_state_dict(parts, {adapters.saved_name(name): tensor for name, tensor in trained()})
     dtype = PRECISIONS[precision]
     planned = [file for name in formats for file in files(name, parts, folder, precision, dict(metadata or {}))]
     _check_room(folder, planned, dtype, replace)
@@ -112,7 +110,8 @@ def _values(
 
     def adapter_tensors() -> Iterator[tuple[str, Tensor]]:
         for name, tensor in trained() if trained is not None else adapters.state_dict(parts).items():
-            yield adapters.saved_name(name), tensor
+            if ".lora_" in name:
+                yield adapters.saved_name(name), tensor
 
     def model_tensors() -> Iterator[tuple[str, Tensor]]:
         seen = set()
@@ -127,7 +126,9 @@ def _values(
 
     if lora:
         return adapter_tensors
-    return (lambda: adapters.merged(parts)) if adapters.injected(parts) else model_tensors
+    if adapters.injected(parts):
+        return lambda: adapters.merged(parts, dict(adapter_tensors()))
+    return model_tensors
 
 
 def _check_room(folder: Path, planned: list[File], dtype: torch.dtype, replace: bool) -> None:

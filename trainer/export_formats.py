@@ -208,10 +208,9 @@ def _json(path: Path, value: Any, indent: int | None = 2) -> None:
 def _single_file(parts: Parts, folder: Path, precision: str, settings: dict[str, str]) -> Iterator[File]:
     target = folder / "model.safetensors"
     usage = f"put {target} into ComfyUI's models/checkpoints, or {parts.family.pipeline_class}.from_single_file({str(target)!r})"
-    metadata = card(parts, precision, settings) | {"trainer.parts": json.dumps(_configurations(parts))}
+    metadata = card(parts, precision, settings) | {"trainer.parts": json.dumps(configurations(parts))}
     file = File("single_file", target, "", usage, metadata)
-    layout = parts.family.name if parts.family.name in ("sd2", "sdxl") else "sd1"
-    for entry in ldm.layout(_plain(parts), layout):
+    for entry in ldm.layout(_plain(parts), parts.family.name):
         for name in entry.names:
             file.add(name, entry.key, entry.shape, entry.pack, entry.first(name))
     yield file
@@ -223,11 +222,11 @@ def _plain(parts: Parts) -> dict[str, nn.Module]:
         return parts.modules()
     from trainer.models.load import empty
 
-    configs = _configurations(parts)
+    configs = configurations(parts)
     return {model: empty(FOLDERS[model], configs[FOLDERS[model]]) for model in parts.modules()}
 
 
-def _configurations(parts: Parts) -> dict[str, Any]:
+def configurations(parts: Parts) -> dict[str, Any]:
     """What a reader of the file needs to know: the configuration of every part."""
     found: dict[str, Any] = {}
     for model, module in parts.modules().items():

@@ -37,13 +37,16 @@ class Header:
 
 
 def header(path: Path) -> Header:
-    """Read the header alone. Raises ValueError for a file that is not safetensors."""
+    """Read the header alone. Raises ValueError for a file that is not safetensors, or is cut short."""
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= min(100_000_000, path.stat().st_size):
             raise ValueError(f"{path} is not a safetensors file")
         entries = json.loads(file.read(length))
     metadata = entries.pop("__metadata__", {})
+    whole = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    if path.stat().st_size < whole:
+        raise ValueError(f"{path} is cut short: {path.stat().st_size} of {whole} bytes are there")
     return Header({name: (entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}, metadata)
 
 
@@ -53,7 +56,7 @@ def size_bytes(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> int
 
 
 class Writer:
-    """Write `shapes` tensors of one dtype to `path`; on leaving the `with` block all must be there, else the file is removed.
+    """Write tensors of one dtype to `path`; on leaving the `with` block all must be there, else the file is removed.
 
     with Writer(path, {"a": (2, 3)}, torch.float16, {"format": "pt"}) as file:
         file.write("a", tensor)

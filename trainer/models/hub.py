@@ -56,7 +56,6 @@ def fetch(source: str, revision: str | None, patterns: list[str]) -> Path:
 
 
 def _in_words(source: str, revision: str | None, call: Callable[[], Path]) -> Path:
-    import httpx
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -66,6 +65,7 @@ def _in_words(source: str, revision: str | None, call: Callable[[], Path]) -> Pa
         RevisionNotFoundError,
     )
 
+    transport = HfHubHTTPError.__mro__[1]  # the HTTP library's own base error, whichever library the hub client uses
     elsewhere = "or give a diffusers folder or a .safetensors file on this machine"
     try:
         return call()
@@ -88,7 +88,7 @@ def _in_words(source: str, revision: str | None, call: Callable[[], Path]) -> Pa
             f"{source} is not in the local cache and the hub cannot be reached",
             f"connect once (and unset HF_HUB_OFFLINE), {elsewhere}",
         ) from error
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except (transport, OSError) as error:
         raise ConfigError(
             f"the hub did not answer for {source} ({type(error).__name__}: {error})", f"try again later, {elsewhere}"
         ) from error

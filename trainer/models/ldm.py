@@ -64,7 +64,8 @@ class Entry:
 
 
 def layout(modules: Mapping[str, nn.Module], family: str) -> list[Entry]:
-    """The entries of a checkpoint of `family` that hold the parameters of `modules` (unet, vae, text, text_2)."""
+    """The entries that hold the parameters of `modules` (unet, vae, text, text_2) in a checkpoint of `family`: "sd2",
+    "sdxl", and anything else is laid out as SD 1.x."""
     entries: list[Entry] = []
     if "unet" in modules:
         entries += _renamed(modules["unet"], "unet", "model.diffusion_model.", unet_paths(modules["unet"]))

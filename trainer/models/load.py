@@ -1,4 +1,4 @@
-"""Load a model's parts from where they are: the hub, a diffusers folder, one original checkpoint, or the built-in demo.
+"""Load a model's parts from where they are: the hub, a diffusers folder, one original checkpoint, or the demo model.
 
 A single file needs no network: the configurations and the vocabulary are ours, and the key map of `ldm` names its tensors.
 """
@@ -22,10 +22,12 @@ from trainer.models import hub, ldm, text
 from trainer.models.base import Parts
 from trainer.models.describe import Facts, describe
 from trainer.models.sd import StableDiffusion, build_encoder
+from trainer.safetensors_stream import header
 
 ALL = ("unet", "vae", "text", "tokenizer")
 WHOLE_BYTES = 64 * 2**20  # files up to this size are hashed whole
 EDGE_BYTES = 2**20
+NAMES = {"unet": "unet", "vae": "vae", "text_encoder": "text", "text_encoder_2": "text_2"}  # folder -> our name
 CLASSES = {
     "unet": UNet2DConditionModel,
     "vae": AutoencoderKL,
@@ -45,7 +47,7 @@ def load(
     vae: str | None = None,
     prediction_type: str = "auto",
 ) -> Parts:
-    """Load `parts` of `source` in `dtype` on the CPU, in eval mode. `vae` names another VAE (folder, hub id or file)."""
+    """Load `parts` of `source` in `dtype` on the CPU, in eval mode. `vae` is another VAE (folder, hub id or file)."""
     found, facts = describe(source, family=family, revision=revision, variant=variant, prediction_type=prediction_type)
     encoders = [part for part in ("text_encoder", "text_encoder_2") if part in facts.configs]
     wanted = [part for part in ("unet", "vae") if part in parts and not (part == "vae" and vae)]
@@ -96,7 +98,7 @@ def _from_folder(path: Path, wanted: list[str], dtype: torch.dtype, variant: str
 
 
 def empty(part: str, config: dict[str, Any]) -> nn.Module:
-    """The module without memory for its parameters (its small buffers are real)."""
+    """The module without memory for its parameters; its small buffers are real."""
     with init_empty_weights(include_buffers=False):
         if part in ("unet", "vae"):
             return CLASSES[part].from_config({key: value for key, value in config.items() if key != "_class_name"})
@@ -107,37 +109,47 @@ def _from_file(
     path: Path, family: StableDiffusion, facts: Facts, wanted: list[str], dtype: torch.dtype
 ) -> dict[str, nn.Module]:
     """Fill the modules from an original checkpoint, tensor by tensor."""
-    short = {"unet": "unet", "vae": "vae", "text_encoder": "text", "text_encoder_2": "text_2"}
     modules = {part: empty(part, facts.configs[part]) for part in wanted}
-    layout = family.name if family.name in ("sd2", "sdxl") else "sd1"
-    entries = ldm.layout({short[part]: module for part, module in modules.items()}, layout)
+    entries = ldm.layout({NAMES[part]: module for part, module in modules.items()}, family.name)
+    try:
+        tensors = _read(path, entries, "", dtype)
+    except KeyError as error:
+        no_vae = str(error.args[0]).startswith("first_stage_model.")
+        raise ConfigError(
+            f"{path.name} is incomplete: it has no " + ("VAE" if no_vae else f"tensor {error.args[0]}"),
+            "take the full checkpoint" + (", or name a VAE with model.vae" if no_vae else ""),
+        ) from error
+    for part, module in modules.items():
+        _fill(module, NAMES[part], tensors, path)
+    return modules
+
+
+def _read(path: Path, entries: list[ldm.Entry], prefix: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Our named tensors from a checkpoint whose keys lack `prefix`. KeyError names the first that is missing."""
+    tensors: dict[str, torch.Tensor] = {}
     with safe_open(path, "pt") as file:
         there = set(file.keys())
-        missing = [entry.key for entry in entries if entry.key not in there]
-        if missing:
-            what = (
-                "no VAE"
-                if all(key.startswith("first_stage") for key in missing)
-                else f"{len(missing)} of {len(entries)} tensors missing, such as {missing[0]}"
-            )
-            raise ConfigError(
-                f"{path.name} is incomplete: {what}",
-                "take the full checkpoint" + (", or name a VAE with model.vae" if what == "no VAE" else ""),
-            )
-        loose: dict[str, dict[str, torch.Tensor]] = {short[part]: {} for part in wanted}
         for entry in entries:
-            for name, tensor in entry.unpack(file.get_tensor(entry.key)).items():
-                model, _, inner = name.partition(".")
-                loose[model][inner] = tensor.to(dtype).contiguous()
-    for part, module in modules.items():
-        try:
-            module.load_state_dict(loose.pop(short[part]), assign=True)
-        except RuntimeError as error:
+            if entry.key.removeprefix(prefix) not in there:
+                raise KeyError(entry.key)
+        for entry in entries:
+            stored = file.get_tensor(entry.key.removeprefix(prefix)).to(dtype)
+            tensors |= {name: tensor.contiguous() for name, tensor in entry.unpack(stored).items()}
+    return tensors
+
+
+def _fill(module: nn.Module, model: str, tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Put the tensors into the empty module without copying. A 1x1 convolution may be stored as a matrix, or the reverse."""
+    state = {}
+    for name, parameter in module.named_parameters():
+        tensor = tensors.pop(f"{model}.{name}")
+        if tensor.numel() != parameter.numel() or tensor.shape[:2] != parameter.shape[:2]:
             raise ConfigError(
-                f"{part} in {path.name} has other shapes than {family.title}: {str(error).splitlines()[1].strip()}",
-                "use the original checkpoint of the family",
-            ) from error
-    return modules
+                f"{path.name}: {model}.{name} has shape {tuple(tensor.shape)}, and the family's is {tuple(parameter.shape)}",
+                "use a checkpoint with the family's own layout, or give a diffusers folder, which brings its configuration",
+            )
+        state[name] = tensor.reshape(parameter.shape)
+    module.load_state_dict(state, assign=True)
 
 
 def _another_vae(source: str, dtype: torch.dtype) -> nn.Module:
@@ -173,21 +185,15 @@ def _vae_file(path: Path, dtype: torch.dtype) -> nn.Module:
     from trainer.models.sd1 import SD1
 
     module = empty("vae", SD1.config("vae"))
-    entries = ldm.layout({"vae": module}, "sd1")
-    with safe_open(path, "pt") as file:
-        there = set(file.keys())
-        prefix = "" if "first_stage_model.encoder.conv_in.weight" in there else "first_stage_model."
-        absent = [entry.key for entry in entries if entry.key.removeprefix(prefix) not in there]
-        if absent:
-            raise ConfigError(
-                f"{path.name} is not a VAE of Stable Diffusion ({absent[0]} is missing)",
-                "give a folder with config.json, or a .safetensors VAE in the original key names",
-            )
-        tensors = {}
-        for entry in entries:
-            for name, tensor in entry.unpack(file.get_tensor(entry.key.removeprefix(prefix))).items():
-                tensors[name.removeprefix("vae.")] = tensor.to(dtype).contiguous()
-    module.load_state_dict(tensors, assign=True)
+    inside = "first_stage_model.encoder.conv_in.weight" in header(path).tensors
+    try:
+        tensors = _read(path, ldm.layout({"vae": module}, "sd1"), "" if inside else "first_stage_model.", dtype)
+    except KeyError as error:
+        raise ConfigError(
+            f"{path.name} is not a VAE of Stable Diffusion ({error.args[0]} is missing)",
+            "give a folder with config.json, or a .safetensors VAE in the original key names",
+        ) from error
+    _fill(module, "vae", tensors, path)
     return module
 
 
@@ -207,8 +213,10 @@ def _named(*words: str) -> str:
 
 
 def digest(path: Path, vae: str | None = None) -> str:
-    """A name for the weights: sha256 over every safetensors file's name, size and bytes; of a file above 64 MiB only the
-    first and last MiB are read (the first holds the header, and fine-tuning changes both)."""
+    """A name for the weights: sha256 over every safetensors file's name, size and bytes.
+
+    Of a file above 64 MiB only the first and last MiB are read, which hold weights that fine-tuning changes.
+    """
     hashed = hashlib.sha256((vae or "").encode())
     files = [path] if path.is_file() else sorted(path.glob("*/*.safetensors"))
     for file in files:

@@ -131,7 +131,7 @@ def _attention(units: list[Unit], path: str, attention: nn.Module, value: str) -
     linear = attention.use_linear_projection
 
     def enter(hidden: Tensor) -> Tensor:
-        batch, channels, height, width = hidden.shape
+        batch, _, height, width = hidden.shape
         hidden = attention.norm(hidden)
         if not linear:
             hidden = attention.proj_in(hidden)
