@@ -296,7 +296,7 @@ def test_the_config_of_a_run_resumes_that_run(tmp_path):
 def test_effective_settings_are_those_that_somebody_decided():
     config = overlay.load({"train.seed": 3})
     config.settle("train.max_train_steps", 800, "sd1 default")
-    assert overlay.effective(config, config.provenance) == [
+    assert overlay.effective(config.model_dump(), config.provenance) == [
         ("train.max_train_steps", "800", "sd1 default"),
         ("train.seed", "3", "flag --seed"),
     ]

@@ -41,27 +41,23 @@ def imports(path: Path, lazy: bool = True) -> tuple[str, ...]:
 
 def _imports(path: Path, lazy: bool) -> Iterator[str]:
     """Absolute names of what a file imports; without `lazy` only what importing the file itself pulls in."""
-    module = tree(path)
-    inner = {
-        id(n) for f in ast.walk(module) if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef)) for n in ast.walk(f)
-    }
-    typing_only = {
-        id(n)
-        for i in ast.walk(module)
-        if isinstance(i, ast.If) and "TYPE_CHECKING" in ast.dump(i.test)
-        for n in ast.walk(i)
-    }
-    for node in ast.walk(module):
-        if (not lazy and id(node) in inner) or id(node) in typing_only:
+    package = path.relative_to(ROOT).parts[:-1]
+    waiting: list[ast.AST] = [tree(path)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and not lazy:
             continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            package = path.relative_to(ROOT).parts[:-1]
             base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
-            module_name = ".".join(filter(None, (base, node.module or "")))
-            yield module_name
-            yield from (f"{module_name}.{alias.name}" for alias in node.names)
+            module = ".".join(filter(None, (base, node.module or "")))
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+        elif not isinstance(node, ast.expr):  # imports are statements
+            waiting += ast.iter_child_nodes(node)
 
 
 def roots(names: tuple[str, ...]) -> set[str]:

@@ -81,14 +81,12 @@ def explain(command: Command) -> int:
 
 
 def identifier(command: Command) -> int:
-    counts = [int(word) for word in command.words if word.isdigit()]
-    names = [word for word in command.words if not word.isdigit()]
-    if names:
-        command.values["data.identifier"], command.spelled["data.identifier"] = names[0], "identifier"
+    """Numbers say how many proposals are wanted, other words are judged."""
+    count = next((int(word) for word in command.words if word.isdigit()), 10)
     config = command.config()
     from trainer.identifier import main
 
-    return main(config, *counts[:1])
+    return main(config, count, [word for word in command.words if not word.isdigit()])
 
 
 def watch(command: Command) -> int:

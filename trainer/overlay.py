@@ -157,9 +157,18 @@ def _follow(config: Config, file: Path | None) -> None:
 # ---------------------------------------------------------------------------------------------- showing and writing
 
 
-def effective(config: Config, provenance: Mapping[str, str]) -> list[tuple[str, str, str]]:
-    """(key, value, origin) of every setting that is not a plain default, in the order of the schema, for printing."""
-    return [(key, _toml(config.value(key)), provenance[key]) for key in knobs() if key in provenance]
+def effective(settings: Mapping[str, Any], provenance: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """(key, value, origin) of every setting that is not a plain default, in the order of the schema, for printing.
+
+    settings: nested by section, as `Config.model_dump()` gives them and `RunStarted` carries them.
+    """
+    rows = []
+    for key in (key for key in knobs() if key in provenance):
+        section, _, name = key.rpartition(".")
+        values = settings.get(section, {}) if section else settings
+        if name in values:  # a log of an older version may lack a setting
+            rows.append((key, _toml(values[name]), provenance[key]))
+    return rows
 
 
 NOT_REPEATED = {  # settings of one run that its repetition must not inherit

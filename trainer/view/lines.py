@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 
 from .. import events as ev
+from ..overlay import effective
 from .state import RunState
 
 INTERVAL_SECONDS = 10.0
@@ -41,6 +42,8 @@ def _texts(state: RunState, event: ev.Event, thinner: Thinner) -> Iterator[str]:
             yield f"run folder={event.run_dir} model={event.model} device={event.device}" + (
                 f" resumed_from={event.resumed_from}" if event.resumed_from else ""
             )
+            for key, value, origin in effective(event.config, event.provenance):
+                yield f"setting {key}={value} ({origin})"
         case ev.PhotosScanned():
             yield f"photos {event.summary}"
             for problem in event.problems:
