@@ -167,6 +167,7 @@ class Export(Section):
 class Guard(Section):
     """Overfitting and drift"""
 
+    watch: bool = knob(True, "take readings of overfitting and drift while training (within 5 % of its time)")
     interval: int | None = knob(None, "steps between readings; default so that they cost under 5 % of the time", ge=1)
     judge: str = knob("auto", "demo, clip:<model>, dino:<model>, efficientnet-lite0, none; auto = demo for the demo model, else none")
     early_stop: Literal["off", "plateau", "drift"] = knob("off", "stop on this verdict; off only reports it")

@@ -20,6 +20,7 @@ from trainer.batches import Batches, MicroBatch
 from trainer.ema import Average
 from trainer.engine import Engine, StepResult
 from trainer.events import CheckpointSaved, Controls, Event, Notice, Step
+from trainer.guard import Guard
 from trainer.objective import Objective
 from trainer.vitals import Vitals
 
@@ -48,12 +49,13 @@ class Job:
     vitals: Vitals
     facts: dict
     preview: Callable[[int], Iterator[Event]]
-    guard: object | None = None
+    guard: Guard | None = None
     average: Average | None = None
     text_stop: int | None = None
     save_every: int | None = None
     save_limit: int | None = None
     sample_every: int | None = None
+    keep_best: bool = False
     done: int = 0
     stopped: str = ""  # why training ended early; empty otherwise
     images: int = 0
@@ -85,6 +87,9 @@ def run(job: Job, controls: Controls) -> Iterator[Event]:
         if job.guard is not None and job.guard.due(job.done):
             yield from job.guard.read(job.done)
             job.stopped = job.guard.stop
+            if job.guard.improved and job.keep_best:
+                yield from save(job, "best")
+                job.guard.remember_best(checkpoint.folder(job.run, job.done))
         while controls.pause and not controls.quit:
             time.sleep(0.1)
         if controls.quit:
@@ -153,7 +158,7 @@ def save(job: Job, kind: str) -> Iterator[Event]:
     checkpoint.require_space(job.run, size, "a checkpoint")
     facts = job.facts | {"ema_steps": job.average.steps if job.average else 0}
     path = checkpoint.save(job.run, job.done, state, ema=average, batches=job.batches.state(), facts=facts)
-    checkpoint.prune(job.run, job.save_limit, getattr(job.guard, "best", None))
+    checkpoint.prune(job.run, job.save_limit, job.guard.best if job.guard else None)
     yield CheckpointSaved(job.done, str(path), checkpoint.size_bytes(path), time.perf_counter() - started, kind)
 
 

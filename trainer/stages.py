@@ -8,15 +8,35 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 
-from trainer import adapters, cache, checkpoint, data, export, identifier, loop, models, overlay, planner, prediction, prior, sample, settle
+from trainer import (
+    adapters,
+    cache,
+    checkpoint,
+    data,
+    export,
+    guard,
+    identifier,
+    judge,
+    loop,
+    models,
+    overlay,
+    pictures,
+    planner,
+    prediction,
+    prior,
+    sample,
+    sampler,
+    settle,
+)
 from trainer.batches import Batches
 from trainer.config import Config, ConfigError
-from trainer.data import PhotoSet
+from trainer.data import Photo, PhotoSet
 from trainer.dataset import Dataset
 from trainer.ema import Average
 from trainer.engine import Engine
@@ -26,6 +46,7 @@ from trainer.objective import Objective
 from trainer.phases import Phase
 from trainer.sampler import Look
 from trainer.schedule import factor
+from trainer.store import Store
 from trainer.vitals import Vitals
 
 
@@ -36,6 +57,7 @@ class Prepared:
     config: Config
     family: models.Family
     photos: PhotoSet
+    spared: Photo | None  # a photo that training never sees, where there are enough
     plan: planner.Plan
     device: torch.device
     run: Path
@@ -72,6 +94,7 @@ def prepare(config: Config) -> Prepared:
                                     variant=config.model.variant, prediction_type=config.model.prediction_type)  # fmt: skip
     settle.learning(config, family)
     photos = data.scan(config.data, family.resolution)
+    photos, spared = guard.hold_out(photos) if config.guard.watch else (photos, None)
     settle.schedule(config, family, photos)
     settle.places(config)
     run = Path(config.run.output_dir)
@@ -81,7 +104,9 @@ def prepare(config: Config) -> Prepared:
     notices = [Notice(text, level="warning") for text in photos.problems] + [Notice(text) for text in photos.advice]
     if config.checkpoint.resume_from_checkpoint == "latest" and resume is None:
         notices.append(Notice(f"{run} holds no checkpoint yet: starting from the beginning."))
-    return Prepared(config, family, photos, plan, device, run, resume, notices)
+    if spared is not None:
+        notices.append(Notice(f"{spared.name} is kept back to measure overfitting (--no-watch trains on it, too)."))
+    return Prepared(config, family, photos, spared, plan, device, run, resume, notices)
 
 
 def choose_device(config: Config) -> torch.device:
@@ -135,10 +160,15 @@ def _build(ready: Prepared) -> Iterator[Event]:
         engine = _engine(config, parts, plan, device)
     class_images, predictions = yield from _prior(config, parts, plan, device, folder, texts, engine)
     dataset = yield from cache.ensure(parts, ready.photos, class_images, config, device, folder,
-                                      prompts=_drawn_prompts(config), vae_dtype=plan.vae_dtype)  # fmt: skip
+                                      prompts=[*_drawn_prompts(config), *guard.prompts(config)], vae_dtype=plan.vae_dtype)  # fmt: skip
+    size = (config.data.resolution, config.data.resolution)
+    views = guard.held_views(ready.photos, ready.spared, size) if config.guard.watch else []
+    store = Store(folder / "latents" if config.memory.cache_latents else None)
+    held = yield from cache.images(parts, views, store, device, plan.vae_dtype, config.memory.vae_tile)
     engine = engine or _engine(config, parts, plan, device)
     objective = Objective(models.abar(parts, config.train.zero_terminal_snr), parts.prediction_type, config.train.snr_gamma,
                           config.train.offset_noise, config.prior.prior_loss_weight)  # fmt: skip
+    dataset, held_class = guard.hold_out_class(dataset) if config.guard.watch else (dataset, [])
     batches = Batches(dataset, objective, scaling=parts.vae.config.scaling_factor, batch_size=config.train.train_batch_size,
                       accumulation=config.train.gradient_accumulation_steps, seed=config.train.seed,
                       caption_dropout=config.train.caption_dropout, predictions=predictions)  # fmt: skip
@@ -151,11 +181,17 @@ def _build(ready: Prepared) -> Iterator[Event]:
                    Vitals(device), {"policy": plan.policy.as_json(), "model": parts.digest}, preview=lambda step: iter(()),
                    average=Average(engine.master(), train.ema_decay) if train.ema else None, text_stop=train.text_encoder_stop_step,
                    save_every=config.checkpoint.checkpointing_steps, save_limit=config.checkpoint.checkpoints_total_limit,
-                   sample_every=config.sample.validation_steps)  # fmt: skip
+                   sample_every=config.sample.validation_steps, keep_best=config.guard.keep_best)  # fmt: skip
     job.preview = lambda step: _preview(ready, job, parts, dataset, step)
     if ready.resume:
         loop.resume(job, ready.resume)
         yield Notice(f"Resumed from {ready.resume} after step {job.done}.")
+    if config.guard.watch:
+        seen = [dataset.instance(index, 0) for index in range(len(dataset.instances))]
+        losses = guard.Losses.of(engine, dataset, objective, parts.vae.config.scaling_factor,
+                                 {"held-out": held, "seen": seen, "class": held_class}, train.train_batch_size, train.seed)  # fmt: skip
+        job.guard = guard.Guard(ready.run, config.guard, losses, _pictures(ready, job, parts, dataset))
+        yield from job.guard.begin()
     return job, parts, dataset
 
 
@@ -226,6 +262,29 @@ def live_texts(engine: Engine, tokens: dict[str, dict[str, torch.Tensor]], promp
         names = ("text", "pooled") if len(ids) > 1 else ("text",)
         texts[prompt] = {name: engine.forward(ids, name)[0].float().cpu() for name in names}
     return texts
+
+
+def _pictures(ready: Prepared, job: loop.Job, parts: Parts, dataset: Dataset) -> guard.Pictures | None:
+    """The guard's eye, where there is a judge that can look and a class to compare with."""
+    config, plan = ready.config, ready.plan
+    name = config.guard.judge
+    if name == "auto":
+        name = "demo" if config.model.name == "demo" else "none"
+    if name == "none" or not (config.data.class_name or config.prior.class_prompt):
+        return None
+    look = replace(_look(config), steps=min(20, config.sample.steps))
+
+    def draw(prompts: list[str], seeds: list[int]) -> list[Image.Image]:
+        texts = dataset.texts or live_texts(job.engine, dataset.tokens, [*prompts, look.negative])
+        rows, batch = range(len(prompts)), config.sample.batch_size or plan.sample_batch
+        with job.engine.parked():
+            denoiser = job.engine.as_module(parts.unet)
+            latents = [list(sampler.draw(parts, denoiser, texts, prompts[i : i + batch], seeds[i : i + batch], look, ready.device))[-1]
+                       for i in rows[::batch]]  # fmt: skip
+            return sample.to_pictures(parts, torch.cat(latents), ready.device, plan.vae_tile, plan.vae_dtype)
+
+    photos = [pictures.read(Path(photo.path)).rgb for photo in ready.photos.photos]
+    return guard.Pictures(judge.load(name), draw, photos, config.data.instance_prompt, data.class_prompt(config))
 
 
 def _look(config: Config) -> Look:
