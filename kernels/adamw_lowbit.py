@@ -1,4 +1,4 @@
-"""One pass of AdamW over a flat buffer of low-bit state: read gradient, weight, correction and moments, write them back.
+"""One pass of AdamW over a flat buffer of low-bit state: read gradient, weight and moments, write them back.
 
     m <- b1 m + (1 - b1) g      v <- b2 v + (1 - b2) g^2      w <- w (1 - lr wd) - lr m^ / (sqrt(v^) + eps)
 
@@ -68,11 +68,13 @@ def scalars(lr: float, beta1: float, beta2: float, weight_decay: float, step: in
     and the two words of the random stream's key."""
     step = max(step, 1)
     floats = (1 - lr * weight_decay, -(lr / (1 - beta1**step)), (1 - beta2**step) ** 0.5)
-    return [*struct.unpack("3i", struct.pack("3f", *floats)), *struct.unpack("2i", struct.pack("2I", *random_key(seed, step)))]
+    words = struct.pack("3f", *floats) + struct.pack("2I", *random_key(seed, step))
+    return list(struct.unpack("5i", words))
 
 
 def adam_(
-    w: Tensor, m: Tensor, v: Tensor, g: Tensor, decay: float, size: float, root: float, beta1: float, beta2: float, eps: float
+    w: Tensor, m: Tensor, v: Tensor, g: Tensor,
+    decay: float, size: float, root: float, beta1: float, beta2: float, eps: float,
 ) -> None:  # fmt: skip
     """AdamW in place on fp32 tensors, operation by operation as torch.optim.AdamW does it."""
     if decay != 1:
@@ -211,18 +213,14 @@ def launch(
     )  # fmt: skip
 
 
-@torch.library.custom_op(
-    "trainer::adamw_lowbit", mutates_args=("weight", "correction", "m", "m_scale", "v", "v_scale")
-)
+@torch.library.custom_op("trainer::adamw_lowbit", mutates_args=("weight", "correction", "m", "m_scale", "v", "v_scale"))
 def _op(
     weight: Tensor, correction: Tensor | None, m: Tensor, m_scale: Tensor | None, v: Tensor, v_scale: Tensor | None,
     grad: Tensor, clip_scale: Tensor | None, skip: Tensor | None, numbers: Tensor | None, words: list[int],
     moments: str, beta1: float, beta2: float, eps: float,
 ) -> None:  # fmt: skip
     run = launch if weight.is_cuda and triton is not None else reference
-    run(
-        weight, correction, m, m_scale, v, v_scale, grad, clip_scale, skip, numbers, words, moments, beta1, beta2, eps
-    )
+    run(weight, correction, m, m_scale, v, v_scale, grad, clip_scale, skip, numbers, words, moments, beta1, beta2, eps)
 
 
 @_op.register_fake

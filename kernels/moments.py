@@ -4,11 +4,11 @@
                                            its v is right on average
     m = t (q / Q') sqrt(v)                 t = max |m / sqrt(v)| of the group; rounded to nearest
 
-Three lessons are in this. Rounding v to nearest freezes it: a step of beta2 = 0.999 moves v by less than half a code, so
-ratios inside a group never move again (error of 800 updates with heavy-tailed gradients 0.060, at random 0.030). Code
-zero still means "a little": a v of 0 would make the update explode (arXiv 2309.01507). And m is kept as the update it
-makes, m / sqrt(v), which has no wide range within a group, so a linear code serves it (0.11 against 0.28 for softsign
-codes of m itself where gradients inside a group differ a hundredfold). Measured by `python -m benchmarks fidelity`.
+Three lessons are in this. Rounding v to nearest freezes it: a step with beta2 = 0.999 moves v by less than half a
+code, so ratios inside a group never move again (error of 800 updates with heavy-tailed gradients 0.060, rounded at
+random 0.030). Code zero still means "a little": a v of 0 would make the update explode (arXiv 2309.01507). And m is
+kept as the update it makes, m / sqrt(v), which has no wide range within a group, so a linear code serves it (0.11
+against 0.28 for softsign codes of m itself where gradients inside a group differ a hundredfold).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ FORMATS = {"8bit": Format(8, 64), "4bit": Format(4, 128)}
 
 
 def encode(m: Tensor, v: Tensor, form: Format, random: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """fp32 m and v (n,) -> (codes of m, scales of m, codes of v, scales of v); `random`: int32, its high 16 bits serve"""
+    """fp32 m and v (n,) -> (codes of m, its scales, codes of v, its scales). `random`: int32, its high half serves"""
     n, (top, count) = m.numel(), form.levels
     root = _rows(v.sqrt(), form.group)
     v_scale = root.amax(1)
