@@ -13,16 +13,18 @@ waits for the device.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from trainer import memory, optim
 from trainer.config import ConfigError
-from trainer.memory import boundaries, checkpointing
+from trainer.memory import boundaries, checkpointing, cuda_graphs
 from trainer.memory.clipping import Waiting
 from trainer.memory.stream import Traffic
+from trainer.mixed import autocast
 from trainer.policy import AdamHyper, Policy
 from trainer.residency import Holding
 from trainer.route import Route, needed
@@ -49,6 +51,8 @@ class Engine:
 
     def __init__(self, units: list[Unit], policy: Policy, device: torch.device | str):
         assert units[-1].writes == ("prediction",), "the last unit writes the prediction"
+        memory.check(policy)
+        optim.check(policy)
         self.units, self.policy, self.device = units, policy, torch.device(device)
         self.traffic = Traffic(self.device)
         stay = _staying(units, policy.resident_units if policy.stream != "off" else len(units))
@@ -69,7 +73,8 @@ class Engine:
         self.waiting = Waiting(policy.gradients, self.traffic)
         self.shelves: list[dict[str, Tensor]] = []  # host memory of boundaries, by micro-batch
         self.draws = [checkpointing.draws(unit.module) for unit in units]
-        self.routes: dict[frozenset[str], Route] = {}
+        self.routes: dict[tuple[bool, ...], Route] = {}
+        self.graphed: list[Unit] = []  # the units with captured runs, once there are any
 
     # one step
 
@@ -89,6 +94,8 @@ class Engine:
         """
         rates = [self._rate(unit, lr) for unit in self.units]
         route = self._route(rates)
+        if self.policy.cuda_graphs and not self.graphed and self.device.type == "cuda":
+            self._capture(route, micro_batches)
         if update:
             self.updates.start()
         while len(self.shelves) < len(micro_batches):
@@ -118,7 +125,9 @@ class Engine:
             for i, store in enumerate(values):
                 inputs = self._inputs(route, values, k, i, backward=False)
                 if route.kept[k]:
-                    kept[k, i], outputs = checkpointing.record(self._runner(k), unit.reads, unit.writes, inputs, route.wants[k])
+                    kept[k, i], outputs = checkpointing.record(
+                        self._runner(k), unit.reads, unit.writes, inputs, route.wants[k]
+                    )
                 else:
                     if self.draws[k]:
                         kept[k, i] = checkpointing.random_state(self.device)
@@ -154,7 +163,9 @@ class Engine:
                 if not isinstance(record, checkpointing.Record):
                     inputs = self._inputs(route, values, k, i, backward=True)
                     with checkpointing.replay(record, self.device):
-                        record, outputs = checkpointing.record(self._runner(k), unit.reads, unit.writes, inputs, route.wants[k])
+                        record, outputs = checkpointing.record(
+                            self._runner(k), unit.reads, unit.writes, inputs, route.wants[k]
+                        )
                     del inputs
                     if unit is self.units[-1]:
                         losses.append(self._turn(outputs[0], loss, i, cotangents[i]))
@@ -185,6 +196,7 @@ class Engine:
                 self.waiting.bring(j)
             self.updates.apply(k, self.holdings[k], self.waiting.take(k), rates[k])
             self.holdings[k].leave(changed=True)
+        self.updates.step_together(self.holdings)
 
     def _inputs(self, route: Route, values: list[boundaries.Values], k: int, i: int, backward: bool) -> list[Tensor]:
         """What unit k reads, while the next visit's reads are on their way."""
@@ -217,25 +229,34 @@ class Engine:
 
     # running units
 
+    def _capture(self, route: Route, micro_batches: Sequence[Mapping[str, Tensor]]) -> None:
+        """Run forward once to see the shapes, then capture every unit."""
+        if len(micro_batches) > 1:
+            raise ConfigError(
+                "memory.cuda_graphs cannot be combined with gradient accumulation: a graph's activations are overwritten by its next run.",
+                "Set --gradient_accumulation_steps 1 (and a larger --train_batch_size), or leave out --cuda_graphs.",
+            )
+        known, examples = self._given(micro_batches[0]), []
+        for k, unit in enumerate(self.units):
+            inputs = [known[name] for name in unit.reads]
+            examples.append(tuple(x.clone().requires_grad_(n in route.wants[k]) for n, x in zip(unit.reads, inputs, strict=True)))
+            known.update(zip(unit.writes, self._run(k, inputs), strict=True))
+        self.graphed = cuda_graphs.capture(self.units, examples)
+
     def _runner(self, k: int) -> Callable[..., tuple[Tensor, ...]]:
-        run = self.units[k].run
+        run = (self.graphed or self.units)[k].run
 
         def plain(*inputs: Tensor) -> tuple[Tensor, ...]:
-            with self._autocast():
+            with autocast(self.policy, self.device):
                 outputs = run(*inputs)
             return outputs if isinstance(outputs, tuple) else (outputs,)
 
         return checkpointing.selective(plain) if self.policy.checkpointing == "selective" else plain
 
     def _run(self, k: int, inputs: list[Tensor]) -> tuple[Tensor, ...]:
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), autocast(self.policy, self.device):
             outputs = self.units[k].run(*inputs)
         return outputs if isinstance(outputs, tuple) else (outputs,)
-
-    def _autocast(self):
-        if self.policy.weights != "fp32" or self.policy.compute == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, self.policy.compute)
 
     def forward(self, values: Mapping[str, Tensor], wanted: str = "prediction") -> Tensor:
         """A value computed from `values` without gradients, with streamed weights too; units that are not needed for it
@@ -255,9 +276,17 @@ class Engine:
 
     def _given(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Values from outside, on the card, in the dtype the model computes with."""
-        dtype = torch.float32 if self.policy.weights == "fp32" and self.policy.compute != torch.float32 else self.policy.math
+        dtype = (
+            torch.float32
+            if self.policy.weights == "fp32" and self.policy.compute != torch.float32
+            else self.policy.math
+        )
         return {
-            name: value.to(self.device, dtype if value.is_floating_point() and name not in EXACT else value.dtype, non_blocking=True)
+            name: value.to(
+                self.device,
+                dtype if value.is_floating_point() and name not in EXACT else value.dtype,
+                non_blocking=True,
+            )
             for name, value in batch.items()
         }
 
@@ -297,26 +326,33 @@ class Engine:
         return state | self.updates.state_dict() | {"engine.channels_last": layout}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        mine = self.state_dict()
-        wrong = [name for name in mine.keys() | state.keys()
-                 if name not in mine or name not in state or mine[name].shape != state[name].shape or mine[name].dtype != state[name].dtype]  # fmt: skip
-        if wrong or int(state["engine.channels_last"]) != int(self.policy.channels_last):
+        """The inverse. Raises ConfigError where the checkpoint's formats are not this run's."""
+        mine = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(("engine.", "optimizer."))}
+        theirs = {name for name in state if not name.startswith(("engine.", "optimizer."))}
+        wrong = sorted(mine.keys() ^ theirs)
+        wrong += [n for n in mine.keys() & theirs if (mine[n].shape, mine[n].dtype) != (state[n].shape, state[n].dtype)]
+        if bool(state["engine.channels_last"]) != self.policy.channels_last:
+            wrong.append("memory.channels_last")
+        if wrong:
             raise ConfigError(
-                f"The checkpoint was written with other settings of [memory] or [train] ({sorted(wrong)[:1] or ['channels_last']} differs).",
-                "Resume with the weights, moments, channels_last, mixed_precision, method and train_text_encoder of the run's config.toml.",
+                f"The checkpoint was written with other settings of [memory] or [train]: {wrong[0]} differs.",
+                "Resume with weights, moments, channels_last, mixed_precision, method and train_text_encoder as in its run's config.toml.",
             )
         for name, tensor in mine.items():
-            if not name.startswith("engine."):
-                tensor.copy_(state[name])
-        self.updates.load_state_dict(state)
+            tensor.copy_(state[name])
+        self.updates.load_state_dict(state, self.holdings)
 
     @property
     def bytes(self) -> dict[str, int]:
         """Counted bytes: weights and state on the card, and everything in host memory."""
         blocks = [(kind, getattr(holding, kind)) for holding in self.holdings for kind in ("weights", "state")]
-        counted = {kind: sum(b.home.nbytes for k, b in blocks if k == kind and b.resident) for kind in ("weights", "state")}
+        counted = {
+            kind: sum(b.home.nbytes for k, b in blocks if k == kind and b.resident) for kind in ("weights", "state")
+        }
         shelves = [*self.waiting.shelf.values(), *(tensor for shelf in self.shelves for tensor in shelf.values())]
-        return counted | {"host": sum(b.home.nbytes for _, b in blocks if not b.resident) + sum(t.nbytes for t in shelves)}
+        return counted | {
+            "host": sum(b.home.nbytes for _, b in blocks if not b.resident) + sum(t.nbytes for t in shelves)
+        }
 
     @contextmanager
     def parked(self):

@@ -57,8 +57,9 @@ class Policy:
     @property
     def two_passes(self) -> bool:
         """Whether all gradients must be known before the first update: for the exact global norm, and because one
-        overflow anywhere cancels an fp16 step everywhere."""
-        return self.clipping == "exact" and (self.max_grad_norm > 0 or self.math == torch.float16)
+        overflow anywhere cancels an fp16 step everywhere; prodigy's step size depends on all of them."""
+        exact = self.clipping == "exact" and (self.max_grad_norm > 0 or self.math == torch.float16)
+        return exact or self.optimizer == "prodigy"
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"compute": str(self.compute).removeprefix("torch.")}

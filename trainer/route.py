@@ -32,9 +32,13 @@ class Route:
             if learning or wanted:
                 differentiable |= set(unit.writes)
         self.backward = [k for k in range(last, -1, -1) if k == last or learns[k] or self.wants[k]]
-        self.kept = [policy.checkpointing != "blocks" and k != last and k in set(self.backward) for k in range(len(units))]
+        self.kept = [
+            policy.checkpointing != "blocks" and k != last and k in set(self.backward) for k in range(len(units))
+        ]
 
-        first_forward = {name: k for k, unit in enumerate(units[:last]) for name in (*unit.writes, *unit.reads)}  # last mention
+        first_forward = {
+            name: k for k, unit in enumerate(units[:last]) for name in (*unit.writes, *unit.reads)
+        }  # last mention
         reruns = {k for k in self.backward if not self.kept[k]}
         again = {name for k in reruns for name in units[k].reads}
         self.done_forward: list[list[str]] = [[] for _ in units]
@@ -52,7 +56,7 @@ class Route:
         written = {name for unit in units for name in unit.writes}
         ram = policy.boundaries == "ram"
         self.travellers = frozenset(name for name in written if ram and readers.get(name, 0) < EVERYWHERE)
-        after = self.backward[1:] + [None]
+        after = [*self.backward[1:], None]
         self.next_backward: dict[int, int | None] = dict(zip(self.backward, after, strict=True))
 
     def next(self, k: int, backward: bool) -> int | None:

@@ -4,14 +4,18 @@
 
 Everything a step decides stays on the device as 0-d tensors that the kernel reads, so the host never waits: the clip
 factor, the overflow flag, and the loss scale, which halves after an overflow and doubles after 2000 steps without one,
-as torch's GradScaler does.
+as torch's GradScaler does. (Unlike there, a skipped step counts in Adam's bias correction: its number is the host's.)
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
+from trainer import optim
+from trainer.config import ConfigError
 from trainer.kernels.adamw_lowbit import step_
 from trainer.policy import Policy
 from trainer.residency import Holding
@@ -52,6 +56,8 @@ class Updates:
         self.norm = torch.full((), float("nan"), device=device)  # of the last step, unscaled
         self.clip: Tensor | None = None
         self.skip: Tensor | None = None
+        self.optimizers: dict[int, torch.optim.Optimizer] = {}  # by unit; those that are not ours
+        self.together: dict[int, float] = {}  # units that wait for a step of the whole model, with their rates
 
     def start(self) -> None:
         """Before backward. By the previous norm the clip factor is known already; in the first step it is 1, which is
@@ -91,6 +97,9 @@ class Updates:
 
     def apply(self, index: int, holding: Holding, grad: Tensor, lr: float, norm: Tensor | None = None) -> None:
         """Update one unit. `norm`: its parameters' norms, where the flag must come from this unit alone (one pass, fp16)."""
+        if self.policy.optimizer != optim.OURS:
+            self._step_theirs(index, holding, grad, lr)
+            return
         skip = self.skip
         if skip is None and self.scale.factor is not None:
             skip = ~torch.isfinite(norm.sum())
@@ -101,15 +110,69 @@ class Updates:
             seed=self.policy.seed * 100003 + index,
         )  # fmt: skip
 
+    def _step_theirs(self, index: int, holding: Holding, grad: Tensor, lr: float) -> None:
+        if self.clip is not None:
+            grad.mul_(self.clip)
+        for place in holding.trained:
+            place.parameter.grad = place.view(grad)
+        if self.policy.optimizer in optim.NEEDS_ALL:
+            self.together[index] = lr  # stepped by `finish`, when all gradients hang on their parameters
+            return
+        optimizer = self.theirs(index, holding, lr)
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+        for place in holding.trained:
+            place.parameter.grad = None
+
+    def theirs(self, index: int, holding: Holding, lr: float = 0.0) -> torch.optim.Optimizer:
+        """The torch optimizer of one unit."""
+        if index not in self.optimizers:
+            groups = [{"params": [place.parameter for place in holding.trained], "lr": lr}]
+            self.optimizers[index] = optim.make(self.policy.optimizer, groups, self.policy.hyper)
+        return self.optimizers[index]
+
+    def whole(self, holdings: list[Holding]) -> torch.optim.Optimizer:
+        """The one torch optimizer over all units, for those that need all gradients at once."""
+        if -1 not in self.optimizers:
+            groups = [{"params": [place.parameter for h in holdings for place in h.trained], "lr": 1.0}]
+            self.optimizers[-1] = optim.make(self.policy.optimizer, groups, self.policy.hyper)
+        return self.optimizers[-1]
+
+    def step_together(self, holdings: list[Holding]) -> None:
+        rates = set(self.together.values())
+        if len(rates) > 1:
+            raise ConfigError(
+                f"train.optimizer = {self.policy.optimizer!r} estimates one step size, but there are several learning rates.",
+                "Give --text_encoder_lr the value of --learning_rate, or use --optimizer adamw.",
+            )
+        if rates:
+            optimizer = self.whole(holdings)
+            optimizer.param_groups[0]["lr"] = rates.pop()
+            optimizer.step()
+            for index in self.together:
+                for place in holdings[index].trained:
+                    place.parameter.grad = None
+            self.together.clear()
+
     def state_dict(self) -> dict[str, Tensor]:
         state = {"engine.taken": torch.tensor(self.taken), "engine.norm": self.norm}
         if self.scale.factor is not None:
             state |= {"engine.scale": self.scale.factor, "engine.calm": self.scale.calm}
+        for index, optimizer in self.optimizers.items():
+            state |= {f"optimizer.{index}.{name}": tensor for name, tensor in optim.export_state(optimizer).items()}
         return state
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor], holdings: list[Holding]) -> None:
         self.taken = int(state["engine.taken"])
         self.norm = state["engine.norm"].to(self.device)
         if self.scale.factor is not None:
             self.scale.factor.copy_(state["engine.scale"])
             self.scale.calm.copy_(state["engine.calm"])
+        theirs: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in state.items():
+            if name.startswith("optimizer."):
+                _, index, rest = name.split(".", 2)
+                theirs.setdefault(int(index), {})[rest] = tensor
+        for index, entries in theirs.items():
+            optimizer = self.whole(holdings) if index == -1 else self.theirs(index, holdings[index])
+            optim.import_state(optimizer, entries)

@@ -31,7 +31,8 @@ def enabled(policy) -> bool:
 def check(policy, facts) -> None:
     if policy.checkpointing != "blocks":
         raise ConfigError(
-            f"memory.boundaries = 'ram' has no effect with memory.checkpointing = {policy.checkpointing!r}: kept activations hold their inputs on the card.",
+            f"memory.boundaries = 'ram' has no effect with memory.checkpointing = {policy.checkpointing!r}: "
+            "kept activations hold their inputs on the card.",
             "Set --checkpointing blocks, or --boundaries card.",
         )
     if policy.cuda_graphs:

@@ -80,7 +80,10 @@ def record(
     inputs: list[Tensor],
     wants: set[str],
 ) -> tuple[Record, tuple[Tensor, ...]]:
-    """Run with a graph, which only the record keeps. `wants`: the names among `reads` whose cotangents are wanted. The outputs come back detached."""
+    """Run with a graph, which only the record keeps; the outputs come back detached.
+
+    `wants`: the names among `reads` whose cotangents are wanted.
+    """
     sink: dict[str, Tensor] = {}
     inlets: dict[str, GradientEdge] = {}
     with torch.enable_grad():

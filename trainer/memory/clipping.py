@@ -37,8 +37,10 @@ def check(policy, facts) -> None:
             "Leave out --clipping, or set --max_grad_norm 1.",
         )
     if policy.clipping == "previous" and policy.optimizer == "prodigy":
-        raise ConfigError("train.clipping = 'previous' cannot be combined with train.optimizer = 'prodigy', which needs all gradients at once anyway.",
-                          "Leave out --clipping.")  # fmt: skip
+        raise ConfigError(
+            "train.clipping = 'previous' cannot be combined with train.optimizer = 'prodigy', which needs all gradients at once.",
+            "Leave out --clipping.",
+        )
 
 
 class Waiting:

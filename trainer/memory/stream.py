@@ -29,12 +29,16 @@ def enabled(policy) -> bool:
 def check(policy, facts) -> None:
     if policy.stream == "all" and policy.checkpointing != "blocks":
         raise ConfigError(
-            f"memory.stream = 'all' cannot be combined with memory.checkpointing = {policy.checkpointing!r}: kept activations would refer to weights that have left the card.",
+            f"memory.stream = 'all' cannot be combined with memory.checkpointing = {policy.checkpointing!r}: "
+            "kept activations would refer to weights that have left the card.",
             "Set --checkpointing blocks, or --stream state.",
         )
     if policy.optimizer != "adamw":
-        raise ConfigError(f"memory.stream = {policy.stream!r} cannot be combined with train.optimizer = {policy.optimizer!r}, which keeps its own state.",
-                          "Use --optimizer adamw, or --stream off.")  # fmt: skip
+        raise ConfigError(
+            f"memory.stream = {policy.stream!r} cannot be combined with train.optimizer = {policy.optimizer!r}, "
+            "which keeps its own state.",
+            "Use --optimizer adamw, or --stream off.",
+        )
     if policy.cuda_graphs:
         raise ConfigError("memory.stream cannot be combined with memory.cuda_graphs: streamed weights change their address.",
                           "Set --stream off, or leave out --cuda_graphs.")  # fmt: skip
@@ -79,8 +83,7 @@ class Traffic:
         """Take `source` to the host. Its memory is reused only behind the copy, one departure later."""
         self.settle(keep=1)
         event = self.down.copy(target, source)
-        if event is not None:
-            self.leaving.append((source, event))
+        self.leaving.append((source, event))  # in a simulation too, so that the plan counts it
         return event
 
     def settle(self, keep: int = 0) -> None:

@@ -1,0 +1,50 @@
+"""torch.compile for the repeated blocks: resnets and transformer blocks become fused kernels.
+
+Blocks of one kind and shape share a compilation, so a model costs a handful of them instead of one graph of everything.
+
+Saves: activations between fused elementwise operators; recomputation decisions move into the compiler's partitioner.
+Costs: a minute or so at the first step. Not with checkpointing = selective (the compiler decides itself), nor with
+       stream = all (weights that change their address would be compiled again), nor with CUDA graphs.
+Exact: within rounding (fused kernels keep intermediate values in fp32).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from trainer.config import ConfigError
+
+TOLERANCE = 1e-3
+BACKEND = "inductor"
+BLOCKS = ("ResnetBlock2D", "BasicTransformerBlock")
+
+
+def enabled(policy) -> bool:
+    return policy.compile != "off"
+
+
+def check(policy, facts) -> None:
+    if policy.checkpointing == "selective":
+        raise ConfigError("memory.compile cannot be combined with memory.checkpointing = 'selective'.",
+                          "Set --checkpointing off or blocks, or --compile off.")  # fmt: skip
+    if policy.stream == "all":
+        raise ConfigError("memory.compile cannot be combined with memory.stream = 'all'.",
+                          "Set --stream off or state, or --compile off.")  # fmt: skip
+    if policy.cuda_graphs:
+        raise ConfigError("memory.compile cannot be combined with memory.cuda_graphs.",
+                          "Choose one: --compile blocks, or --cuda_graphs.")  # fmt: skip
+
+
+def apply(module: nn.Module) -> Callable[[], None]:
+    """Compile the repeated blocks inside `module`; they are compiled when they first run. Returns the undo."""
+    found = [part for part in module.modules() if type(part).__name__ in BLOCKS]
+    for part in found:
+        part.compile(backend=BACKEND)
+
+    def undo() -> None:
+        for part in found:
+            part._compiled_call_impl = None
+
+    return undo
