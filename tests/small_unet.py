@@ -1,0 +1,159 @@
+"""A UNet of nine units small enough to train for twenty steps in a test: skips, a time embedding that everybody reads,
+text, a residual stream; and the same model as one plain forward pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainer.engine import Engine, Policy
+from trainer.units import Unit
+
+WIDTH, TEXT = 16, 12
+
+
+def holder(name: str, module: nn.Module) -> nn.Module:
+    """A module whose parameters carry full names, as the families' units have it."""
+    prefix, last = name.split(".")
+    outer, root = nn.Module(), nn.Module()
+    outer.add_module(last, module)
+    root.add_module(prefix, outer)
+    return root
+
+
+class Resnet(nn.Module):
+    def __init__(self, inputs: int, outputs: int, dropout: float = 0.0):
+        super().__init__()
+        self.norm1, self.conv1 = nn.GroupNorm(4, inputs), nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.time = nn.Linear(WIDTH, outputs)
+        self.norm2, self.dropout = nn.GroupNorm(4, outputs), nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x))) + self.time(F.silu(time))[:, :, None, None]
+        return self.conv2(self.dropout(F.silu(self.norm2(h)))) + self.shortcut(x)
+
+
+class Cross(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.q = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.k, self.v, self.out = nn.Linear(TEXT, WIDTH), nn.Linear(TEXT, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        h = self.norm(tokens)
+        q, k, v = (t.unflatten(-1, (2, -1)).transpose(1, 2) for t in (self.q(h), self.k(text), self.v(text)))
+        h = self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return (tokens + h).transpose(1, 2).reshape(x.shape)
+
+
+class Model(nn.Module):
+    def __init__(self, seed: int = 0, dropout: float = 0.0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.words = nn.Sequential(nn.Embedding(20, TEXT), nn.Linear(TEXT, TEXT))
+        self.time = nn.Sequential(nn.Linear(1, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH))
+        self.conv_in = nn.Conv2d(4, WIDTH, 3, padding=1)
+        self.down = Resnet(WIDTH, WIDTH, dropout)
+        self.shrink = nn.Conv2d(WIDTH, WIDTH, 3, stride=2, padding=1)
+        self.cross = Cross()
+        self.mid = Resnet(WIDTH, WIDTH, dropout)
+        self.grow = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
+        self.up = Resnet(2 * WIDTH, WIDTH, dropout)
+        self.conv_out = nn.Conv2d(WIDTH, 4, 3, padding=1)
+
+    def forward(self, v: dict[str, Tensor]) -> Tensor:
+        text = self.words(v["input_ids"]) if "input_ids" in v else v["text"]
+        time = self.time(v["timestep"][:, None].to(v["sample"].dtype) / 1000)
+        first = self.conv_in(v["sample"])
+        skip = self.down(first, time)
+        h = self.mid(self.cross(self.shrink(skip), text), time)
+        h = self.up(torch.cat([self.grow(F.interpolate(h, scale_factor=2.0)), skip], 1), time)
+        return self.conv_out(h)
+
+    def units(self, text: bool = False) -> list[Unit]:
+        def unit(name, reads, writes, run, prefix="unet"):
+            return Unit(f"{prefix}.{name}", holder(f"{prefix}.{name}", getattr(self, name)), reads, (writes,), run)
+
+        words = [unit("words", ("input_ids",), "text", lambda ids: self.words(ids), "text")] if text else []
+        return [
+            *words,
+            unit("time", ("sample", "timestep"), "time", lambda x, t: self.time(t[:, None].to(x.dtype) / 1000)),
+            unit("conv_in", ("sample",), "first", lambda x: self.conv_in(x)),
+            unit("down", ("first", "time"), "skip", lambda x, t: self.down(x, t)),
+            unit("shrink", ("skip",), "small", lambda x: self.shrink(x)),
+            unit("cross", ("small", "text"), "attended", lambda x, c: self.cross(x, c)),
+            unit("mid", ("attended", "time"), "middle", lambda x, t: self.mid(x, t)),
+            unit("grow", ("middle",), "large", lambda x: self.grow(F.interpolate(x, scale_factor=2.0))),
+            unit("up", ("large", "skip", "time"), "joined", lambda x, s, t: self.up(torch.cat([x, s], 1), t)),
+            unit("conv_out", ("joined",), "prediction", lambda x: self.conv_out(x)),
+        ]
+
+
+def batch(seed: int, rows: int = 2, text: bool = False) -> tuple[dict[str, Tensor], Tensor]:
+    """(values, target)"""
+    g = torch.Generator().manual_seed(seed)
+    values = {"sample": torch.randn(rows, 4, 8, 8, generator=g), "timestep": torch.randint(1000, (rows,), generator=g)}
+    if text:
+        values["input_ids"] = torch.randint(20, (rows, 5), generator=g)
+    else:
+        values["text"] = torch.randn(rows, 5, TEXT, generator=g)
+    return values, torch.randn(rows, 4, 8, 8, generator=g)
+
+
+def batches(step: int, count: int, text: bool = False) -> list[tuple[dict[str, Tensor], Tensor]]:
+    return [batch(100 * step + i, text=text) for i in range(count)]
+
+
+def take_step(
+    engine: Engine, step: int, count: int = 1, lr: float | dict[str, float] = 1e-2, text: bool = False, **options
+):
+    """One engine step on the data of `step`; returns the StepResult."""
+    data = batches(step, count, text)
+
+    def loss(prediction: Tensor, i: int) -> Tensor:
+        return (prediction.float() - data[i][1].to(prediction.device)).pow(2).mean() / count
+
+    return engine.step([values for values, _ in data], loss, lr, **options)
+
+
+def train(
+    policy: Policy,
+    steps: int = 20,
+    count: int = 1,
+    lr: float | dict[str, float] = 1e-2,
+    text: bool = False,
+    model: Model | None = None,
+):
+    """(losses, fp32 weights, engine) after training with the engine."""
+    engine = Engine((model or Model()).units(text), policy, "cpu")
+    losses = torch.stack([take_step(engine, step, count, lr, text).losses[:, 0] for step in range(steps)])
+    return losses, dict(engine.master()), engine
+
+
+def train_plainly(
+    steps: int = 20,
+    count: int = 1,
+    lr: float = 1e-2,
+    max_grad_norm: float = 1.0,
+    text: bool = False,
+    model: Model | None = None,
+):
+    """(losses, weights, norms) of the same training by autograd over the whole model, clip_grad_norm_ and torch's AdamW."""
+    model = model or Model()
+    named = {name: p for unit in model.units(text) for name, p in unit.module.named_parameters()}
+    optimizer = torch.optim.AdamW(named.values(), lr=lr, weight_decay=1e-2, foreach=False)
+    losses, norms = [], []
+    for step in range(steps):
+        optimizer.zero_grad(set_to_none=True)
+        for values, target in batches(step, count, text):
+            loss = (model(values).float() - target).pow(2).mean() / count
+            loss.backward()
+            losses.append(loss.detach())
+        limit = max_grad_norm or float("inf")
+        norms.append(torch.nn.utils.clip_grad_norm_(named.values(), limit, foreach=False))
+        optimizer.step()
+    return torch.stack(losses).view(steps, count), {n: p.detach() for n, p in named.items()}, torch.stack(norms)
