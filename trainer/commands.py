@@ -33,6 +33,7 @@ def train(command: Command) -> int:
             yield event
 
     with ExitStack() as stack:
+        stack.push(lambda kind, error, trace: _report(error, run_dir))
         stack.push(lambda kind, error, trace: _say_where(error, run_dir))
         finished = tui.show(log.record(events(), config), controls, config.run.dashboard)
     return {"done": 0, "interrupted": 130}.get(finished.status if finished else "failed", 1)
@@ -116,6 +117,14 @@ def _run_settings(command: Command) -> tuple[Path, Config]:
     if settings is None:  # a model, not a run
         config.settle("model.name", command.words[0], "command line")
     return run, config
+
+
+def _report(error: BaseException | None, run_dir: list[str]) -> None:
+    """At the end, at an interruption and after a fault alike; who presses Ctrl-C twice does not wait for it."""
+    if run_dir and not isinstance(error, KeyboardInterrupt):
+        from trainer import report
+
+        print(f"report      {report.write(Path(run_dir[0]))}")
 
 
 def _say_where(error: BaseException | None, run_dir: list[str]) -> None:

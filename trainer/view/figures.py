@@ -190,7 +190,7 @@ def _figure(title: str, inches: tuple[float, float] = (4.8, 2.8)) -> tuple[Figur
     width, height = inches
     figure = Figure(figsize=inches)
     # Margins in inches by hand: matplotlib's own layout engines draw everything twice to find them.
-    figure.subplots_adjust(left=0.6 / width, right=1 - 0.1 / width, top=1 - 0.3 / height, bottom=0.44 / height)
+    figure.subplots_adjust(left=0.5 / width, right=1 - 0.1 / width, top=1 - 0.3 / height, bottom=0.44 / height)
     axes = figure.add_subplot()
     axes.set_title(title)
     axes.grid(axis="x", visible=False)
