@@ -105,6 +105,14 @@ def test_names_are_unique_or_shared_on_purpose_and_aliases_collide_with_nothing(
     assert all(info.description for info in knobs().values())
 
 
+def test_without_a_model_the_photos_decide_between_the_demo_and_stable_diffusion(photos):
+    assert overlay.load({}).model.name == "demo"
+    mine = overlay.load({"data.instance_data_dir": photos})
+    assert mine.model.name == "stable-diffusion-v1-5/stable-diffusion-v1-5" and not mine.chosen("model.name")
+    assert overlay.load({"data.instance_data_dir": photos, "model.name": "demo"}).model.name == "demo"
+    assert overlay.load({"model.family": "sdxl"}).model.name is None, "a plan takes the family's own configuration"
+
+
 # ------------------------------------------------------------------------------------------------- no effect
 
 
@@ -188,6 +196,7 @@ def test_prior_preservation_follows_from_the_method_and_a_named_class(photos):
         ({"train.method": "lora", "train.learning_rate": 5}, "destroy", "1e-4"),
         ({"data.resolution": 500}, "multiple of 8", "512"),
         ({"model.name": "some/model"}, "no photos", "--instance_data_dir"),
+        ({"model.family": "sdxl"}, "which sdxl model", "--model"),
         ({"data.instance_data_dir": "no/such/folder"}, "no photo folder", "--instance_data_dir"),
         ({"checkpoint.resume_from_checkpoint": "latest"}, "which run", "--output_dir"),
     ],
@@ -297,6 +306,7 @@ def test_effective_settings_are_those_that_somebody_decided():
     config = overlay.load({"train.seed": 3})
     config.settle("train.max_train_steps", 800, "sd1 default")
     assert overlay.effective(config.model_dump(), config.provenance) == [
+        ("model.name", '"demo"', "built-in demo"),
         ("train.max_train_steps", "800", "sd1 default"),
         ("train.seed", "3", "flag --seed"),
     ]

@@ -148,7 +148,10 @@ def _complaint(detail: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _follow(config: Config, file: Path | None) -> None:
-    """`--config RUN/config.toml --resume_from_checkpoint latest` means that very run."""
+    """What follows from the layers alone: the model where none is named, and which run `latest` speaks of."""
+    if config.model.name is None and config.model.family == "auto":
+        mine = config.data.instance_data_dir is not None
+        config.settle("model.name", SD15 if mine else DEMO, "default" if mine else "built-in demo")
     in_run = file is not None and (file.parent / "log.jsonl").is_file()
     if config.checkpoint.resume_from_checkpoint == "latest" and config.run.output_dir is None and in_run:
         config.settle("run.output_dir", str(file.parent), f"the run of {file}")
