@@ -63,7 +63,7 @@ def test_the_prediction_of_an_sd2_file_is_read_guessed_or_told(tmp_path):
     found, facts = describe(checkpoint(tmp_path / "wide.safetensors", wide))
     assert facts.prediction_type == "v_prediction" and "guess" in facts.prediction_from and found.resolution == 768
     found, facts = describe(checkpoint(tmp_path / "narrow.safetensors", narrow))
-    assert facts.prediction_type == "epsilon" and found.resolution == 512
+    assert facts.prediction_type == "epsilon" and found.resolution == 512 == facts.configs["unet"]["sample_size"] * 8
     said = checkpoint(tmp_path / "said.safetensors", narrow, {"modelspec.prediction_type": "v"})
     assert describe(said)[1].prediction_type == "v_prediction"
     assert describe(said, prediction_type="epsilon")[1].prediction_type == "epsilon"
@@ -149,6 +149,15 @@ def test_a_unet_with_other_conditions_is_refused(tmp_path, exported, change, wor
     refused(folder, words)
 
 
+@pytest.mark.parametrize("change", [{"prediction_type": "sample"}, {"beta_schedule": "squaredcos_cap_v2"}])
+def test_an_unknown_noise_schedule_is_refused(tmp_path, exported, change):
+    folder = tmp_path / "model"
+    shutil.copytree(exported / "diffusers", folder, ignore=shutil.ignore_patterns("*.safetensors", "vocab.json"))
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    refused(folder, "unknown here")
+
+
 def test_a_folder_is_described_without_reading_weights_and_missing_weights_are_named(tmp_path, exported):
     folder = tmp_path / "model"
     shutil.copytree(exported / "diffusers", folder, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -217,7 +226,13 @@ def test_original_key_names_are_the_published_ones():
         keys = [entry.key for entry in entries]
         groups = [sum(key.startswith(root) for key in keys) for root in (ROOT, "first_stage_model.", "cond")]
         assert tuple(groups) == counts and len(set(keys)) == len(keys) == sum(counts)
-        assert {some, f"{ROOT}middle_block.1.proj_in.weight", f"{ROOT}output_blocks.2.2.conv.weight" if family is SDXL else f"{ROOT}output_blocks.2.1.conv.weight", "first_stage_model.decoder.up.3.upsample.conv.weight"} <= set(keys)  # fmt: skip
+        last = f"{ROOT}output_blocks.2.{2 if family is SDXL else 1}.conv.weight"
+        assert {
+            some,
+            last,
+            f"{ROOT}middle_block.1.proj_in.weight",
+            "first_stage_model.decoder.up.3.upsample.conv.weight",
+        } <= set(keys)
         assert (f"{ROOT}label_emb.0.0.weight" in keys) == (family is SDXL)
 
 

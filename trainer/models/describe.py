@@ -64,13 +64,13 @@ def describe(
     """The family of `source` (with the resolution its own configuration names) and its facts."""
     path = Path(source).expanduser()
     if source == "demo":
-        found, facts = _folder("demo", Path(str(resources.files("trainer").joinpath("assets/demo/model"))))
+        found, facts = _folder("demo", Path(str(resources.files("trainer").joinpath("assets/demo/model"))), source)
     elif path.is_dir():
-        found, facts = _folder("folder", path)
+        found, facts = _folder("folder", path, source)
     elif path.is_file() or path.suffix in (".safetensors", *PICKLES):
         found, facts = _file(path)
     elif hub.is_id(source):
-        found, facts = _folder("hub", hub.configurations(source, revision))
+        found, facts = _folder("hub", hub.configurations(source, revision), source)
     else:
         raise ConfigError(f"no model at {source!r}", "check the path; " + WHAT_WORKS)
     if family not in ("auto", found.name) and not (family == "sd1" and found.name == "demo"):
@@ -82,18 +82,18 @@ def describe(
     return replace(found, resolution=facts.resolution), facts
 
 
-def _folder(kind: str, path: Path) -> tuple[StableDiffusion, Facts]:
+def _folder(kind: str, path: Path, source: str) -> tuple[StableDiffusion, Facts]:
     index = path / "model_index.json"
     if not index.is_file():
-        raise ConfigError(_what_lies_in(path), WHAT_WORKS)
+        raise ConfigError(_what_lies_in(path, source), WHAT_WORKS)
     parts = json.loads(index.read_text())
     if "unet" not in parts or "text_encoder" not in parts:
         raise ConfigError(
-            f"{path} is a {parts.get('_class_name', 'pipeline of another kind')}, which has no text-conditioned UNet",
+            f"{source} is a {parts.get('_class_name', 'pipeline of another kind')}, which has no text-conditioned UNet",
             WHAT_WORKS,
         )
     if "Inpaint" in parts.get("_class_name", "") or "Upscale" in parts.get("_class_name", ""):
-        raise ConfigError(f"{path} is a {parts['_class_name']}, not a text-to-image model", WHAT_WORKS)
+        raise ConfigError(f"{source} is a {parts['_class_name']}, not a text-to-image model", WHAT_WORKS)
     files = {
         part: path / part / "config.json"
         for part in ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -104,20 +104,27 @@ def _folder(kind: str, path: Path) -> tuple[StableDiffusion, Facts]:
     if missing:
         raise ConfigError(f"{missing[0]} is missing", "copy or save the whole diffusers folder again")
     configs = {part: json.loads(file.read_text()) for part, file in files.items()}
-    found = _family(str(path), configs["unet"])
+    found = _family(source, configs["unet"])
     scale = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
     prediction = configs["scheduler"].get("prediction_type", "epsilon")
+    known = configs["scheduler"].get("beta_schedule") in ("scaled_linear", "linear")
+    if not known or prediction not in ("epsilon", "v_prediction"):
+        raise ConfigError(
+            f"{source} has a noise schedule or prediction that is unknown here "
+            f"({configs['scheduler'].get('_class_name')}, {configs['scheduler'].get('beta_schedule')}, {prediction})",
+            WHAT_WORKS,
+        )
     return found, Facts(
         kind, path, configs["unet"]["sample_size"] * scale, prediction, "the scheduler's configuration", configs
     )
 
 
-def _what_lies_in(path: Path) -> str:
+def _what_lies_in(path: Path, source: str) -> str:
     if (path / "adapter_config.json").is_file() or (path / "pytorch_lora_weights.safetensors").is_file():
-        return f"{path} holds an adapter (LoRA), not a model"
+        return f"{source} holds an adapter (LoRA), not a model"
     if (path / "config.json").is_file():
-        return f"{path} is one part of a model; model_index.json is in the folder above it"
-    return f"{path} is not a diffusers folder: it has no model_index.json"
+        return f"{source} is one part of a model; model_index.json is in the folder above it"
+    return f"{source} is not a diffusers folder: it has no model_index.json"
 
 
 def _family(source: str, unet: dict[str, Any]) -> StableDiffusion:
@@ -164,10 +171,9 @@ def _file(path: Path) -> tuple[StableDiffusion, Facts]:
     found, configs = _inside(path, head)
     scale = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
     prediction, origin = _prediction(path, head, found, configs)
-    resolution = configs["unet"]["sample_size"] * scale
     if found is SD2 and prediction == "epsilon":
-        resolution = min(resolution, 512)  # the base model; 768 is v
-    return found, Facts("file", path, resolution, prediction, origin, configs)
+        configs["unet"]["sample_size"] = min(configs["unet"]["sample_size"], 64)  # the base model; 768 pixels is v
+    return found, Facts("file", path, configs["unet"]["sample_size"] * scale, prediction, origin, configs)
 
 
 def _inside(path: Path, head: Header) -> tuple[StableDiffusion, dict[str, Any]]:

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
@@ -48,6 +50,8 @@ def load(
     prediction_type: str = "auto",
 ) -> Parts:
     """Load `parts` of `source` in `dtype` on the CPU, in eval mode. `vae` is another VAE (folder, hub id or file)."""
+    for library in (diffusers, transformers):  # the screen has bars of its own
+        library.utils.logging.disable_progress_bar()
     found, facts = describe(source, family=family, revision=revision, variant=variant, prediction_type=prediction_type)
     encoders = [part for part in ("text_encoder", "text_encoder_2") if part in facts.configs]
     wanted = [part for part in ("unet", "vae") if part in parts and not (part == "vae" and vae)]
