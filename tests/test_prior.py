@@ -45,7 +45,7 @@ def test_the_folder_is_filled_with_progress_and_a_manifest(parts, texts, tmp_pat
     progress = [event.done for event in events if isinstance(event, PhaseProgress)]
     assert progress == sorted(progress) and progress[-1] == drawn(events) == 3 * 2
     manifest = json.loads((tmp_path / prior.MANIFEST).read_text())
-    assert manifest["settings"] == {"model": parts.digest, "prompt": "a photo of a dog", "seed": 0, "size": 64,
+    assert manifest["settings"] == {"model": parts.digest, "predicts": "epsilon", "prompt": "a photo of a dog", "seed": 0, "size": 64,
                                     "sampler": "dpm++", "steps": 2, "guidance": 7.5}  # fmt: skip
     assert set(manifest["images"]) == set(contents(tmp_path))
 
@@ -135,6 +135,21 @@ def test_a_folder_made_in_another_way_is_refused_by_name_of_the_difference(parts
     with pytest.raises(ConfigError, match=repr(value)) as error:
         ensure(parts, texts, tmp_path, 1, config)
     assert "--class_data_dir" in error.value.fix and contents(tmp_path) == before
+
+
+def test_a_foreign_folder_is_refused_before_a_model_is_loaded(parts, texts, tmp_path):
+    ensure(parts, texts, tmp_path / "made", 1)
+    (tmp_path / "file").touch()
+    config = settings(tmp_path, prior__class_data_dir=str(tmp_path / "made"))
+    prior.check_early(config, 64)
+    with pytest.raises(ConfigError, match="size: 64 there, 128 now"):
+        prior.check_early(config, 128)
+    config.prior.class_data_dir = str(tmp_path / "file")
+    with pytest.raises(ConfigError, match="is a file"):
+        prior.check_early(config, 64)
+    config.prior.class_data_dir = str(tmp_path / "new")
+    prior.check_early(config, 64)
+    assert not (tmp_path / "new").exists()
 
 
 def test_another_model_is_another_way(parts, texts, tmp_path):

@@ -133,8 +133,8 @@ class Memory(Section):
     compile: Literal["off", "blocks"] = knob("off", "torch.compile the repeated blocks")
     cuda_graphs: bool = knob(False, "replay each unit as a CUDA graph (all-resident plans)")
     vae_tile: int | None = knob(None, "pixels of a VAE tile; default what the budget holds", ge=64)
-    cache_latents: bool = knob(True, "encode photos once", "cache_latents_to_disk")
-    cache_text: bool = knob(True, "encode prompts once", "pre_compute_text_embeddings", "cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk")
+    cache_latents: bool = knob(True, "keep encoded photos on disk; off: encode them again in every run", "cache_latents_to_disk")
+    cache_text: bool = knob(True, "keep encoded prompts on disk; off: encode them again in every run", "pre_compute_text_embeddings", "cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk")
 
 
 class Checkpoint(Section):

@@ -122,6 +122,7 @@ def ensure(
     store = Store(Path(folder) / "predictions")
     facts = {
         "model": parts.digest,
+        "predicts": parts.prediction_type,
         "prompt": prompt,
         "seed": seed,
         "size": side,

@@ -71,8 +71,12 @@ class Manifest:
 
 def settings(parts: Parts, config: Config, resolution: int) -> dict[str, object]:
     """Everything class images depend on, as the manifest keeps it."""
+    return {"model": parts.digest, "predicts": parts.prediction_type} | _asked(config, resolution)
+
+
+def _asked(config: Config, resolution: int) -> dict[str, object]:
+    """The part of it that is known before a model is loaded."""
     return {
-        "model": parts.digest,
         "prompt": class_prompt(config),
         "seed": config.train.seed,
         "size": resolution,
@@ -80,6 +84,17 @@ def settings(parts: Parts, config: Config, resolution: int) -> dict[str, object]
         "steps": config.prior.sample_steps,
         "guidance": config.prior.guidance_scale,
     }
+
+
+def check_early(config: Config, resolution: int) -> None:
+    """What can be refused about --class_data_dir before anything is loaded. Raises ConfigError; writes nothing."""
+    if config.prior.class_data_dir is None:
+        return
+    folder = Path(config.prior.class_data_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--class_data_dir {folder} is a file", f"name its folder: {folder.parent}")
+    if folder.is_dir() and (manifest := Manifest.read(folder)) is not None:
+        _refuse_differences(folder, manifest, _asked(config, resolution))
 
 
 def folder_for(parts: Parts, config: Config, cache: Path) -> Path:
@@ -155,19 +170,20 @@ def check(parts: Parts, config: Config, folder: Path) -> tuple[Manifest, int]:
             "name a writable one with --class_data_dir",
         ) from error
     manifest = Manifest.read(folder) or Manifest(made)
-    if manifest.settings != made:
-        differs = [
-            f"{k}: {manifest.settings.get(k)!r} there, {v!r} now"
-            for k, v in made.items()
-            if manifest.settings.get(k) != v
-        ]
+    _refuse_differences(folder, manifest, made)
+    return manifest, len(
+        [path for path in candidates(folder) if path.name not in manifest.images and _usable(path, made["size"])]
+    )
+
+
+def _refuse_differences(folder: Path, manifest: Manifest, made: dict[str, object]) -> None:
+    there = manifest.settings
+    differs = [f"{k}: {there.get(k)!r} there, {v!r} now" for k, v in made.items() if there.get(k) != v]
+    if differs:
         raise ConfigError(
             f"the class images in {folder} were made in another way ({'; '.join(differs)})",
             "leave --class_data_dir out (each way has its own folder then), name an empty folder, or set these back",
         )
-    return manifest, len(
-        [path for path in candidates(folder) if path.name not in manifest.images and _usable(path, made["size"])]
-    )
 
 
 def _usable(path: Path, resolution: int) -> bool:
