@@ -91,11 +91,11 @@ def tiles(state: RunState) -> str:
         facts.append((gib(state.vram_peak_bytes), f"VRAM peak{plan}" + (f", {gib(budget)} budget" if budget else "")))
     else:
         facts += [(gib(max(s.ram_bytes for s in state.steps)), "RAM")] if state.steps else []
-    return (
-        '<div class="tiles">'
-        + "".join(f'<div class="tile"><b>{escape(v)}</b><span>{escape(k)}</span></div>' for v, k in facts)
-        + "</div>"
-    )
+    return f'<div class="tiles">{"".join(_tile(value, name) for value, name in facts)}</div>' if facts else ""
+
+
+def _tile(value: str, name: str) -> str:
+    return f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>'
 
 
 def warnings(state: RunState, run: Path) -> str:
@@ -148,17 +148,13 @@ def photos(state: RunState, run: Path) -> str:
         f"<p>{escape(state.photos.summary)}</p>",
         _strip([(locate(p, state, run), Path(p).name) for p in state.photos.photos], len(state.photos.photos)),
     ]
-    folder = next(
-        (s.folder for s in reversed(state.spans) if s.folder and s.phase == "class images"), None
-    ) or state.setting("prior.class_data_dir")
-    if folder and state.setting("prior.with_prior_preservation", True) and Path(folder).is_dir():
-        found = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-        detail = next((s.detail for s in reversed(state.spans) if s.phase == "class images"), "")
-        parts += [
-            "<h3>Class images</h3>",
-            f'<p class="muted">{escape(detail)}</p>' if detail else "",
-            _strip([(p, p.name) for p in found], len(found)),
-        ]
+    left = [span for span in state.spans if span.phase == "class images"]
+    named = next((span.folder for span in reversed(left) if span.folder), None) or state.setting("prior.class_data_dir")
+    folder = locate(named, state, run) if named and left else None
+    if folder is not None and folder.is_dir():
+        found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+        parts += ["<h3>Class images</h3>", f'<p class="muted">{escape(left[-1].detail)}</p>']
+        parts.append(_strip([(p, p.name) for p in found], len(found)))
     return section("Photos", *parts)
 
 
@@ -190,22 +186,19 @@ def training(state: RunState, run: Path) -> str:
 
 
 def meters(state: RunState, run: Path) -> str:
-    names = dict.fromkeys(name for m in state.meters for name in m.values)
-    return section(
-        "Meters",
-        plots(
-            (
-                figures.curve(
-                    name.capitalize(),
-                    [m.step for m in state.meters],
-                    [m.values.get(name, math.nan) for m in state.meters],
-                    small=True,
-                )
-                for name in names
-            ),
-            "small",
-        ),
+    """A curve for each reading, a number where it was taken only once; what differs by its meaning is never mixed."""
+    readings: dict[str, list[tuple[int, float]]] = {}
+    for m in state.meters:
+        for name, value in m.values.items():
+            readings.setdefault(name, []).append((m.step, value))
+    once = {name: taken[0] for name, taken in readings.items() if len(taken) == 1}
+    said = "".join(_tile(number(value), f"{name}, step {step}") for name, (step, value) in once.items())
+    drawn = (
+        figures.curve(name.capitalize(), *zip(*taken, strict=True), small=True)
+        for name, taken in readings.items()
+        if len(taken) > 1
     )
+    return section("Meters", plots(drawn, "small"), f'<div class="tiles">{said}</div>' if said else "")
 
 
 def memory(state: RunState, run: Path) -> str:
@@ -235,23 +228,15 @@ def timings(state: RunState, run: Path) -> str:
     rows = []
     for name, value in seconds.items():
         spans = [s for s in state.spans if s.phase == name]
-        peak = max(s.vram_peak_bytes for s in spans)
-        planned = state.plan.phases.get(name, 0) if state.plan else 0
+        peak, planned = max(s.vram_peak_bytes for s in spans), state.plan.phases.get(name, 0) if state.plan else 0
         times = f"{len(spans)} × " if len(spans) > 1 else ""
+        row = [escape(name), duration(value) if value >= 1 else f"{value:.2f}s"]
+        if state.vram_peak_bytes:
+            row += [f"{size / 2**30:.2f}" if size else "" for size in (peak, planned)]
         bar = f'<span class="bar" style="width:{100 * value / longest:.1f}%"></span>'
-        rows.append(
-            [
-                escape(name),
-                duration(value) if value >= 1 else f"{value:.2f}s",
-                f"{peak / 2**30:.2f}" if peak else "",
-                f"{planned / 2**30:.2f}" if planned else "",
-                bar,
-                escape(times + spans[-1].detail),
-            ]
-        )
-    return section(
-        "Phases", table(["phase", "time", "peak GiB", "planned", "", ""], rows, numbers=(1, 2, 3), wide=True)
-    ).replace('<td><span class="bar"', '<td class="share"><span class="bar"')
+        rows.append([*row, bar, escape(times + spans[-1].detail)])
+    head = ["phase", "time", *(["peak GiB", "planned"] if state.vram_peak_bytes else []), "", ""]
+    return section("Phases", table(head, rows, numbers=range(1, len(head) - 2), wide=True))
 
 
 def exports(state: RunState, run: Path) -> str:

@@ -86,15 +86,15 @@ def thumbnail(path: Path, side: int) -> str:
 
 
 def locate(path: str, state: RunState, run: Path) -> Path | None:
-    """The file a log speaks of: where it was, or within the run folder if that was moved."""
-    there = Path(path)
-    if there.is_file():
-        return there
-    written = state.started.run_dir if state.started else ""
-    if written and path.startswith(written):
-        moved = run / path[len(written) :].lstrip("/\\")
-        return moved if moved.is_file() else None
-    return None
+    """The file or folder a log speaks of: as written, seen from where the run was started, or in a moved run folder."""
+    candidates = [Path(path)]
+    written = Path(state.started.run_dir) if state.started else Path()
+    here, parts = run.resolve(), written.parts
+    if parts and not written.is_absolute() and here.parts[-len(parts) :] == parts:
+        candidates.append(here.parents[len(parts) - 1] / path)
+    if parts and Path(path).is_relative_to(written):
+        candidates.append(run / Path(path).relative_to(written))
+    return next((candidate for candidate in candidates if candidate.exists()), None)
 
 
 def spread(count: int, most: int) -> list[int]:
