@@ -1,0 +1,56 @@
+"""`python -m benchmarks SUITE [--model sd1] [--preset 12gb] [--tiny] [--json] [--out FOLDER]`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+SUITES = {
+    "ladder": "plain fp32 AdamW, then one technique more per row",
+    "presets": "every preset under its own hard cap, all phases",
+    "kernels": "our kernels beside reference, torch.compile and bitsandbytes",
+    "planner": "planned against measured bytes",
+    "fidelity": "update error against fp32 master AdamW, by weight format and learning rate",
+    "scaling": "batch, resolution, model size",
+    "peers": "the same job through diffusers, kohya and OneTrainer (name=checkout ...)",
+    "profile": "where a step's time goes",
+    "quality": "the DreamBooth paper's protocol, and drift",
+}
+OTHERS = {"report": "rows to plots, a summary and the README's tables", "demo": "rebuild the built-in model from its recipe"}
+
+
+def main(words: list[str] | None = None) -> int:
+    words = sys.argv[1:] if words is None else words
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     epilog="\n".join(f"  {name:10} {what}" for name, what in (SUITES | OTHERS).items()))  # fmt: skip
+    parser.add_argument("suite", choices=[*SUITES, *OTHERS], metavar="SUITE", help="one of the list below")
+    if words and words[0] in OTHERS:
+        return _package(words[0]).main(words[1:])
+    parser.add_argument("words", nargs="*", help="further words of a suite, such as diffusers=/path/to/checkout")
+    parser.add_argument("--model", default="sd1", help="sd1 (sd15), sd2 or sdxl")
+    parser.add_argument("--preset", help="for suites that run presets")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model: under a minute on two CPU cores")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="where rows are appended; default benchmarks/results (nowhere with --tiny)")
+    parser.add_argument("--json", action="store_true", help="only the JSON line, no table")
+    given = parser.parse_args(words)
+    harness = _package("harness")
+    model = {"sd15": "sd1", "sd21": "sd2"}.get(given.model, given.model)
+    options = harness.Options(model, given.preset, given.tiny, given.repeats, words=tuple(given.words))
+    folder = given.out or (None if given.tiny else harness.RESULTS)
+    harness.run(given.suite, _package(given.suite).suite(options), folder=folder, quiet=given.json)
+    return 0
+
+
+def _package(name: str):
+    """A module of this folder under its one true name, `trainer.benchmarks`, whichever way this was started."""
+    root = str(Path(__file__).resolve().parent.parent)
+    if (Path(root) / "pyproject.toml").exists() and root not in sys.path:
+        sys.path.insert(0, root)
+    return importlib.import_module(f"trainer.benchmarks.{name}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Everything worth knowing on one CUDA machine, in one call of under ten minutes:  benchmarks/gpu.sh [FOLDER]
+# The most important rows come first and are written as they are measured, so a time-out loses only the tail.
+# FOLDER (default: $OUT, else benchmarks/results) gets *.jsonl, summary.md and plots.
+set -u
+cd "$(dirname "$0")/.."
+out=${1:-${OUT:-benchmarks/results}}
+mkdir -p "$out"
+python=${PYTHON:-python3}
+export PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
+
+measure() {  # seconds, then the suite and its options
+    local limit=$1; shift
+    echo "== $* (at most ${limit}s)"
+    timeout "$limit" "$python" -m benchmarks "$@" --out "$out" || echo "== $1 ended early ($?)"
+}
+
+"$python" -m trainer doctor | tee "$out/doctor.txt"
+measure 100 ladder   --model sd1  --repeats 5
+measure 110 presets  --model sd1
+measure  60 planner  --model sd1
+measure  60 kernels
+measure  40 profile  --model sd1
+measure  80 ladder   --model sdxl --repeats 3
+measure  60 peers    --model sd1 ${PEERS:-}
+measure  40 scaling  --repeats 3
+timeout 60 "$python" -m pytest -q -m gpu tests | tail -n 30 | tee "$out/gpu-tests.txt"
+"$python" -m benchmarks report --results "$out" --out "$out" --no-readme

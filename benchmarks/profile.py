@@ -1,0 +1,83 @@
+"""Where a step's time goes: the operators that cost most, how long the device waits for the host, and the roofline.
+
+    roofline = max(FLOPs / peak, bytes / bandwidth)      achieved = roofline / measured
+
+FLOPs and bytes are counted on the operators that ran. On a card the peaks are published rates of that card; on a CPU they
+are measured on the spot (one large matrix product, one large copy).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from .. import cards, memory
+from ..policy import Policy
+from ..simulate import Tracker
+from . import work
+from .harness import Options, timed
+
+TOP = 12
+
+
+def suite(options: Options) -> Iterator[dict]:
+    device = options.device
+    policy = Policy(recompute_kernels=True) if device.type == "cpu" else Policy(
+        weights="24bit", moments="8bit", compute=torch.bfloat16, gradients="ram", recompute_kernels=True, channels_last=True)  # fmt: skip
+    made = work.parts(options)
+    memory.prepare(made.unet, policy, device)
+    _, step = work.stepper(made, policy, [work.batch(made, work.side(options, made), 1, device)], device)
+    measured = timed(step, options)
+    seconds = measured.row(2)["seconds"]
+
+    with (tracker := Tracker(device.type)):
+        step()
+    counted = tracker.watched()
+    flops_peak, bandwidth = peaks(device)
+    roofline = max(counted.flops / flops_peak, (counted.moved + counted.matmul_moved) / bandwidth)
+    yield {"what": "step"} | measured.row(2) | {
+        "operators": counted.operators, "tflop": counted.flops / 1e12, "moved_bytes": counted.moved + counted.matmul_moved,
+        "roofline_seconds": roofline, "achieved": roofline / seconds,
+    }  # fmt: skip
+
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    with profile(activities=activities) as recorded:
+        started = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        wall = time.perf_counter() - started
+    key = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    events = sorted(recorded.key_averages(), key=lambda event: getattr(event, key), reverse=True)
+    busy = sum(getattr(event, key) for event in events) / 1e6
+    yield {"what": "device busy", "seconds": busy, "share": busy / wall}
+    yield {"what": "waiting for the host", "seconds": max(wall - busy, 0.0), "share": max(1 - busy / wall, 0.0)}
+    for event in events[:TOP]:
+        spent = getattr(event, key) / 1e6
+        yield {"what": event.key, "calls": event.count, "seconds": spent, "share": spent / busy}
+
+
+def peaks(device: torch.device) -> tuple[float, float]:
+    """(FLOP/s, bytes/s): published for a card that cards.py knows, else measured here."""
+    if device.type == "cuda" and (card := cards.match(torch.cuda.get_device_name(device))) is not None:
+        return card.tflops * 1e12, card.bandwidth * 1e9
+    size = 1024 if device.type == "cpu" else 8192
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    big = torch.empty(2**26, device=device)
+    product, copy = _best(lambda: a @ a, device), _best(lambda: big.clone(), device)
+    return 2 * size**3 / product, 2 * big.numel() * 4 / copy
+
+
+def _best(call, device: torch.device) -> float:
+    seconds = []
+    for _ in range(4):
+        started = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)

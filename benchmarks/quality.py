@@ -1,0 +1,217 @@
+"""The DreamBooth paper's protocol as numbers: is it the subject, does it follow the prompt, and what was forgotten?
+
+    fidelity  similarity of pictures to the photos, between floor (another subject) and ceiling (photo and photo)
+    prompt    similarity of pictures to their prompts; context: share whose context the probe names right
+    PRES      similarity of bare-class pictures to the real subject: lower is better (arXiv 2208.12242, section 4.3)
+    DIV       distance between pictures of one class prompt: higher is better
+    drift     how far pictures of the class, and of unrelated prompts, moved from the base model's, same seeds
+
+Rows are ways to train, each over several seeds; a row's spread is the standard deviation over seeds. `words` may name
+`subjects=<folder of folders>`, `base=<model>`, `judge=<judge>` and `steps=<n>`, so the same protocol runs on real models.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from .. import judge, models, overlay, pictures, sample, sampler, settle, stages
+from ..checkpoint import found
+from ..events import Controls, Finished, PhaseEnded
+from ..revisit import restore
+from ..sheet import contact_sheet
+from . import jobs
+from .harness import RESULTS, Options
+
+WAYS: dict[str, list[str]] = {
+    "no prior preservation": ["--no-with_prior_preservation"],
+    "class images": ["--with_prior_preservation"],
+    "prior by prediction": ["--with_prior_preservation", "--by", "prediction"],
+    "text encoder trained": ["--with_prior_preservation", "--train_text_encoder"],
+    "LoRA": ["--method", "lora", "--no-with_prior_preservation"],
+}
+SEEDS = (0, 1, 2)
+CONTEXTS = ("in the snow", "in a forest", "on a beach", "on a blue background")
+UNRELATED = ("a photo of a car", "a photo of a tree", "a photo of a house", "a photo of a flower", "a photo of a cup")
+PER_PROMPT = 2
+LOOK_STEPS = 25
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One subject: its photos, and the words of its prompts. `rival` is another subject of the class, or of any."""
+
+    name: str
+    folder: Path
+    class_name: str
+    identifier: str
+    rival: Path
+
+    def photos(self, folder: Path | None = None) -> list[Image.Image]:
+        return [pictures.read(path).rgb for path in sorted((folder or self.folder).iterdir()) if path.suffix.lower() in pictures.PICTURE_SUFFIXES]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What is drawn: the subject alone and in contexts, the bare class, and things that have nothing to do with it."""
+
+    subject: list[str]
+    plain: list[str]  # the same prompts without the identifier: what the judge can read
+    bare: list[str]
+    unrelated: list[str]
+
+    @classmethod
+    def of(cls, subject: Subject) -> Prompts:
+        name, kind = f"a photo of {subject.identifier} {subject.class_name}", f"a photo of a {subject.class_name}"
+        rows = ["", *(f" {context}" for context in CONTEXTS)]
+        return cls([name + row for row in rows for _ in range(PER_PROMPT)], [kind + row for row in rows for _ in range(PER_PROMPT)],
+                   [kind] * 8, [p for p in UNRELATED if p != kind] * PER_PROMPT)  # fmt: skip
+
+    @property
+    def all(self) -> list[str]:
+        return [*self.subject, *self.bare, *self.unrelated]
+
+
+def suite(options: Options) -> Iterator[dict]:
+    asked = dict(word.split("=", 1) for word in options.words if "=" in word)
+    base, ways = asked.get("base", "demo"), WAYS if "ways" not in asked else {k: WAYS[k] for k in asked["ways"].split(",")}
+    eye = judge.load(asked.get("judge", "demo"))
+    seeds = SEEDS[:1] if options.tiny else SEEDS[: int(asked.get("seeds", len(SEEDS)))]
+    known = subjects(Path(asked["subjects"]) if "subjects" in asked else settle.SUBJECTS)
+    if "only" in asked or options.tiny:
+        known = [s for s in known if s.name == asked.get("only", known[0].name)]
+    extra = ["--max_train_steps", asked["steps"]] if "steps" in asked else []
+    if options.tiny:
+        ways, extra = {"class images": WAYS["class images"]}, ["--max_train_steps", "4", "--num_class_images", "2", "--sample_steps", "3"]
+    with jobs.workplace() as place:
+        for subject in known:
+            before = drawn(models.load(base), None, Prompts.of(subject), options, tiny=options.tiny)
+            sheets = {"base model": before}
+            for way, flags in ways.items():
+                runs = []
+                for seed in seeds:
+                    run = Path(place) / f"{subject.name}-{way.replace(' ', '-')}-{seed}"
+                    cache = Path(place) / "cache"
+                    measured, after = one(base, subject, flags + extra, seed, run, cache, eye, before, options)
+                    runs.append(measured)
+                    sheets.setdefault(way, after)
+                yield {"subject": subject.name, "way": way, "judge": eye.name, "base": base, "seeds": len(seeds)} | spread(runs)
+            if not options.tiny:
+                sheet(subject, sheets, RESULTS / f"quality-{subject.name}.png")
+
+
+def subjects(folder: Path) -> list[Subject]:
+    """The folders of `folder`; subjects.json beside them (or `<folder>/class_name.txt`) says what they show."""
+    facts = json.loads((folder / "subjects.json").read_text(encoding="utf-8")) if (folder / "subjects.json").is_file() else {}
+    places = [place for place in sorted(folder.iterdir()) if place.is_dir()]
+    rivals = dict(zip(places, places[1:] + places[:1], strict=True))
+    known = []
+    for place in places:
+        about = facts.get(place.name, {})
+        kind = about.get("class_name") or place.name.replace("_", " ")
+        known.append(Subject(place.name, place, kind, about.get("identifier", "sks"), rivals[place]))
+    return known
+
+
+def one(base: str, subject: Subject, flags: list[str], seed: int, run: Path, cache: Path, eye: judge.Judge, before: list[Image.Image],
+        options: Options) -> tuple[dict[str, float], list[Image.Image]]:  # fmt: skip
+    """Train once, draw, and measure."""
+    from ..cli import parse
+
+    words = ["--preset", "12gb", "--model.name", base, "--instance_data_dir", str(subject.folder), "--class_name", subject.class_name,
+             "--identifier", subject.identifier, "--seed", str(seed), "--output_dir", str(run), "--cache_dir", str(cache), "--no-watch",
+             "--num_validation_images", "0", "--precision", "fp16", "--formats", "lora_diffusers" if "lora" in flags else "diffusers"]  # fmt: skip
+    config = parse(words + flags).config()
+    began, seconds = time.perf_counter(), {}
+    for event in stages.run(config, Controls()):
+        if isinstance(event, PhaseEnded):
+            seconds[event.phase] = seconds.get(event.phase, 0.0) + event.seconds
+        if isinstance(event, Finished) and event.status != "done":
+            raise RuntimeError(event.error)
+    whole = time.perf_counter() - began
+    config = overlay.load(file=run / "config.toml")
+    parts, engine = restore(found(run)[-1], config, options.device)
+    prompts = Prompts.of(subject)
+    after = drawn(parts, engine, prompts, options, live=config.train.train_text_encoder, tiny=options.tiny)
+    return scores(eye, subject, prompts, before, after) | {"seconds": whole, "prior_seconds": seconds.get("class images", 0.0)}, after
+
+
+def drawn(parts: models.Parts, engine, prompts: Prompts, options: Options, *, live: bool = False, tiny: bool = False) -> list[Image.Image]:
+    """All prompts, picture i with seed i, from the base model (`engine` None) or from what was learned."""
+    from ..cache import token_ids
+
+    words, device = [*prompts.all, ""], options.device
+    if live:
+        texts = stages.live_texts(engine, token_ids(parts, words), words)
+    else:
+        with torch.no_grad():
+            encoded = parts.family.encode_text(parts, words)
+        texts = {word: {name: rows[i].float().cpu() for name, rows in encoded.items()} for i, word in enumerate(words)}
+    side = parts.family.resolution
+    look = sampler.Look((side, side), 3 if tiny else LOOK_STEPS, 5.0)
+    denoiser = engine.as_module(parts.unet) if engine else parts.unet.to(device)
+    latents, batch = [], 8
+    for start in range(0, len(prompts.all), batch):
+        rows = slice(start, start + batch)
+        seeds = list(range(start, start + len(prompts.all[rows])))
+        latents.append(list(sampler.draw(parts, denoiser, texts, prompts.all[rows], seeds, look, device))[-1])
+    return sample.to_pictures(parts, torch.cat(latents), device)
+
+
+def scores(eye: judge.Judge, subject: Subject, prompts: Prompts, before: list[Image.Image], after: list[Image.Image]) -> dict[str, float]:
+    """Every measure of one run, named as in the module's docstring."""
+    n, b = len(prompts.subject), len(prompts.bare)
+    mine, bare, rest = after[:n], after[n : n + b], after[n + b :]
+    photos, rival = subject.photos(), subject.photos(subject.rival)
+    fidelity = judge.subject_similarity(eye, mine, photos, rival)
+    found = {
+        "fidelity": fidelity.value, "floor": fidelity.floor, "ceiling": fidelity.ceiling,
+        "pres": judge.subject_similarity(eye, bare, photos).value,
+        "div": judge.diversity(eye, bare),
+        "class_drift": judge.drift(eye, before[n : n + b], bare),
+        "unrelated_drift": judge.drift(eye, before[n + b :], rest),
+    }  # fmt: skip
+    try:
+        found["prompt"] = judge.prompt_similarity(eye, mine, prompts.plain).value
+    except ValueError:
+        found["prompt"] = float("nan")  # a judge that cannot read
+    if isinstance(eye, judge.DemoJudge):
+        found["class_kept"] = share(judge.probe(eye, bare, "class"), [subject.class_name] * b)
+        contexts = [context for context in CONTEXTS for _ in range(PER_PROMPT)]
+        found["context"] = share(judge.probe(eye, mine[PER_PROMPT:], "context"), contexts)
+    return found
+
+
+def share(said: list[str], meant: list[str]) -> float:
+    return sum(a == b for a, b in zip(said, meant, strict=True)) / len(meant)
+
+
+def spread(runs: list[dict[str, float]]) -> dict[str, float]:
+    """Mean of every measure over the seeds, and its standard deviation as <name>_sd where there are several."""
+    row = {}
+    for name in runs[0]:
+        values = [run[name] for run in runs if run[name] is not None]
+        if not values:
+            continue
+        row[name] = round(statistics.mean(values), 4)
+        if len(values) > 1 and name not in ("floor", "ceiling"):
+            row[f"{name}_sd"] = round(statistics.stdev(values), 4)
+    return row
+
+
+def sheet(subject: Subject, ways: dict[str, list[Image.Image]], path: Path) -> None:
+    """The first seed's pictures, one row for each way, the same prompts and seeds in each column."""
+    prompts = Prompts.of(subject)
+    n = len(prompts.subject)
+    columns = [0, 2, 4, 6, 8, n, n + 1, n + len(prompts.bare)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [ways[way][i] for way in ways for i in columns]
+    captions = [f"{way}: {prompts.all[i]}" for way in ways for i in columns]
+    contact_sheet(rows, captions, path, columns=len(columns), title=f"{subject.name}: the same prompts and seeds after each way of training")

@@ -1,0 +1,159 @@
+"""Rows to plots, a summary and the README's tables. Numbers in the README are only ever written by this command.
+
+    python -m benchmarks report [--out FOLDER] [--no-readme]
+
+Of each suite the newest run on a card is shown, else the newest on a CPU; every table says which hardware, versions and
+commit it came from. README sections stand between `<!-- bench:SUITE:begin -->` and `<!-- bench:SUITE:end -->`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from .harness import RESULTS, shown
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+Row = dict[str, object]
+
+# the README's tables: columns and their headings
+COLUMNS: dict[str, dict[str, str]] = {
+    "quality": {"subject": "subject", "way": "trained", "fidelity": "fidelity", "prompt": "prompt", "context": "context", "class_kept": "class kept",
+                "pres": "PRES", "div": "DIV", "class_drift": "class drift", "unrelated_drift": "unrelated drift", "seconds": "seconds"},
+    "fidelity": {"weights": "weights", "lr": "lr", "relative_error": "relative error"},
+    "ladder": {"technique": "technique", "live_peak_bytes": "live peak MiB", "peak_allocated_bytes": "peak allocated MiB",
+               "images_per_second": "images/s", "bytes_against_above": "bytes against above", "speed_against_above": "speed against above", "loss": "loss"},
+    "presets": {"preset": "preset", "model": "model", "budget_bytes": "budget MiB", "peak_bytes": "whole card MiB", "planned_bytes": "planned MiB", "images_per_second": "images/s"},
+    "peers": {"trainer": "trainer", "model": "model", "images_per_second": "images/s", "peak_bytes": "peak MiB", "start_to_finish_seconds": "start to finish s"},
+}  # fmt: skip
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of *.jsonl rows")
+    parser.add_argument("--out", type=Path, help="folder for summary.md and plots; default the results folder")
+    parser.add_argument("--no-readme", action="store_true", help="leave README.md alone")
+    given = parser.parse_args(argv)
+    out = given.out or given.results
+    out.mkdir(parents=True, exist_ok=True)
+    newest = {path.stem: latest(read(path)) for path in sorted(given.results.glob("*.jsonl"))}
+    newest = {suite: rows for suite, rows in newest.items() if rows}
+    summary = ["# Results", *(f"\n## {suite}\n\n{section(suite, rows)}" for suite, rows in newest.items())]
+    (out / "summary.md").write_text("\n".join(summary) + "\n", encoding="utf-8")
+    drawn = [str(plot(rows, out / f"{suite}.png")) for suite, plot in PLOTS.items() if (rows := newest.get(suite))]
+    changed = [] if given.no_readme or not README.exists() else fill_readme(README, newest)
+    print(json.dumps({"suites": list(newest), "plots": drawn, "readme": changed, "summary": str(out / "summary.md")}))
+    return 0
+
+
+def read(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def latest(rows: list[Row]) -> list[Row]:
+    """The rows of the newest run, runs on a card before runs on a CPU. A run is one origin."""
+    if not rows:
+        return []
+    on_card = [row for row in rows if row["origin"]["gpu"]] or rows
+    newest = max(row["origin"]["time"] for row in on_card)
+    return [row for row in on_card if row["origin"]["time"] == newest]
+
+
+def section(suite: str, rows: list[Row]) -> str:
+    """A Markdown table and the sentence that says where it was measured."""
+    columns = COLUMNS.get(suite) or {name: name for row in rows for name in row if name not in ("suite", "origin")}
+    columns = {name: heading for name, heading in columns.items() if any(row.get(name) is not None for row in rows)}
+    lines = ["| " + " | ".join(columns.values()) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(cell(name, row) for name in columns) + " |" for row in rows]
+    return "\n".join(lines) + "\n\n" + provenance(rows[0])
+
+
+def cell(name: str, row: Row) -> str:
+    """A value, with its spread over seeds behind it where there is one."""
+    value = row.get(name)
+    text = shown(name, round(value, 3) if isinstance(value, float) and abs(value) < 100 else value)
+    spread = row.get(f"{name}_sd")
+    return f"{text} ± {spread:.2g}" if isinstance(spread, float) and spread else text
+
+
+def provenance(row: Row) -> str:
+    origin = row["origin"]
+    where = f"{origin['gpu']['name']}" if origin["gpu"] else f"{origin['cpu']}, {origin['threads']} threads, no GPU"
+    versions = ", ".join(f"{name} {origin['versions'][name]}" for name in ("torch", "diffusers") if name in origin["versions"])
+    return f"Measured on {where}; {versions}; commit {origin['commit'] or 'unknown'}, {origin['time'][:10]}."
+
+
+def fill_readme(readme: Path, newest: dict[str, list[Row]]) -> list[str]:
+    """Replace each marked section whose suite has rows; the names of those that changed."""
+    text, changed = readme.read_text(encoding="utf-8"), []
+    for suite, rows in newest.items():
+        pattern = re.compile(rf"(<!-- bench:{suite}:begin -->\n).*?(<!-- bench:{suite}:end -->)", re.DOTALL)
+        filled = pattern.sub(lambda match, suite=suite, rows=rows: f"{match[1]}{section(suite, rows)}\n{match[2]}", text)
+        if filled != text:
+            text = filled
+            changed.append(suite)
+    readme.write_text(text, encoding="utf-8")
+    return changed
+
+
+# ------------------------------------------------------------------------------------------------------------- plots
+
+
+def plot_ladder(rows: list[Row], path: Path) -> Path:
+    """Peak memory as bars and speed as a line, one technique more per bar."""
+    figure, axis = _figure(9, 0.45 * len(rows) + 1.6)
+    key = "peak_allocated_bytes" if any(row.get("peak_allocated_bytes") for row in rows) else "live_peak_bytes"
+    names, sizes = [row["technique"] for row in rows], [row[key] / 2**20 for row in rows]
+    axis.barh(names, sizes, color="#4c78a8")
+    axis.invert_yaxis()
+    axis.set_xlabel("peak of allocated tensors, MiB")
+    for index, row in enumerate(rows):
+        axis.text(sizes[index], index, f" {sizes[index]:,.0f} MiB, {row['images_per_second']:.3g} images/s", va="center", fontsize=8)
+    axis.set_xlim(0, max(sizes) * 1.45)
+    return _save(figure, axis, rows, path)
+
+
+def plot_presets(rows: list[Row], path: Path) -> Path:
+    figure, axis = _figure(7, 0.5 * len(rows) + 1.6)
+    rows = [row for row in rows if row.get("budget_bytes")]
+    names = [f"{row['preset']} {row['model']}" for row in rows]
+    axis.barh(names, [row["budget_bytes"] / 2**20 for row in rows], color="#dddddd", label="budget")
+    axis.barh(names, [row["peak_bytes"] / 2**20 for row in rows], color="#4c78a8", height=0.5, label="peak")
+    axis.invert_yaxis()
+    axis.set_xlabel("MiB")
+    axis.legend()
+    return _save(figure, axis, rows, path)
+
+
+def plot_quality(rows: list[Row], path: Path) -> Path:
+    """Fidelity against drift: a good way to train is high and to the left."""
+    figure, axis = _figure(7, 5)
+    for way in dict.fromkeys(row["way"] for row in rows):
+        mine = [row for row in rows if row["way"] == way]
+        axis.errorbar([r["class_drift"] for r in mine], [r["fidelity"] for r in mine],
+                      xerr=[r.get("class_drift_sd", 0) for r in mine], yerr=[r.get("fidelity_sd", 0) for r in mine], fmt="o", label=way, capsize=2)  # fmt: skip
+    axis.set_xlabel("drift of the bare class from the base model (less is better)")
+    axis.set_ylabel("subject fidelity (more is better)")
+    axis.legend(fontsize=8)
+    return _save(figure, axis, rows, path)
+
+
+PLOTS: dict[str, Callable[[list[Row], Path], Path]] = {"ladder": plot_ladder, "presets": plot_presets, "quality": plot_quality}
+
+
+def _figure(width: float, height: float):
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    return pyplot.subplots(figsize=(width, height), layout="constrained")
+
+
+def _save(figure, axis, rows: list[Row], path: Path) -> Path:
+    axis.set_title(provenance(rows[0]), fontsize=7, loc="left", color="#666666")
+    figure.savefig(path, dpi=130)
+    return path

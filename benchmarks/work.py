@@ -1,0 +1,101 @@
+"""The work that suites measure: a DreamBooth pair step of a real-size model with random weights, or of a tiny one.
+
+Random weights have the footprint and the arithmetic of trained ones, so nothing is downloaded. `pairs` photos and as many
+class images make a micro-batch; the engine's step is exactly the one that training runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..engine import Engine
+from ..models import Parts, abar, family
+from ..objective import Objective
+from ..policy import Policy
+from ..simulate import Tracker
+from .harness import Options
+
+TINY_SIDE = 64  # pixels
+
+
+def parts(options: Options) -> Parts:
+    """The model of `options` on the CPU: tiny, or of real size with random weights."""
+    return family(options.model).tiny() if options.tiny else real(options.model)
+
+
+def real(name: str) -> Parts:
+    """A public model's shapes, filled with small random numbers; norms start as identity, so activations stay finite."""
+    made = family(name).meta()
+    for module in made.modules().values():
+        fill(module)
+    return made
+
+
+@torch.no_grad()
+def fill(module: nn.Module) -> None:
+    module.to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in module.named_parameters():
+        if parameter.dim() == 1:
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+        else:
+            parameter.normal_(std=0.02, generator=generator)
+    for name, buffer in module.named_buffers():
+        if name.endswith("position_ids"):
+            buffer.copy_(torch.arange(buffer.shape[-1]).expand(buffer.shape))
+
+
+def side(options: Options, made: Parts) -> int:
+    """Pixels: the family's own, or few for a tiny model."""
+    return TINY_SIDE if options.tiny else made.family.resolution
+
+
+@dataclass(frozen=True)
+class Batch:
+    """values: the engine's inputs; the first half of the rows are photos."""
+
+    values: dict[str, Tensor]
+    target: Tensor
+    weights: Tensor
+    instances: int
+
+
+def batch(made: Parts, pixels: int, pairs: int, device: torch.device, seed: int = 0) -> Batch:
+    """A noised micro-batch of random latents and embeddings, 2 * pairs rows, on `device`."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, latent = 2 * pairs, pixels // made.latent_factor
+    noised = Objective(abar(made)).noise(torch.randn(rows, 4, latent, latent, generator=generator), generator)
+    config = made.unet.config
+    values = {"sample": noised.sample, "timestep": noised.timesteps, "text": torch.randn(rows, 77, config.cross_attention_dim, generator=generator)}
+    if config.addition_embed_type == "text_time":
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        values["pooled"] = torch.randn(rows, pooled, generator=generator)
+        values |= made.family.extra_values((pixels, pixels), (0, 0), (pixels, pixels), rows)
+    on = {name: value.to(device) for name, value in values.items()}
+    return Batch(on, noised.target.to(device), noised.weights.to(device), pairs)
+
+
+def stepper(made: Parts, policy: Policy, batches: list[Batch], device: torch.device, lr: float = 2e-6) -> tuple[Engine, Callable[[], Tensor]]:
+    """An engine and a function that takes one optimizer step over the next of `batches` and returns its losses."""
+    engine = Engine(made.family.units(made), policy, device)
+    objective, taken = Objective(abar(made)), [0]
+
+    def step() -> Tensor:
+        now = batches[taken[0] % len(batches)]
+        taken[0] += 1
+        result = engine.step([now.values], lambda output, _: objective.loss(output, now.target, now.weights, now.instances), lr)
+        return result.losses
+
+    return engine, step
+
+
+def live_peak(step: Callable[[], object]) -> int:
+    """Bytes of tensors that live at the worst moment of one step on the CPU, beyond those that lived before it."""
+    tracker = Tracker("cpu")
+    with tracker:
+        step()
+    return tracker.watched().card_peak
