@@ -74,15 +74,13 @@ def no_checkpoint(run: Path) -> ConfigError:
 def restore(point: Path, config: Config, device: torch.device) -> tuple[Parts, Engine]:
     """The model and the engine as they were when `point` was written; the engine holds the moving average where there is one."""
     parts, _ = _load(config)
-    if config.train.method != "full":
-        adapters.inject(parts, config.lora, dora=config.train.method == "dora", text=config.train.train_text_encoder)
-        adapters.dropout(parts, False)
     with torch.random.fork_rng():  # loading a checkpoint puts torch's generators back, which is for resuming only
         state, weights, average, _ = checkpoint.load(point)
     if state["model"] != parts.digest:
         raise ConfigError(f"{point} was trained from another version of {config.model.name} than the one that is there now.",
                           "Put the model back, or name it with --model (the run's config.toml has the name it had).")  # fmt: skip
-    engine = Engine(parts.family.units(parts, text=config.train.train_text_encoder), Policy.from_json(state["policy"]), device)
+    engine = stages.make_engine(config, parts, Policy.from_json(state["policy"]), device)
+    adapters.dropout(parts, False)
     engine.load_state_dict(weights)
     if average is not None:
         engine.load_master(average)

@@ -24,6 +24,7 @@ from trainer import (
     identifier,
     judge,
     loop,
+    memory,
     models,
     overlay,
     pictures,
@@ -44,6 +45,7 @@ from trainer.events import Controls, Event, Finished, Notice, PhotosScanned, Run
 from trainer.models import Parts
 from trainer.objective import Objective
 from trainer.phases import Phase
+from trainer.policy import Policy
 from trainer.sampler import Look
 from trainer.schedule import factor
 from trainer.store import Store
@@ -157,7 +159,7 @@ def _build(ready: Prepared) -> Iterator[Event]:
     texts = yield from _base_texts(config, parts, device, folder)
     engine = None
     if plan.policy.stream == "all":  # the denoiser does not fit the card whole, so the engine brings it unit by unit here, too
-        engine = _engine(config, parts, plan, device)
+        engine = make_engine(config, parts, plan.policy, device)
     class_images, predictions = yield from _prior(config, parts, plan, device, folder, texts, engine)
     dataset = yield from cache.ensure(parts, ready.photos, class_images, config, device, folder,
                                       prompts=[*_drawn_prompts(config), *guard.prompts(config)], vae_dtype=plan.vae_dtype)  # fmt: skip
@@ -165,7 +167,7 @@ def _build(ready: Prepared) -> Iterator[Event]:
     views = guard.held_views(ready.photos, ready.spared, size) if config.guard.watch else []
     store = Store(folder / "latents" if config.memory.cache_latents else None)
     held = yield from cache.images(parts, views, store, device, plan.vae_dtype, config.memory.vae_tile)
-    engine = engine or _engine(config, parts, plan, device)
+    engine = engine or make_engine(config, parts, plan.policy, device)
     objective = Objective(models.abar(parts, config.train.zero_terminal_snr), parts.prediction_type, config.train.snr_gamma,
                           config.train.offset_noise, config.prior.prior_loss_weight)  # fmt: skip
     dataset, held_class = guard.hold_out_class(dataset) if config.guard.watch else (dataset, [])
@@ -195,10 +197,12 @@ def _build(ready: Prepared) -> Iterator[Event]:
     return job, parts, dataset
 
 
-def _engine(config: Config, parts: Parts, plan: planner.Plan, device: torch.device) -> Engine:
+def make_engine(config: Config, parts: Parts, policy: Policy, device: torch.device) -> Engine:
+    """The engine over `parts`, with adapters and the techniques that change modules applied first, in this order."""
     if config.train.method != "full":
         adapters.inject(parts, config.lora, dora=config.train.method == "dora", text=config.train.train_text_encoder, seed=config.train.seed)
-    return Engine(parts.family.units(parts, text=config.train.train_text_encoder), plan.policy, device)
+    memory.prepare(parts.unet, policy, device)
+    return Engine(parts.family.units(parts, text=config.train.train_text_encoder), policy, device)
 
 
 def _base_texts(config: Config, parts: Parts, device: torch.device, folder: Path) -> Iterator[Event]:
