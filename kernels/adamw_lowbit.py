@@ -101,7 +101,7 @@ def reference(
             g = g * clip_scale
         w = weight[part].to(torch.float32) if correction is None else unpack(weight[part], correction[part])
         random = None
-        if form is not None or (correction is None and weight.dtype != torch.float32):
+        if form is not None or weight.dtype != torch.float32:
             places = torch.arange(part.start, part.stop, dtype=torch.int32, device=weight.device)
             random = random_bits(places, (words[3], words[4]))
         if form is None:
@@ -112,7 +112,7 @@ def reference(
             adam_(w, *wide, g, decay, size, root, beta1, beta2, eps)
             m[codes], m_scale[scales], v[codes], v_scale[scales] = encode(*wide, form, random)
         if correction is not None:
-            weight[part], correction[part] = pack(w, weight.dtype)
+            weight[part], correction[part] = pack(w, weight.dtype, random)
         elif weight.dtype != torch.float32:
             weight[part] = round_randomly(w, weight.dtype, random)
 
@@ -170,7 +170,7 @@ if triton is not None:
 
         random = random_tile(at, key0, key1)
         if WEIGHTS == "24bit":
-            stored, rest = pack_tile(w, FP16)
+            stored, rest = pack_tile(w, random, FP16)
             tl.store(correction + at, rest.to(tl.int8), mask=mask)
             tl.store(weight + at, stored.to(tl.int16), mask=mask)
         elif WEIGHTS == "16bit_sr":

@@ -79,6 +79,17 @@ def test_random_rounding_is_right_on_average_and_never_far(dtype, value):
     assert abs(rounded.double().mean() - x[0].double()) < 4 * gap / n**0.5 / 2
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [0.0300123, -1.7e-6])
+def test_a_randomly_rounded_pair_is_right_on_average_to_the_last_of_its_bits(dtype, value):
+    n = 1 << 16
+    x = torch.full((n,), value)
+    pairs = unpack(*pack(x, dtype, random_bits(torch.arange(n), random_key(3, 7)))).double()
+    assert len(pairs.unique()) <= 2
+    gap = max(float(pairs.max() - pairs.min()), abs(value) * 2.0**-23)
+    assert abs(pairs.mean() - x[0].double()) < 2 * gap / n**0.5
+
+
 def test_random_streams_of_different_steps_and_seeds_share_nothing():
     places = torch.arange(1 << 16)
     streams = [random_bits(places, random_key(seed, step)) for seed, step in ((0, 1), (0, 2), (1, 1), (1 << 40, 1))]
