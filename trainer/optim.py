@@ -102,31 +102,45 @@ class Weighed(torch.optim.Optimizer):
         ]
 
 
+LEARNED = ("d", "d0", "d_max", "d_numerator", "k")  # what prodigy keeps in its groups: its step size, so far
+
+
 def export_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's state as named tensors, numbers included: "3.exp_avg" belongs to the fourth parameter."""
     found = {}
-    for index, entries in optimizer.state_dict()["state"].items():
-        for key, value in entries.items():
-            if isinstance(value, (Tensor, float, int)):
-                found[f"{index}.{key}"] = (
-                    value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
-                )
-    for index, group in enumerate(optimizer.param_groups):
-        for key in ("d", "d0", "d_max", "d_numerator", "k"):  # what prodigy has learned about its step size
-            if key in group:
-                found[f"group{index}.{key}"] = torch.as_tensor(group[key], dtype=torch.float64)
+    for index, parameter in enumerate(_parameters(optimizer)):
+        for key, value in optimizer.state.get(parameter, {}).items():
+            found[f"{index}.{key}"] = _as_tensor(value)
+    for key in LEARNED:
+        if key in optimizer.param_groups[0]:
+            found[f"group.{key}"] = _as_tensor(optimizer.param_groups[0][key])
     return found
 
 
 def import_state(optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
     """The inverse of `export_state`, on an optimizer over the same parameters."""
-    whole = optimizer.state_dict()
-    entries: dict[int, dict[str, Any]] = {}
+    parameters = _parameters(optimizer)
     for name, value in state.items():
         place, key = name.split(".", 1)
-        plain = value.item() if value.dtype == torch.float64 and value.dim() == 0 else value.clone()
-        if place.startswith("group"):
-            whole["param_groups"][int(place.removeprefix("group"))][key] = int(plain) if key == "k" else plain
+        if place == "group":
+            optimizer.param_groups[0][key] = _as_value(value)
         else:
-            entries.setdefault(int(place), {})[key] = plain
-    optimizer.load_state_dict({"state": entries, "param_groups": whole["param_groups"]})
+            parameter = parameters[int(place)]
+            entry = _as_value(value)
+            moves = isinstance(entry, Tensor) and entry.dim() > 0  # step counters stay on the host
+            optimizer.state[parameter][key] = entry.to(parameter.device) if moves else entry
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _as_tensor(value: Tensor | float | int) -> Tensor:
+    """Python's numbers become 0-d int64 and float64 tensors, which no optimizer here uses itself."""
+    if isinstance(value, Tensor):
+        return value
+    return torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else torch.float64)
+
+
+def _as_value(tensor: Tensor) -> Tensor | float | int:
+    return tensor.item() if tensor.dim() == 0 and tensor.dtype in (torch.int64, torch.float64) else tensor.clone()
