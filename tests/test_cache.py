@@ -112,6 +112,17 @@ def test_an_interrupted_run_leaves_whole_files_and_goes_on(parts, tmp_path):
     assert ensure(parts, config, tmp_path)[2] == 1
 
 
+def test_a_photo_that_goes_or_changes_after_scanning_ends_in_one_clear_message(parts, tmp_path):
+    config = settings(folder_of(tmp_path / "photos", 2))
+    photos = data.scan(config.data, 64)
+    noise_picture((96, 80), 7).save(tmp_path / "photos" / "01.png")
+    with pytest.raises(ConfigError, match="has changed"):
+        finish(cache.ensure(parts, photos, None, config, "cpu", tmp_path))
+    (tmp_path / "photos" / "01.png").unlink()
+    with pytest.raises(ConfigError, match="is not any more"):
+        finish(cache.ensure(parts, photos, None, config, "cpu", tmp_path))
+
+
 def test_with_the_caches_off_nothing_is_left_on_disk(parts, tmp_path):
     config = settings(folder_of(tmp_path / "photos", 1), memory__cache_latents=False, memory__cache_text=False)
     _, dataset, *_ = ensure(parts, config, tmp_path / "cache")

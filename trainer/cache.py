@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from trainer import augment, crops, pictures
-from trainer.config import Config
+from trainer.config import Config, ConfigError
 from trainer.crops import View
 from trainer.data import Photo, PhotoSet, class_prompt
 from trainer.dataset import Dataset, Example
@@ -107,7 +107,7 @@ def images(
             for index in missing:
                 photo, view = jobs[index]
                 if opened[0] != photo.path:  # the views of a photo follow one another: decode it once
-                    opened = (photo.path, pictures.read(Path(photo.path)))
+                    opened = (photo.path, _reopen(photo))
                 mean, std = encode_pixels(guest, crops.pixels(crops.cut(opened[1].rgb, view))[None].to(device), tile)
                 found[index] = {"mean": mean[0].float().cpu(), "std": std[0].float().cpu()}
                 store.put(names[index], found[index])
@@ -118,6 +118,19 @@ def images(
     examples = [_example(photo, view, tensors) for (photo, view), tensors in zip(jobs, found, strict=True)]
     yield phase.end(f"{len(missing)} pictures encoded, {len(jobs) - len(missing)} from the cache")
     return examples
+
+
+def _reopen(photo: Photo) -> pictures.Picture:
+    """The picture that was scanned. Drawing class images may take an hour, in which a file can go or change."""
+    try:
+        picture = pictures.read(Path(photo.path))
+    except pictures.Unreadable as error:
+        raise ConfigError(
+            f"{photo.path} was there and is not any more: {error}", "put it back, or start again"
+        ) from error
+    if picture.digest != photo.digest:
+        raise ConfigError(f"{photo.path} has changed since the run began", "start again; what is cached is kept")
+    return picture
 
 
 def _latent_key(photo: Photo, view: View, vae: str, dtype: torch.dtype, tile: int | None) -> str:
@@ -143,7 +156,7 @@ def _example(photo: Photo, view: View, tensors: dict[str, Tensor]) -> Example:
 
 def _read_mask(photo: Photo) -> Image.Image:
     if photo.mask == "alpha":
-        return pictures.read(Path(photo.path)).alpha
+        return _reopen(photo).alpha
     return pictures.read(Path(photo.mask)).rgb.convert("L")
 
 
