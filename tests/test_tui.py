@@ -20,7 +20,7 @@ import pytest
 from recorded_run import events
 from rich.console import Console
 
-from trainer import log, tui
+from trainer import log, tui, watch
 from trainer.events import Controls, Event, Finished, Notice, PhaseProgress, PhaseStarted, Step
 from trainer.view.charts import bar, braille, sparkline
 from trainer.view.dashboard import frame
@@ -240,6 +240,10 @@ def test_a_dashboard_needs_a_terminal_and_no_no_color(monkeypatch: pytest.Monkey
     monkeypatch.setenv("TERM", "xterm-256color")
     assert tui.wants_dashboard("auto", Terminal()) and not tui.wants_dashboard("off", Terminal())
     assert not tui.wants_dashboard("on", io.StringIO()), "there is no screen to draw on"
+    latin = Terminal()
+    monkeypatch.setattr(Terminal, "encoding", "latin-1", raising=False)
+    assert not tui.wants_dashboard("auto", latin), "it has no braille"
+    monkeypatch.setattr(Terminal, "encoding", "UTF-8", raising=False)
     monkeypatch.setenv("NO_COLOR", "1")
     assert not tui.wants_dashboard("auto", Terminal()) and tui.wants_dashboard("on", Terminal())
     monkeypatch.setenv("TERM", "dumb")
@@ -309,7 +313,7 @@ def terminal():  # type: ignore[no-untyped-def]
     os.close(theirs)
 
 
-def seen(fd: int, words: str, seconds: float = 20.0) -> str:
+def seen(fd: int, words: str, seconds: float = 60.0) -> str:
     """What the terminal shows until `words` appear."""
     text, end = "", time.monotonic() + seconds
     while words not in text and time.monotonic() < end:
@@ -348,10 +352,17 @@ def test_on_a_real_terminal_keys_work_resizing_works_and_everything_is_put_back(
         seen(ours, "of 9.4 GiB")  # the table of phases, which only a wide screen has
         os.write(ours, b"q")
         assert "\x1b[?1049l" in seen(ours, "checkpoint: step=10")
-        assert run.wait(10) == 0
+        assert run.wait(60) == 0
     finally:
         run.kill()
     assert termios.tcgetattr(theirs) == before
+
+
+def test_watching_finds_pictures_of_a_run_that_was_moved(tmp_path: Path) -> None:
+    happened = list(events(tmp_path, steps=8))
+    (tmp_path / "run").rename(tmp_path / "moved")
+    state = replay(watch.placed(happened, tmp_path / "moved"))
+    assert all(Path(path).is_file() for sample in state.samples for path in sample.paths)
 
 
 def test_watch_shows_a_recorded_run_until_one_leaves(terminal, recorded: list[Event], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -364,6 +375,6 @@ def test_watch_shows_a_recorded_run_until_one_leaves(terminal, recorded: list[Ev
         seen(ours, "✓ done")
         os.write(ours, b"q")
         seen(ours, "finished: status=done")
-        assert run.wait(10) == 0
+        assert run.wait(60) == 0
     finally:
         run.kill()

@@ -45,6 +45,11 @@ def wants_dashboard(mode: Mode, output: TextIO) -> bool:
     able = output.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
     if os.name == "nt":
         able = output.isatty()
+    able = able and (getattr(output, "encoding", None) or "utf-8").lower().replace("-", "") in (
+        "utf8",
+        "utf16",
+        "cp65001",
+    )
     return able and mode != "off" and (mode == "on" or not os.environ.get("NO_COLOR"))
 
 
@@ -144,7 +149,7 @@ class Screen:
         rest = self.stray.texts[-1] if self.stray.texts else ""
         view = View(
             now=time.time(),
-            pictures=self.console.color_system == "truecolor",
+            pictures=self.console.color_system == "truecolor" and not self.console.no_color,
             watching=self.watching,
             help=self.help,
             large=self.large,
