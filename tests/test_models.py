@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from trainer.models import DEMO, FAMILIES, SD1, SD2, SDXL, abar, family
+from trainer.models import DEMO, FAMILIES, SD1, SD2, SDXL, abar, family, ldm
 from trainer.models.text import tokenizer
 
 PROMPTS = ["a photo of a sks dog", "", "two cats, with hats; " * 30]
@@ -15,23 +15,54 @@ def parts(request):
     return request.param.tiny()
 
 
-@pytest.mark.parametrize(
-    ("each", "unet", "text"),
-    [
-        (SD1, 859_520_964, [123_060_480]),
-        (SD2, 865_910_724, [340_387_840]),
-        (SDXL, 2_567_463_684, [123_060_480, 694_659_840]),
-    ],
-    ids=lambda value: getattr(value, "name", None),
-)
-def test_the_full_size_model_has_the_public_parameter_count_and_no_memory(each, unet, text):
-    parts = each.meta()
-    assert sum(p.numel() for p in parts.unet.parameters()) == unet
-    assert [sum(p.numel() for p in encoder.parameters()) for encoder in parts.text_encoders] == text
-    assert sum(p.numel() for p in parts.vae.parameters()) == 83_653_863
-    assert all(p.is_meta for module in parts.modules().values() for p in module.parameters())
-    assert parts.prediction_type == ("v_prediction" if each is SD2 else "epsilon")
-    assert each.resolution == parts.unet.config.sample_size * parts.latent_factor
+@pytest.fixture(scope="module", params=FAMILIES, ids=lambda each: each.name)
+def whole(request):
+    return request.param.meta()
+
+
+def test_the_full_size_model_has_the_public_parameter_count_and_no_memory(whole):
+    unet, *text = {
+        "sd1": (859_520_964, 123_060_480),
+        "sd2": (865_910_724, 340_387_840),
+        "sdxl": (2_567_463_684, 123_060_480, 694_659_840),
+    }[whole.family.name]
+    assert sum(p.numel() for p in whole.unet.parameters()) == unet
+    assert [sum(p.numel() for p in encoder.parameters()) for encoder in whole.text_encoders] == text
+    assert sum(p.numel() for p in whole.vae.parameters()) == 83_653_863
+    assert all(p.is_meta for module in whole.modules().values() for p in module.parameters())
+    assert whole.prediction_type == ("v_prediction" if whole.family is SD2 else "epsilon")
+    assert whole.family.resolution == whole.unet.config.sample_size * whole.latent_factor
+
+
+def test_units_of_the_full_size_model_run_on_the_meta_device(whole):
+    values = {"sample": torch.empty(2, 4, 16, 16), "timestep": torch.empty(2, dtype=torch.int64)}
+    values |= whole.family.tokens(whole, PROMPTS[:2]) | whole.family.extra_values((8, 8), (0, 0), (8, 8), 2)
+    values = {name: value.to("meta") for name, value in values.items()}
+    for unit in whole.family.units(whole, text=True):
+        written = unit.run(*(values[name] for name in unit.reads))
+        values |= dict(zip(unit.writes, (written,) if torch.is_tensor(written) else written, strict=True))
+    assert values["prediction"].shape == (2, 4, 16, 16) and values["prediction"].is_meta
+
+
+def test_original_key_names_are_the_published_ones(whole):
+    """Counts and names of the published checkpoints (without the buffers position_ids, logit_scale and model_ema)."""
+    counts, last_text = {
+        "sd1": ((686, 248, 196), "cond_stage_model.transformer.text_model.encoder.layers.11.mlp.fc2.weight"),
+        "sd2": ((686, 248, 4 + 12 * 23), "cond_stage_model.model.transformer.resblocks.22.attn.in_proj_weight"),
+        "sdxl": ((1680, 248, 196 + 5 + 12 * 32), "conditioner.embedders.1.model.text_projection"),
+    }[whole.family.name]
+    keys = [entry.key for entry in ldm.layout(whole.modules(), whole.family.name)]
+    assert tuple(sum(key.startswith(root) for key in keys) for root in (ldm.UNET, ldm.VAE, "cond")) == counts
+    assert len(set(keys)) == len(keys) == sum(counts)
+    upsampler = f"{ldm.UNET}output_blocks.2.{2 if whole.family is SDXL else 1}.conv.weight"
+    some = {
+        last_text,
+        upsampler,
+        f"{ldm.UNET}middle_block.1.proj_in.weight",
+        f"{ldm.VAE}decoder.up.3.upsample.conv.weight",
+    }
+    assert some <= set(keys)
+    assert (f"{ldm.UNET}label_emb.0.0.weight" in keys) == (whole.family is SDXL)
 
 
 def test_encoded_text_is_what_the_diffusers_pipeline_encodes(parts):

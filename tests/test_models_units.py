@@ -85,13 +85,6 @@ def test_running_a_unit_leaves_its_inputs_alone(parts):
             values |= dict(zip(unit.writes, (written,) if isinstance(written, Tensor) else written, strict=True))
 
 
-def test_units_of_the_full_size_model_run_on_the_meta_device(parts):
-    whole = parts.family.meta()
-    units = whole.family.units(whole, True)
-    given = {name: value.to("meta") for name, value in inputs(parts, True, (16, 16)).items()}
-    assert run(units, given)["prediction"].shape == (2, 4, 16, 16)
-
-
 def test_latents_that_do_not_divide_are_refused(parts):
     with torch.no_grad(), pytest.raises(AssertionError, match="multiples of 2"):
         run(parts.family.units(parts), inputs(parts, False, (7, 8)))

@@ -11,6 +11,7 @@ and compared tensor by tensor, and only then given its own.
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -54,9 +55,9 @@ def write(
     began = time.time()
     folder = Path(folder)
     full = tuple(name for name in formats if name not in LORA)
-    parts = _complete(parts) if full else parts
-    trained = _again(weights)
     dtype = PRECISIONS[precision]
+    parts = _complete(parts, dtype) if full else parts
+    trained = _again(weights)
     planned = [file for name in formats for file in files(name, parts, folder, precision, dict(metadata or {}))]
     _check_room(folder, planned, dtype, replace)
     yield PhaseStarted("export", total=len(formats), detail=", ".join(formats))
@@ -68,32 +69,20 @@ def write(
     yield PhaseEnded("export", time.time() - began, 0, 0, f"{len(formats)} formats in {folder}")
 
 
-def _complete(parts: Parts) -> Parts:
-    """The same parts with freed modules read again from their source (the freed ones were not trained)."""
-    missing = [
-        name
-        for name, gone in (
-            ("vae", parts.vae is None),
-            ("text", not parts.text_encoders),
-            ("tokenizer", not parts.tokenizers),
-        )
-        if gone
-    ]
+def _complete(parts: Parts, dtype: torch.dtype) -> Parts:
+    """The same parts with freed modules read again from their source (the freed ones were not trained), already in the
+    export's precision: rounding once is rounding once."""
+    have = {"vae": parts.vae, "text": parts.text_encoders, "tokenizer": parts.tokenizers}
     assert parts.unet is not None, "the denoiser has been freed"
+    missing = [name for name, part in have.items() if not part]
     if not missing:
         return parts
-    again = load(parts.source, parts=missing, vae=parts.vae_source)
-    return Parts(
-        family=parts.family,
-        source=parts.source,
-        digest=parts.digest,
-        unet=parts.unet,
+    again = load(parts.source, parts=missing, dtype=dtype, **parts.options)
+    return dataclasses.replace(
+        parts,
         vae=parts.vae or again.vae,
         text_encoders=parts.text_encoders or again.text_encoders,
         tokenizers=parts.tokenizers or again.tokenizers,
-        scheduler_config=parts.scheduler_config,
-        prediction_type=parts.prediction_type,
-        vae_source=parts.vae_source,
     )
 
 

@@ -208,6 +208,8 @@ def _json(path: Path, value: Any, indent: int | None = 2) -> None:
 def _single_file(parts: Parts, folder: Path, precision: str, settings: dict[str, str]) -> Iterator[File]:
     target = folder / "model.safetensors"
     usage = f"put {target} into ComfyUI's models/checkpoints, or {parts.family.pipeline_class}.from_single_file({str(target)!r})"
+    if parts.family.name == "demo":  # readers know the public sizes only
+        usage = f"{parts.family.pipeline_class}.from_single_file({str(target)!r}, config={str(folder / 'diffusers')!r})"
     metadata = card(parts, precision, settings) | {"trainer.parts": json.dumps(configurations(parts))}
     file = File("single_file", target, "", usage, metadata)
     for entry in ldm.layout(_plain(parts), parts.family.name):

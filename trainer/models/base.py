@@ -62,7 +62,7 @@ class Parts:
     tokenizers: list[Any] = field(default_factory=list)  # CLIPTokenizer, as many
     scheduler_config: dict[str, Any] = field(default_factory=dict)
     prediction_type: str = "epsilon"  # or "v_prediction"
-    vae_source: str | None = None  # where another VAE was read from
+    options: dict[str, Any] = field(default_factory=dict)  # keywords with which `load` reads the same model again
 
     def modules(self) -> dict[str, nn.Module]:
         """The modules that are loaded, by the name that parameters and units carry: unet, vae, text, text_2."""

@@ -15,6 +15,7 @@ from typing import Any
 from trainer.config import ConfigError
 from trainer.models import hub
 from trainer.models.base import Family
+from trainer.models.ldm import UNET
 from trainer.models.sd import StableDiffusion
 from trainer.models.sd1 import DEMO, SD1
 from trainer.models.sd2 import SD2
@@ -23,7 +24,6 @@ from trainer.safetensors_stream import Header, header
 
 WHAT_WORKS = "give a Stable Diffusion 1.x, 2.x or XL text-to-image model: a hub id, a diffusers folder, or one .safetensors checkpoint"
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
-ROOT = "model.diffusion_model."
 
 
 @dataclass(frozen=True)
@@ -193,14 +193,14 @@ def _inside(path: Path, head: Header) -> tuple[StableDiffusion, dict[str, Any]]:
         raise ConfigError(
             f"{path.name} is one part of a diffusers folder", "name the folder that holds model_index.json"
         )
-    if f"{ROOT}input_blocks.0.0.weight" not in names:
-        raise ConfigError(f"{path.name} holds no Stable Diffusion UNet (no {ROOT}... tensors)", WHAT_WORKS)
-    channels = names[f"{ROOT}input_blocks.0.0.weight"][1][1]
+    if f"{UNET}input_blocks.0.0.weight" not in names:
+        raise ConfigError(f"{path.name} holds no Stable Diffusion UNet (no {UNET}... tensors)", WHAT_WORKS)
+    channels = names[f"{UNET}input_blocks.0.0.weight"][1][1]
     if channels != 4:
         kind = "an inpainting model" if channels == 9 else f"a model with {channels} input channels"
         raise ConfigError(f"{path.name} is {kind}", WHAT_WORKS)
     widths = {
-        shape[1] for name, (_, shape) in names.items() if name.endswith("attn2.to_k.weight") and name.startswith(ROOT)
+        shape[1] for name, (_, shape) in names.items() if name.endswith("attn2.to_k.weight") and name.startswith(UNET)
     }
     families = {768: SD1, 1024: SD2, 2048: SDXL}
     if len(widths) != 1 or not widths <= families.keys():
@@ -229,7 +229,7 @@ def _sd2_prediction(path: Path, head: Header) -> str:
     are spread wider: standard deviation above 0.09, the limit that ComfyUI uses."""
     from safetensors import safe_open
 
-    name = f"{ROOT}output_blocks.11.1.transformer_blocks.0.norm1.bias"
+    name = f"{UNET}output_blocks.11.1.transformer_blocks.0.norm1.bias"
     if name not in head.tensors:
         return "v_prediction" if "768" in path.name or "-v" in path.name else "epsilon"
     with safe_open(path, "pt") as file:

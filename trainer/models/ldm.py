@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+UNET, VAE = "model.diffusion_model.", "first_stage_model."  # where the parts lie in a checkpoint
 RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -68,9 +69,9 @@ def layout(modules: Mapping[str, nn.Module], family: str) -> list[Entry]:
     "sdxl", and anything else is laid out as SD 1.x."""
     entries: list[Entry] = []
     if "unet" in modules:
-        entries += _renamed(modules["unet"], "unet", "model.diffusion_model.", unet_paths(modules["unet"]))
+        entries += _renamed(modules["unet"], "unet", UNET, unet_paths(modules["unet"]))
     if "vae" in modules:
-        entries += _renamed(modules["vae"], "vae", "first_stage_model.", _vae_paths(modules["vae"]))
+        entries += _renamed(modules["vae"], "vae", VAE, _vae_paths(modules["vae"]))
     if "text" in modules and family == "sd2":
         entries += _openclip(modules["text"], "text", "cond_stage_model.model.")
     elif "text" in modules:

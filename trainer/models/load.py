@@ -76,7 +76,7 @@ def load(
         tokenizers=_tokenizers(path, found) if "tokenizer" in parts else [],
         scheduler_config=facts.configs["scheduler"],
         prediction_type=facts.prediction_type,
-        vae_source=vae,
+        options={"family": family, "revision": revision, "variant": variant, "vae": vae},
     )
 
 
@@ -118,7 +118,7 @@ def _from_file(
     try:
         tensors = _read(path, entries, "", dtype)
     except KeyError as error:
-        no_vae = str(error.args[0]).startswith("first_stage_model.")
+        no_vae = str(error.args[0]).startswith(ldm.VAE)
         raise ConfigError(
             f"{path.name} is incomplete: it has no " + ("VAE" if no_vae else f"tensor {error.args[0]}"),
             "take the full checkpoint" + (", or name a VAE with model.vae" if no_vae else ""),
@@ -189,9 +189,9 @@ def _vae_file(path: Path, dtype: torch.dtype) -> nn.Module:
     from trainer.models.sd1 import SD1
 
     module = empty("vae", SD1.config("vae"))
-    inside = "first_stage_model.encoder.conv_in.weight" in header(path).tensors
+    inside = f"{ldm.VAE}encoder.conv_in.weight" in header(path).tensors
     try:
-        tensors = _read(path, ldm.layout({"vae": module}, "sd1"), "" if inside else "first_stage_model.", dtype)
+        tensors = _read(path, ldm.layout({"vae": module}, "sd1"), "" if inside else ldm.VAE, dtype)
     except KeyError as error:
         raise ConfigError(
             f"{path.name} is not a VAE of Stable Diffusion ({error.args[0]} is missing)",

@@ -17,8 +17,10 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from trainer.models import text, unet_units
+from trainer.models import unet_units
 from trainer.models.base import Defaults, Parts
+from trainer.models.text import encode, tokenize, tokenizer
+from trainer.models.text import split as split_text
 from trainer.units import Unit
 
 Settings = dict[str, Any]
@@ -45,8 +47,7 @@ class StableDiffusion:
     def config(self, part: str) -> Settings:
         """The public configuration of "unet", "vae", "text_encoder", "text_encoder_2" or "scheduler"."""
         file = "scheduler_config.json" if part == "scheduler" else "config.json"
-        text = resources.files("trainer").joinpath(f"assets/models/{self.folder}/{part}/{file}").read_text()
-        return json.loads(text)
+        return json.loads(resources.files("trainer").joinpath(f"assets/models/{self.folder}/{part}/{file}").read_text())
 
     def tiny(self, seed: int = 0) -> Parts:
         with torch.random.fork_rng(devices=[]):
@@ -70,7 +71,7 @@ class StableDiffusion:
             unet=UNet2DConditionModel.from_config(config("unet")).eval(),
             vae=AutoencoderKL.from_config(config("vae")).eval(),
             text_encoders=encoders,
-            tokenizers=[text.tokenizer(pad) for pad in self.pads],
+            tokenizers=[tokenizer(pad) for pad in self.pads],
             scheduler_config=scheduler,
             prediction_type=scheduler["prediction_type"],
         )
@@ -80,11 +81,11 @@ class StableDiffusion:
 
     def tokens(self, parts: Parts, prompts: list[str]) -> dict[str, Tensor]:
         device = parts.text_encoders[0].device if parts.text_encoders else torch.device("cpu")
-        return {name: ids.to(device) for name, ids in text.tokenize(parts.tokenizers, prompts).items()}
+        return {name: ids.to(device) for name, ids in tokenize(parts.tokenizers, prompts).items()}
 
     @torch.no_grad()
     def encode_text(self, parts: Parts, prompts: list[str]) -> dict[str, Tensor]:
-        return text.encode(parts.text_encoders, self.tokens(parts, prompts))
+        return encode(parts.text_encoders, self.tokens(parts, prompts))
 
     def extra_values(
         self, original_size: tuple[int, int], crop_top_left: tuple[int, int], target_size: tuple[int, int], batch: int
@@ -96,7 +97,7 @@ class StableDiffusion:
 
     def denoise(self, parts: Parts, values: dict[str, Tensor]) -> Tensor:
         if "text" not in values:
-            values = values | text.encode(parts.text_encoders, values)
+            values = values | encode(parts.text_encoders, values)
         added = {"text_embeds": values["pooled"], "time_ids": values["time_ids"]} if "time_ids" in values else None
         return parts.unet(values["sample"], values["timestep"], values["text"], added_cond_kwargs=added).sample
 
@@ -104,16 +105,14 @@ class StableDiffusion:
         config = parts.scheduler_config | {"prediction_type": parts.prediction_type}
         scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
         modules = {"unet": parts.unet, "vae": parts.vae, "scheduler": scheduler}
-        modules |= dict(zip(("text_encoder", "text_encoder_2"), parts.text_encoders, strict=False))
-        modules |= dict(zip(("tokenizer", "tokenizer_2"), parts.tokenizers, strict=False))
+        for i, suffix in enumerate(("", "_2")[: len(self.pads)]):  # None where a stage has freed them
+            modules[f"text_encoder{suffix}"] = parts.text_encoders[i] if parts.text_encoders else None
+            modules[f"tokenizer{suffix}"] = parts.tokenizers[i] if parts.tokenizers else None
         if len(self.pads) == 1:
             modules |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
         else:
             modules |= {"add_watermarker": False}
         return getattr(diffusers, self.pipeline_class)(**modules | overrides)
-
-
-split_text = text.split
 
 
 def build_encoder(config: Settings) -> nn.Module:
