@@ -126,7 +126,7 @@ class Engine:
                 inputs = self._inputs(route, values, k, i, backward=False)
                 if route.kept[k]:
                     kept[k, i], outputs = checkpointing.record(
-                        self._runner(k), unit.reads, unit.writes, inputs, route.wants[k]
+                        self._runner(k, route.light), unit.reads, unit.writes, inputs, route.wants[k]
                     )
                 else:
                     if self.draws[k]:
@@ -243,7 +243,7 @@ class Engine:
             known.update(zip(unit.writes, self._run(k, inputs), strict=True))
         self.graphed = cuda_graphs.capture(self.units, examples)
 
-    def _runner(self, k: int) -> Callable[..., tuple[Tensor, ...]]:
+    def _runner(self, k: int, light: bool = False) -> Callable[..., tuple[Tensor, ...]]:
         run = (self.graphed or self.units)[k].run
 
         def plain(*inputs: Tensor) -> tuple[Tensor, ...]:
@@ -251,7 +251,11 @@ class Engine:
                 outputs = run(*inputs)
             return outputs if isinstance(outputs, tuple) else (outputs,)
 
-        return checkpointing.selective(plain) if self.policy.checkpointing == "selective" else plain
+        if k == len(self.units) - 1:  # backward follows at once
+            return plain
+        if self.policy.checkpointing == "selective":
+            return checkpointing.selective(plain, self.draws[k])
+        return checkpointing.again(plain, self.draws[k]) if light else plain
 
     def _run(self, k: int, inputs: list[Tensor]) -> tuple[Tensor, ...]:
         with torch.no_grad(), autocast(self.policy, self.device):
@@ -359,9 +363,11 @@ class Engine:
         """Optimizer state in host memory for the length of the block, so that sampling has the card to itself."""
         for holding in self.holdings:
             holding.park()
-        yield self
-        for holding in self.holdings:
-            holding.unpark()
+        try:
+            yield self
+        finally:
+            for holding in self.holdings:
+                holding.unpark()
 
     def as_module(self, unet: nn.Module) -> nn.Module:
         """A stand-in for `unet` in a diffusers pipeline, which also works when the weights are streamed."""

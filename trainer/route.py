@@ -15,7 +15,7 @@ class Route:
     """`learns[k]`: unit k has parameters that are updated in this step.
 
     backward:      indices of the units backward visits, in its order; the last unit always, since it makes the prediction
-    kept[k]:       forward keeps unit k's graph
+    kept[k]:       forward keeps unit k's graph (all of it, part of it, or an empty one: `light`)
     wants[k]:      the names unit k reads whose cotangents somebody earlier needs
     done_forward:  by unit, the names that nothing reads after its forward; done_backward likewise
     travellers:    the names that may wait in host memory
@@ -32,9 +32,12 @@ class Route:
             if learning or wanted:
                 differentiable |= set(unit.writes)
         self.backward = [k for k in range(last, -1, -1) if k == last or learns[k] or self.wants[k]]
-        self.kept = [
-            policy.checkpointing != "blocks" and k != last and k in set(self.backward) for k in range(len(units))
-        ]
+        # A graph that is kept but empty (checkpointing.again) runs again only as far as backward needs; it holds the unit's
+        # inputs and parameters, so it is for units whose inputs and weights stay on the card.
+        blocks = policy.checkpointing == "blocks"
+        self.light = blocks and policy.stream != "all" and policy.boundaries == "card" and not policy.cuda_graphs
+        visited = set(self.backward) - {last}
+        self.kept = [k in visited and (self.light or not blocks) for k in range(len(units))]
 
         first_forward = {
             name: k for k, unit in enumerate(units[:last]) for name in (*unit.writes, *unit.reads)

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -112,16 +113,19 @@ def _keep_products(context, op, *args, **kwargs) -> CheckpointPolicy:
     return CheckpointPolicy.MUST_SAVE if op in _KEEP else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def selective(run: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+def selective(run: Callable[..., tuple[Tensor, ...]], draws: bool) -> Callable[..., tuple[Tensor, ...]]:
     """`run`, keeping only the outputs of matrix products, convolutions and attention for backward."""
 
     def contexts():
         return create_selective_checkpoint_contexts(_keep_products)
 
-    def sparing(*inputs: Tensor) -> tuple[Tensor, ...]:
-        return checkpoint(run, *inputs, use_reentrant=False, context_fn=contexts)
+    return partial(checkpoint, run, use_reentrant=False, preserve_rng_state=draws, context_fn=contexts)
 
-    return sparing
+
+def again(run: Callable[..., tuple[Tensor, ...]], draws: bool) -> Callable[..., tuple[Tensor, ...]]:
+    """`run`, keeping nothing. Backward runs it again up to the last thing it needs, so not, for example, the convolution
+    that ends a resnet: SD 1.5 then takes 24 % more arithmetic than without checkpointing instead of 33 %."""
+    return partial(checkpoint, run, use_reentrant=False, preserve_rng_state=draws)
 
 
 def draws(module: nn.Module) -> bool:
