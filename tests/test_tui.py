@@ -21,7 +21,7 @@ from recorded_run import events
 from rich.console import Console
 
 from trainer import log, tui, watch
-from trainer.events import Controls, Event, Finished, Notice, PhaseProgress, PhaseStarted, Step
+from trainer.events import Controls, Event, Finished, Notice, PhaseEnded, PhaseProgress, PhaseStarted, Step
 from trainer.view.charts import bar, braille, sparkline
 from trainer.view.dashboard import frame
 from trainer.view.ink import plain
@@ -128,6 +128,13 @@ def test_sampling_inside_training_counts_as_sampling(recorded: list[Event]) -> N
     assert seconds["sample"] == pytest.approx(32.0)
     trained = sum(span.seconds for span in replay(recorded).spans if span.phase == "train")
     assert seconds["train"] == pytest.approx(trained - 32.0)
+
+
+def test_a_phase_out_of_order_passes_nothing_over_before_training() -> None:
+    state = replay([PhaseStarted("load"), PhaseEnded("load", 1.0, 0, 0), PhaseStarted("cache text")])
+    assert state.phase_status()["class images"] == "next"
+    state = replay([PhaseStarted("load"), PhaseEnded("load", 1.0, 0, 0), PhaseStarted("train")])
+    assert state.phase_status()["class images"] == "skipped"
 
 
 def test_a_run_without_prior_has_no_class_images_and_one_curve(tmp_path: Path) -> None:

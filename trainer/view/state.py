@@ -141,10 +141,11 @@ class RunState:
                 status[name] = "now"
             elif any(span.open and span.phase == name for span in outer):
                 status[name] = "held"
-            elif i <= reached:
-                status[name] = "done" if name in met else "skipped"
-            else:
-                status[name] = "next"
+            elif name in met and (i <= reached or self.finished):
+                status[name] = "done"
+            else:  # prompts may be encoded before class images are drawn: only training settles what was passed over
+                passed = i < reached and (self.finished or reached >= names.index("train"))
+                status[name] = "skipped" if passed else "next"
         return status
 
     def seconds_by_phase(self) -> dict[str, float]:
