@@ -18,13 +18,20 @@ SUITES = {
     "profile": "where a step's time goes",
     "quality": "the DreamBooth paper's protocol, and drift",
 }
-OTHERS = {"report": "rows to plots, a summary and the README's tables", "demo": "rebuild the built-in model from its recipe"}
+OTHERS = {
+    "report": "rows to plots, a summary and the README's tables",
+    "demo": "rebuild the built-in model from its recipe",
+}
 
 
 def main(words: list[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else words
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     epilog="\n".join(f"  {name:10} {what}" for name, what in (SUITES | OTHERS).items()))  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n".join(f"  {name:10} {what}" for name, what in (SUITES | OTHERS).items()),
+    )
     parser.add_argument("suite", choices=[*SUITES, *OTHERS], metavar="SUITE", help="one of the list below")
     if words and words[0] in OTHERS:
         return _package(words[0]).main(words[1:])
@@ -33,7 +40,9 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--preset", help="for suites that run presets")
     parser.add_argument("--tiny", action="store_true", help="a tiny model: under a minute on two CPU cores")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="where rows are appended; default benchmarks/results (nowhere with --tiny)")
+    parser.add_argument(
+        "--out", type=Path, help="where rows are appended; default benchmarks/results (nowhere with --tiny)"
+    )
     parser.add_argument("--json", action="store_true", help="only the JSON line, no table")
     given = parser.parse_args(words)
     harness = _package("harness")

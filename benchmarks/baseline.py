@@ -54,17 +54,24 @@ def stepper(made: Parts, recipe: Recipe, pixels: int, pairs: int, device: torch.
     if config.addition_embed_type == "text_time":
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
         sizes = made.family.extra_values((pixels, pixels), (0, 0), (pixels, pixels), rows)["time_ids"]
-        added = {"text_embeds": torch.randn(rows, pooled, generator=generator, device=device), "time_ids": sizes.to(device)}
+        added = {
+            "text_embeds": torch.randn(rows, pooled, generator=generator, device=device),
+            "time_ids": sizes.to(device),
+        }
 
     def step() -> Tensor:
         autocast = nullcontext() if recipe.mixed is None else torch.autocast(device.type, recipe.mixed)
         with torch.no_grad(), autocast:
-            clean = cached_mean if vae is None else vae.encode(pictures).latent_dist.sample() * vae.config.scaling_factor
+            clean = (
+                cached_mean if vae is None else vae.encode(pictures).latent_dist.sample() * vae.config.scaling_factor
+            )
             text = made.family.encode_text(made, prompts)["text"] if encoders else cached_text
         noise = torch.randn(clean.shape, generator=generator, device=device)
         timesteps = torch.randint(0, 1000, (rows,), generator=generator, device=device)
         with autocast:
-            output = unet(scheduler.add_noise(clean.float(), noise, timesteps), timesteps, text, added_cond_kwargs=added).sample
+            output = unet(
+                scheduler.add_noise(clean.float(), noise, timesteps), timesteps, text, added_cond_kwargs=added
+            ).sample
             instance, prior = output.float().chunk(2)
             loss = F.mse_loss(instance, noise[:pairs]) + F.mse_loss(prior, noise[pairs:])
         loss.backward()

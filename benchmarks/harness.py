@@ -56,9 +56,14 @@ class Timed:
         """The columns of a timing: median, spread (half the range between the quartiles' outer values), images a second."""
         median = statistics.median(self.seconds)
         return {
-            "seconds": round(median, 6), "spread": round((max(self.seconds) - min(self.seconds)) / 2, 6), "images_per_second": round(images / median, 4),
-            "peak_allocated_bytes": self.allocated, "peak_reserved_bytes": self.reserved, "device_used_bytes": self.device_used, "rss_bytes": self.rss,
-        }  # fmt: skip
+            "seconds": round(median, 6),
+            "spread": round((max(self.seconds) - min(self.seconds)) / 2, 6),
+            "images_per_second": round(images / median, 4),
+            "peak_allocated_bytes": self.allocated,
+            "peak_reserved_bytes": self.reserved,
+            "device_used_bytes": self.device_used,
+            "rss_bytes": self.rss,
+        }
 
 
 def timed(call: Callable[[], object], options: Options) -> Timed:
@@ -100,13 +105,24 @@ def origin() -> dict[str, object]:
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "gpu": card, "cpu": processor(), "threads": torch.get_num_threads(),
-            "python": platform.python_version(), "versions": versions, "commit": commit()}  # fmt: skip
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "gpu": card,
+        "cpu": processor(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "commit": commit(),
+    }
 
 
 def processor() -> str:
     info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    names = (
+        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
     return f"{names[0] if names else platform.processor() or platform.machine()} x{psutil.cpu_count()}"
 
 
@@ -114,8 +130,16 @@ def commit() -> str:
     """The checkout's commit, with + where files differ from it; empty outside a checkout."""
     here = Path(__file__).parent
     try:
-        name = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-        dirty = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], cwd=here, capture_output=True, text=True, check=True).stdout
+        name = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return ""
     return name + ("+" if dirty.strip() else "")
@@ -140,7 +164,9 @@ def table(suite: str, rows: list[dict], where: dict) -> Table:
     """Rows as people read them: bytes in MiB, long numbers shortened; columns in order of appearance."""
     hardware = where["gpu"]["name"] if where["gpu"] else f"{where['cpu']}, {where['threads']} threads"
     made = Table(title=f"{suite} on {hardware}")
-    columns = list(dict.fromkeys(name for row in rows for name, value in row.items() if not isinstance(value, (list, dict))))
+    columns = list(
+        dict.fromkeys(name for row in rows for name, value in row.items() if not isinstance(value, (list, dict)))
+    )
     for name in columns:
         numeric = any(isinstance(row.get(name), (int, float)) for row in rows)
         made.add_column(name.replace("_bytes", "_MiB"), justify="right" if numeric else "left")

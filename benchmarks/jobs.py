@@ -74,10 +74,20 @@ def ours(words: Sequence[object]) -> list[str]:
 
 def run(command: Sequence[object], cwd: Path | None = None, timeout: float = 600) -> Ran:
     """Run a command to its end, watching memory; its output's end is kept for when it fails."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "HF_HUB_OFFLINE": "1",
+    }
     with tempfile.TemporaryFile("w+") as output:
         began = time.perf_counter()
-        process = subprocess.Popen([*map(str, command)], cwd=cwd, env=environment, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [*map(str, command)],
+            cwd=cwd,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+        )
         watch = Watch(process.pid)
         try:
             code = process.wait(timeout)
@@ -109,7 +119,12 @@ class Watch:
             self.peak = max(self.peak, self._card() if self.smi else self._resident())
 
     def _card(self) -> int:
-        said = subprocess.run([self.smi, "--query-gpu=memory.used", "--format=csv,noheader,nounits"], capture_output=True, text=True, check=True)
+        said = subprocess.run(
+            [self.smi, "--query-gpu=memory.used", "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         return int(said.stdout.splitlines()[0]) * 2**20
 
     def _resident(self) -> int:

@@ -26,8 +26,13 @@ def recipes(half: torch.dtype) -> list[tuple[str, baseline.Recipe]]:
     mixed = replace(plain, mixed=half)
     cached = replace(mixed, cached=True)
     eight = replace(cached, eight_bit=True)
-    return [("plain fp32 AdamW, diffusers", plain), ("+ mixed precision", mixed), ("+ cached latents and text", cached),
-            ("+ 8-bit AdamW (bitsandbytes)", eight), ("+ fused attention", replace(eight, sdpa=True))]  # fmt: skip
+    return [
+        ("plain fp32 AdamW, diffusers", plain),
+        ("+ mixed precision", mixed),
+        ("+ cached latents and text", cached),
+        ("+ 8-bit AdamW (bitsandbytes)", eight),
+        ("+ fused attention", replace(eight, sdpa=True)),
+    ]
 
 
 def policies(half: torch.dtype) -> list[tuple[str, Policy]]:
@@ -36,10 +41,18 @@ def policies(half: torch.dtype) -> list[tuple[str, Policy]]:
     kernels = replace(exact, recompute_kernels=True)
     blocks = replace(kernels, checkpointing="blocks")
     state = replace(blocks, stream="state")
-    return [("+ update inside backward", replace(fused, max_grad_norm=0.0)), ("+ exact clipping, gradients in RAM", replace(fused, gradients="ram")),
-            ("+ 24-bit weights", exact), ("+ recompute kernels", kernels), ("+ selective checkpointing", replace(kernels, checkpointing="selective")),
-            ("+ block checkpointing", blocks), ("+ 4-bit moments", replace(blocks, moments="4bit")), ("8-bit, state streamed", state),
-            ("+ everything streamed", replace(state, stream="all")), ("+ boundaries in RAM", replace(state, stream="all", boundaries="ram"))]  # fmt: skip
+    return [
+        ("+ update inside backward", replace(fused, max_grad_norm=0.0)),
+        ("+ exact clipping, gradients in RAM", replace(fused, gradients="ram")),
+        ("+ 24-bit weights", exact),
+        ("+ recompute kernels", kernels),
+        ("+ selective checkpointing", replace(kernels, checkpointing="selective")),
+        ("+ block checkpointing", blocks),
+        ("+ 4-bit moments", replace(blocks, moments="4bit")),
+        ("8-bit, state streamed", state),
+        ("+ everything streamed", replace(state, stream="all")),
+        ("+ boundaries in RAM", replace(state, stream="all", boundaries="ram")),
+    ]
 
 
 def suite(options: Options) -> Iterator[dict]:
@@ -63,7 +76,9 @@ def suite(options: Options) -> Iterator[dict]:
 
 def _row(name: str, step, options: Options, above: dict | None, standing: int = 0) -> Iterator[dict]:
     measured = timed(step, options)
-    row = {"technique": name, "model": "tiny " + options.model if options.tiny else options.model} | measured.row(2 * PAIRS)
+    row = {"technique": name, "model": "tiny " + options.model if options.tiny else options.model} | measured.row(
+        2 * PAIRS
+    )
     row["loss"] = round(step().flatten()[0].item(), 5)
     if options.device.type == "cpu":
         row["live_peak_bytes"] = work.live_peak(step) + standing

@@ -31,18 +31,34 @@ def suite(options: Options) -> Iterator[dict]:
         root = Path(place)
         made = jobs.material(options, root)
         for name, (command, cwd) in peers(options, checkouts).items():
-            ran = [jobs.run(command(made, root / f"{name}-{steps}".replace(" ", "-"), steps), cwd) for steps in (short, long)]
-            row = {"trainer": name, "model": options.model, "tiny": options.tiny, "pixels": made.pixels, "exit": ran[1].code}
+            ran = [
+                jobs.run(command(made, root / f"{name}-{steps}".replace(" ", "-"), steps), cwd)
+                for steps in (short, long)
+            ]
+            row = {
+                "trainer": name,
+                "model": options.model,
+                "tiny": options.tiny,
+                "pixels": made.pixels,
+                "exit": ran[1].code,
+            }
             if any(each.code for each in ran):
                 yield row | {"said": (ran[0].tail if ran[0].code else ran[1].tail).strip()[-400:]}
                 continue
             images = 2 * (long - short)
-            yield row | {"images_per_second": round(images / max(ran[1].seconds - ran[0].seconds, 1e-9), 4),
-                         "start_to_finish_seconds": round(ran[1].seconds, 2), "steps": long, "peak_bytes": ran[1].peak_bytes}  # fmt: skip
+            yield row | {
+                "images_per_second": round(images / max(ran[1].seconds - ran[0].seconds, 1e-9), 4),
+                "start_to_finish_seconds": round(ran[1].seconds, 2),
+                "steps": long,
+                "peak_bytes": ran[1].peak_bytes,
+            }
 
 
 def peers(options: Options, checkouts: dict[str, str]) -> dict[str, tuple[Command, Path | None]]:
-    known: dict[str, tuple[Command, Path | None]] = {"ours": (_ours(options), None), "plain diffusers": (_plain(options), None)}
+    known: dict[str, tuple[Command, Path | None]] = {
+        "ours": (_ours(options), None),
+        "plain diffusers": (_plain(options), None),
+    }
     makers = {"diffusers": _diffusers, "kohya": _kohya, "onetrainer": _onetrainer}
     for name, path in checkouts.items():
         known[name] = (makers[name](Path(path), options), Path(path))
@@ -52,9 +68,30 @@ def peers(options: Options, checkouts: dict[str, str]) -> dict[str, tuple[Comman
 def _ours(options: Options) -> Command:
     def command(made: jobs.Material, run: Path, steps: int) -> list[object]:
         preset = ["--preset", options.preset] if options.preset else []
-        return jobs.ours([*preset, "--model.name", made.model, "--instance_data_dir", made.photos, "--class_data_dir", made.classes, "--class_name", "dog",
-                          "--num_class_images", jobs.CLASS_IMAGES, "--max_train_steps", steps, "--num_validation_images", 0, "--no-watch",
-                          "--output_dir", run, "--formats", "diffusers"])  # fmt: skip
+        return jobs.ours(
+            [
+                *preset,
+                "--model.name",
+                made.model,
+                "--instance_data_dir",
+                made.photos,
+                "--class_data_dir",
+                made.classes,
+                "--class_name",
+                "dog",
+                "--num_class_images",
+                jobs.CLASS_IMAGES,
+                "--max_train_steps",
+                steps,
+                "--num_validation_images",
+                0,
+                "--no-watch",
+                "--output_dir",
+                run,
+                "--formats",
+                "diffusers",
+            ]
+        )
 
     return command
 
@@ -83,7 +120,13 @@ def plain() -> None:
     options = Options(words.model, tiny=words.tiny)
     made = work.parts(options)
     mixed = torch.bfloat16 if options.device.type == "cuda" else None
-    step = baseline.stepper(made, baseline.Recipe(mixed=mixed, eight_bit=True, sdpa=True, checkpointing=True), work.side(options, made), 1, options.device)
+    step = baseline.stepper(
+        made,
+        baseline.Recipe(mixed=mixed, eight_bit=True, sdpa=True, checkpointing=True),
+        work.side(options, made),
+        1,
+        options.device,
+    )
     for _ in range(words.steps):
         step()
     if options.device.type == "cuda":
@@ -96,11 +139,47 @@ def _diffusers(checkout: Path, options: Options) -> Command:
     precision = "bf16" if options.device.type == "cuda" else "no"
 
     def command(made: jobs.Material, run: Path, steps: int) -> list[object]:
-        return [sys.executable, script, "--pretrained_model_name_or_path", made.model, "--instance_data_dir", made.photos, "--class_data_dir", made.classes,
-                "--output_dir", run, "--with_prior_preservation", "--prior_loss_weight", "1.0", "--instance_prompt", "a photo of sks dog",
-                "--class_prompt", "a photo of a dog", "--resolution", made.pixels, "--train_batch_size", 1, "--gradient_accumulation_steps", 1,
-                "--gradient_checkpointing", "--use_8bit_adam", "--learning_rate", "2e-6", "--lr_scheduler", "constant", "--lr_warmup_steps", 0,
-                "--num_class_images", jobs.CLASS_IMAGES, "--max_train_steps", steps, "--mixed_precision", precision, "--seed", 0]  # fmt: skip
+        return [
+            sys.executable,
+            script,
+            "--pretrained_model_name_or_path",
+            made.model,
+            "--instance_data_dir",
+            made.photos,
+            "--class_data_dir",
+            made.classes,
+            "--output_dir",
+            run,
+            "--with_prior_preservation",
+            "--prior_loss_weight",
+            "1.0",
+            "--instance_prompt",
+            "a photo of sks dog",
+            "--class_prompt",
+            "a photo of a dog",
+            "--resolution",
+            made.pixels,
+            "--train_batch_size",
+            1,
+            "--gradient_accumulation_steps",
+            1,
+            "--gradient_checkpointing",
+            "--use_8bit_adam",
+            "--learning_rate",
+            "2e-6",
+            "--lr_scheduler",
+            "constant",
+            "--lr_warmup_steps",
+            0,
+            "--num_class_images",
+            jobs.CLASS_IMAGES,
+            "--max_train_steps",
+            steps,
+            "--mixed_precision",
+            precision,
+            "--seed",
+            0,
+        ]
 
     return command
 
@@ -114,29 +193,73 @@ def _kohya(checkout: Path, options: Options) -> Command:
         for folder, source, name in ((photos, made.photos, "2_sks dog"), (classes, made.classes, "1_dog")):
             if not folder.exists():
                 shutil.copytree(source, folder / name)
-        return [sys.executable, script, "--pretrained_model_name_or_path", made.model, "--train_data_dir", photos, "--reg_data_dir", classes,
-                "--output_dir", run, "--resolution", made.pixels, "--train_batch_size", 2, "--max_train_steps", steps, "--learning_rate", "2e-6",
-                "--optimizer_type", "AdamW8bit", "--mixed_precision", "bf16", "--gradient_checkpointing", "--cache_latents", "--sdpa",
-                "--save_model_as", "safetensors", "--seed", 0, "--stop_text_encoder_training", -1]  # fmt: skip
+        return [
+            sys.executable,
+            script,
+            "--pretrained_model_name_or_path",
+            made.model,
+            "--train_data_dir",
+            photos,
+            "--reg_data_dir",
+            classes,
+            "--output_dir",
+            run,
+            "--resolution",
+            made.pixels,
+            "--train_batch_size",
+            2,
+            "--max_train_steps",
+            steps,
+            "--learning_rate",
+            "2e-6",
+            "--optimizer_type",
+            "AdamW8bit",
+            "--mixed_precision",
+            "bf16",
+            "--gradient_checkpointing",
+            "--cache_latents",
+            "--sdpa",
+            "--save_model_as",
+            "safetensors",
+            "--seed",
+            0,
+            "--stop_text_encoder_training",
+            -1,
+        ]
 
     return command
 
 
 def _onetrainer(checkout: Path, options: Options) -> Command:
     """OneTrainer's scripts/train.py with a configuration of the same job."""
-    kind = {"sd1": "STABLE_DIFFUSION_15", "sd2": "STABLE_DIFFUSION_21", "sdxl": "STABLE_DIFFUSION_XL_10_BASE"}[options.model]
+    kind = {"sd1": "STABLE_DIFFUSION_15", "sd2": "STABLE_DIFFUSION_21", "sdxl": "STABLE_DIFFUSION_XL_10_BASE"}[
+        options.model
+    ]
 
     def command(made: jobs.Material, run: Path, steps: int) -> list[object]:
         run.mkdir(parents=True, exist_ok=True)
-        concepts = [{"name": name, "path": str(path), "text": {"prompt_source": "concept"}, "loss_weight": 1.0}
-                    for name, path in (("sks dog", made.photos), ("dog", made.classes))]  # fmt: skip
+        concepts = [
+            {"name": name, "path": str(path), "text": {"prompt_source": "concept"}, "loss_weight": 1.0}
+            for name, path in (("sks dog", made.photos), ("dog", made.classes))
+        ]
         (run / "concepts.json").write_text(json.dumps(concepts))
         settings = {
-            "training_method": "FINE_TUNE", "model_type": kind, "base_model_name": str(made.model), "workspace_dir": str(run / "workspace"),
-            "cache_dir": str(run / "cache"), "concept_file_name": str(run / "concepts.json"), "output_model_destination": str(run / "model.safetensors"),
-            "resolution": str(made.pixels), "batch_size": 2, "epochs": max(1, steps * 2 // (jobs.PHOTOS + jobs.CLASS_IMAGES)), "learning_rate": 2e-6,
-            "train_dtype": "BFLOAT_16", "gradient_checkpointing": "ON", "text_encoder": {"train": False}, "optimizer": {"optimizer": "ADAMW_8BIT"},
-        }  # fmt: skip
+            "training_method": "FINE_TUNE",
+            "model_type": kind,
+            "base_model_name": str(made.model),
+            "workspace_dir": str(run / "workspace"),
+            "cache_dir": str(run / "cache"),
+            "concept_file_name": str(run / "concepts.json"),
+            "output_model_destination": str(run / "model.safetensors"),
+            "resolution": str(made.pixels),
+            "batch_size": 2,
+            "epochs": max(1, steps * 2 // (jobs.PHOTOS + jobs.CLASS_IMAGES)),
+            "learning_rate": 2e-6,
+            "train_dtype": "BFLOAT_16",
+            "gradient_checkpointing": "ON",
+            "text_encoder": {"train": False},
+            "optimizer": {"optimizer": "ADAMW_8BIT"},
+        }
         (run / "config.json").write_text(json.dumps(settings, indent=1))
         return [sys.executable, checkout / "scripts/train.py", "--config-path", run / "config.json"]
 

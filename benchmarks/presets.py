@@ -27,11 +27,39 @@ def suite(options: Options) -> Iterator[dict]:
 
 def measure(options: Options, made: jobs.Material, root: jobs.Path, preset: str) -> dict:
     run = root / f"run-{preset}"
-    words = ["--preset", preset, "--model.name", made.model, "--instance_data_dir", made.photos, "--class_name", "dog", "--num_class_images", 4,
-             "--sample_steps", 4, "--max_train_steps", STEPS, "--num_validation_images", 1, "--sample.steps", 4, "--output_dir", run,
-             "--formats", "single_file"]  # fmt: skip
+    words = [
+        "--preset",
+        preset,
+        "--model.name",
+        made.model,
+        "--instance_data_dir",
+        made.photos,
+        "--class_name",
+        "dog",
+        "--num_class_images",
+        4,
+        "--sample_steps",
+        4,
+        "--max_train_steps",
+        STEPS,
+        "--num_validation_images",
+        1,
+        "--sample.steps",
+        4,
+        "--output_dir",
+        run,
+        "--formats",
+        "single_file",
+    ]
     ran = jobs.run(jobs.ours(words))
-    row = {"preset": preset, "model": options.model, "tiny": options.tiny, "exit": ran.code, "seconds": round(ran.seconds, 2), "peak_bytes": ran.peak_bytes}
+    row = {
+        "preset": preset,
+        "model": options.model,
+        "tiny": options.tiny,
+        "exit": ran.code,
+        "seconds": round(ran.seconds, 2),
+        "peak_bytes": ran.peak_bytes,
+    }
     if ran.code != 0 or not (run / "log.jsonl").exists():
         return row | {"said": ran.tail.strip().splitlines()[-1] if ran.tail.strip() else ""}
     events = list(log.read(run))

@@ -25,8 +25,18 @@ TOP = 12
 
 def suite(options: Options) -> Iterator[dict]:
     device = options.device
-    policy = Policy(recompute_kernels=True) if device.type == "cpu" else Policy(
-        weights="24bit", moments="8bit", compute=torch.bfloat16, gradients="ram", recompute_kernels=True, channels_last=True)  # fmt: skip
+    policy = (
+        Policy(recompute_kernels=True)
+        if device.type == "cpu"
+        else Policy(
+            weights="24bit",
+            moments="8bit",
+            compute=torch.bfloat16,
+            gradients="ram",
+            recompute_kernels=True,
+            channels_last=True,
+        )
+    )
     made = work.parts(options)
     memory.prepare(made.unet, policy, device)
     _, step = work.stepper(made, policy, [work.batch(made, work.side(options, made), 1, device)], device)
@@ -38,10 +48,17 @@ def suite(options: Options) -> Iterator[dict]:
     counted = tracker.watched()
     flops_peak, bandwidth = peaks(device)
     roofline = max(counted.flops / flops_peak, (counted.moved + counted.matmul_moved) / bandwidth)
-    yield {"what": "step"} | measured.row(2) | {
-        "operators": counted.operators, "tflop": counted.flops / 1e12, "moved_bytes": counted.moved + counted.matmul_moved,
-        "roofline_seconds": roofline, "achieved": roofline / seconds,
-    }  # fmt: skip
+    yield (
+        {"what": "step"}
+        | measured.row(2)
+        | {
+            "operators": counted.operators,
+            "tflop": counted.flops / 1e12,
+            "moved_bytes": counted.moved + counted.matmul_moved,
+            "roofline_seconds": roofline,
+            "achieved": roofline / seconds,
+        }
+    )
 
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     with profile(activities=activities) as recorded:

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from .. import judge, models, overlay, pictures, sample, sampler, settle, stages
+from .. import assemble, judge, models, overlay, pictures, sample, sampler, settle, stages
 from ..checkpoint import found
 from ..events import Controls, Finished, PhaseEnded
 from ..revisit import restore
@@ -55,7 +55,11 @@ class Subject:
     rival: Path
 
     def photos(self, folder: Path | None = None) -> list[Image.Image]:
-        return [pictures.read(path).rgb for path in sorted((folder or self.folder).iterdir()) if path.suffix.lower() in pictures.PICTURE_SUFFIXES]
+        return [
+            pictures.read(path).rgb
+            for path in sorted((folder or self.folder).iterdir())
+            if path.suffix.lower() in pictures.PICTURE_SUFFIXES
+        ]
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,12 @@ class Prompts:
     def of(cls, subject: Subject) -> Prompts:
         name, kind = f"a photo of {subject.identifier} {subject.class_name}", f"a photo of a {subject.class_name}"
         rows = ["", *(f" {context}" for context in CONTEXTS)]
-        return cls([name + row for row in rows for _ in range(PER_PROMPT)], [kind + row for row in rows for _ in range(PER_PROMPT)],
-                   [kind] * 8, [p for p in UNRELATED if p != kind] * PER_PROMPT)  # fmt: skip
+        return cls(
+            [name + row for row in rows for _ in range(PER_PROMPT)],
+            [kind + row for row in rows for _ in range(PER_PROMPT)],
+            [kind] * 8,
+            [p for p in UNRELATED if p != kind] * PER_PROMPT,
+        )
 
     @property
     def all(self) -> list[str]:
@@ -81,7 +89,10 @@ class Prompts:
 
 def suite(options: Options) -> Iterator[dict]:
     asked = dict(word.split("=", 1) for word in options.words if "=" in word)
-    base, ways = asked.get("base", "demo"), WAYS if "ways" not in asked else {k: WAYS[k] for k in asked["ways"].split(",")}
+    base, ways = (
+        asked.get("base", "demo"),
+        WAYS if "ways" not in asked else {k: WAYS[k] for k in asked["ways"].split(",")},
+    )
     eye = judge.load(asked.get("judge", "demo"))
     seeds = SEEDS[:1] if options.tiny else SEEDS[: int(asked.get("seeds", len(SEEDS)))]
     known = subjects(Path(asked["subjects"]) if "subjects" in asked else settle.SUBJECTS)
@@ -89,7 +100,10 @@ def suite(options: Options) -> Iterator[dict]:
         known = [s for s in known if s.name == asked.get("only", known[0].name)]
     extra = ["--max_train_steps", asked["steps"]] if "steps" in asked else []
     if options.tiny:
-        ways, extra = {"class images": WAYS["class images"]}, ["--max_train_steps", "4", "--num_class_images", "2", "--sample_steps", "3"]
+        ways, extra = (
+            {"class images": WAYS["class images"]},
+            ["--max_train_steps", "4", "--num_class_images", "2", "--sample_steps", "3"],
+        )
     with jobs.workplace() as place:
         for subject in known:
             before = drawn(models.load(base), None, Prompts.of(subject), options, tiny=options.tiny)
@@ -102,14 +116,24 @@ def suite(options: Options) -> Iterator[dict]:
                     measured, after = one(base, subject, flags + extra, seed, run, cache, eye, before, options)
                     runs.append(measured)
                     sheets.setdefault(way, after)
-                yield {"subject": subject.name, "way": way, "judge": eye.name, "base": base, "seeds": len(seeds)} | spread(runs)
+                yield {
+                    "subject": subject.name,
+                    "way": way,
+                    "judge": eye.name,
+                    "base": base,
+                    "seeds": len(seeds),
+                } | spread(runs)
             if not options.tiny:
                 sheet(subject, sheets, RESULTS / f"quality-{subject.name}.png")
 
 
 def subjects(folder: Path) -> list[Subject]:
     """The folders of `folder`; subjects.json beside them (or `<folder>/class_name.txt`) says what they show."""
-    facts = json.loads((folder / "subjects.json").read_text(encoding="utf-8")) if (folder / "subjects.json").is_file() else {}
+    facts = (
+        json.loads((folder / "subjects.json").read_text(encoding="utf-8"))
+        if (folder / "subjects.json").is_file()
+        else {}
+    )
     places = [place for place in sorted(folder.iterdir()) if place.is_dir()]
     rivals = dict(zip(places, places[1:] + places[:1], strict=True))
     known = []
@@ -120,14 +144,45 @@ def subjects(folder: Path) -> list[Subject]:
     return known
 
 
-def one(base: str, subject: Subject, flags: list[str], seed: int, run: Path, cache: Path, eye: judge.Judge, before: list[Image.Image],
-        options: Options) -> tuple[dict[str, float], list[Image.Image]]:  # fmt: skip
+def one(
+    base: str,
+    subject: Subject,
+    flags: list[str],
+    seed: int,
+    run: Path,
+    cache: Path,
+    eye: judge.Judge,
+    before: list[Image.Image],
+    options: Options,
+) -> tuple[dict[str, float], list[Image.Image]]:
     """Train once, draw, and measure."""
     from ..cli import parse
 
-    words = ["--preset", "12gb", "--model.name", base, "--instance_data_dir", str(subject.folder), "--class_name", subject.class_name,
-             "--identifier", subject.identifier, "--seed", str(seed), "--output_dir", str(run), "--cache_dir", str(cache), "--no-watch",
-             "--num_validation_images", "0", "--precision", "fp16", "--formats", "lora_diffusers" if "lora" in flags else "diffusers"]  # fmt: skip
+    words = [
+        "--preset",
+        "12gb",
+        "--model.name",
+        base,
+        "--instance_data_dir",
+        str(subject.folder),
+        "--class_name",
+        subject.class_name,
+        "--identifier",
+        subject.identifier,
+        "--seed",
+        str(seed),
+        "--output_dir",
+        str(run),
+        "--cache_dir",
+        str(cache),
+        "--no-watch",
+        "--num_validation_images",
+        "0",
+        "--precision",
+        "fp16",
+        "--formats",
+        "lora_diffusers" if "lora" in flags else "diffusers",
+    ]
     config = parse(words + flags).config()
     began, seconds = time.perf_counter(), {}
     for event in stages.run(config, Controls()):
@@ -140,16 +195,21 @@ def one(base: str, subject: Subject, flags: list[str], seed: int, run: Path, cac
     parts, engine = restore(found(run)[-1], config, options.device)
     prompts = Prompts.of(subject)
     after = drawn(parts, engine, prompts, options, live=config.train.train_text_encoder, tiny=options.tiny)
-    return scores(eye, subject, prompts, before, after) | {"seconds": whole, "prior_seconds": seconds.get("class images", 0.0)}, after
+    return scores(eye, subject, prompts, before, after) | {
+        "seconds": whole,
+        "prior_seconds": seconds.get("class images", 0.0),
+    }, after
 
 
-def drawn(parts: models.Parts, engine, prompts: Prompts, options: Options, *, live: bool = False, tiny: bool = False) -> list[Image.Image]:
+def drawn(
+    parts: models.Parts, engine, prompts: Prompts, options: Options, *, live: bool = False, tiny: bool = False
+) -> list[Image.Image]:
     """All prompts, picture i with seed i, from the base model (`engine` None) or from what was learned."""
     from ..cache import token_ids
 
     words, device = [*prompts.all, ""], options.device
     if live:
-        texts = stages.live_texts(engine, token_ids(parts, words), words)
+        texts = assemble.live_texts(engine, token_ids(parts, words), words)
     else:
         with torch.no_grad():
             encoded = parts.family.encode_text(parts, words)
@@ -165,19 +225,23 @@ def drawn(parts: models.Parts, engine, prompts: Prompts, options: Options, *, li
     return sample.to_pictures(parts, torch.cat(latents), device)
 
 
-def scores(eye: judge.Judge, subject: Subject, prompts: Prompts, before: list[Image.Image], after: list[Image.Image]) -> dict[str, float]:
+def scores(
+    eye: judge.Judge, subject: Subject, prompts: Prompts, before: list[Image.Image], after: list[Image.Image]
+) -> dict[str, float]:
     """Every measure of one run, named as in the module's docstring."""
     n, b = len(prompts.subject), len(prompts.bare)
     mine, bare, rest = after[:n], after[n : n + b], after[n + b :]
     photos, rival = subject.photos(), subject.photos(subject.rival)
     fidelity = judge.subject_similarity(eye, mine, photos, rival)
     found = {
-        "fidelity": fidelity.value, "floor": fidelity.floor, "ceiling": fidelity.ceiling,
+        "fidelity": fidelity.value,
+        "floor": fidelity.floor,
+        "ceiling": fidelity.ceiling,
         "pres": judge.subject_similarity(eye, bare, photos).value,
         "div": judge.diversity(eye, bare),
         "class_drift": judge.drift(eye, before[n : n + b], bare),
         "unrelated_drift": judge.drift(eye, before[n + b :], rest),
-    }  # fmt: skip
+    }
     try:
         found["prompt"] = judge.prompt_similarity(eye, mine, prompts.plain).value
     except ValueError:
@@ -214,4 +278,10 @@ def sheet(subject: Subject, ways: dict[str, list[Image.Image]], path: Path) -> N
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [ways[way][i] for way in ways for i in columns]
     captions = [f"{way}: {prompts.all[i]}" for way in ways for i in columns]
-    contact_sheet(rows, captions, path, columns=len(columns), title=f"{subject.name}: the same prompts and seeds after each way of training")
+    contact_sheet(
+        rows,
+        captions,
+        path,
+        columns=len(columns),
+        title=f"{subject.name}: the same prompts and seeds after each way of training",
+    )

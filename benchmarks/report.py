@@ -21,18 +21,51 @@ Row = dict[str, object]
 
 # the README's tables: columns and their headings
 COLUMNS: dict[str, dict[str, str]] = {
-    "quality": {"subject": "subject", "way": "trained", "fidelity": "fidelity", "prompt": "prompt", "context": "context", "class_kept": "class kept",
-                "pres": "PRES", "div": "DIV", "class_drift": "class drift", "unrelated_drift": "unrelated drift", "seconds": "seconds"},
+    "quality": {
+        "subject": "subject",
+        "way": "trained",
+        "fidelity": "fidelity",
+        "prompt": "prompt",
+        "context": "context",
+        "class_kept": "class kept",
+        "pres": "PRES",
+        "div": "DIV",
+        "class_drift": "class drift",
+        "unrelated_drift": "unrelated drift",
+        "seconds": "seconds",
+    },
     "fidelity": {"weights": "weights", "lr": "lr", "relative_error": "relative error"},
-    "ladder": {"technique": "technique", "live_peak_bytes": "live peak MiB", "peak_allocated_bytes": "peak allocated MiB",
-               "images_per_second": "images/s", "bytes_against_above": "bytes against above", "speed_against_above": "speed against above", "loss": "loss"},
-    "presets": {"preset": "preset", "model": "model", "budget_bytes": "budget MiB", "peak_bytes": "whole card MiB", "planned_bytes": "planned MiB", "images_per_second": "images/s"},
-    "peers": {"trainer": "trainer", "model": "model", "images_per_second": "images/s", "peak_bytes": "peak MiB", "start_to_finish_seconds": "start to finish s"},
-}  # fmt: skip
+    "ladder": {
+        "technique": "technique",
+        "live_peak_bytes": "live peak MiB",
+        "peak_allocated_bytes": "peak allocated MiB",
+        "images_per_second": "images/s",
+        "bytes_against_above": "bytes against above",
+        "speed_against_above": "speed against above",
+        "loss": "loss",
+    },
+    "presets": {
+        "preset": "preset",
+        "model": "model",
+        "budget_bytes": "budget MiB",
+        "peak_bytes": "whole card MiB",
+        "planned_bytes": "planned MiB",
+        "images_per_second": "images/s",
+    },
+    "peers": {
+        "trainer": "trainer",
+        "model": "model",
+        "images_per_second": "images/s",
+        "peak_bytes": "peak MiB",
+        "start_to_finish_seconds": "start to finish s",
+    },
+}
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of *.jsonl rows")
     parser.add_argument("--out", type=Path, help="folder for summary.md and plots; default the results folder")
     parser.add_argument("--no-readme", action="store_true", help="leave README.md alone")
@@ -82,7 +115,9 @@ def cell(name: str, row: Row) -> str:
 def provenance(row: Row) -> str:
     origin = row["origin"]
     where = f"{origin['gpu']['name']}" if origin["gpu"] else f"{origin['cpu']}, {origin['threads']} threads, no GPU"
-    versions = ", ".join(f"{name} {origin['versions'][name]}" for name in ("torch", "diffusers") if name in origin["versions"])
+    versions = ", ".join(
+        f"{name} {origin['versions'][name]}" for name in ("torch", "diffusers") if name in origin["versions"]
+    )
     return f"Measured on {where}; {versions}; commit {origin['commit'] or 'unknown'}, {origin['time'][:10]}."
 
 
@@ -91,7 +126,9 @@ def fill_readme(readme: Path, newest: dict[str, list[Row]]) -> list[str]:
     text, changed = readme.read_text(encoding="utf-8"), []
     for suite, rows in newest.items():
         pattern = re.compile(rf"(<!-- bench:{suite}:begin -->\n).*?(<!-- bench:{suite}:end -->)", re.DOTALL)
-        filled = pattern.sub(lambda match, suite=suite, rows=rows: f"{match[1]}{section(suite, rows)}\n{match[2]}", text)
+        filled = pattern.sub(
+            lambda match, suite=suite, rows=rows: f"{match[1]}{section(suite, rows)}\n{match[2]}", text
+        )
         if filled != text:
             text = filled
             changed.append(suite)
@@ -111,7 +148,13 @@ def plot_ladder(rows: list[Row], path: Path) -> Path:
     axis.invert_yaxis()
     axis.set_xlabel("peak of allocated tensors, MiB")
     for index, row in enumerate(rows):
-        axis.text(sizes[index], index, f" {sizes[index]:,.0f} MiB, {row['images_per_second']:.3g} images/s", va="center", fontsize=8)
+        axis.text(
+            sizes[index],
+            index,
+            f" {sizes[index]:,.0f} MiB, {row['images_per_second']:.3g} images/s",
+            va="center",
+            fontsize=8,
+        )
     axis.set_xlim(0, max(sizes) * 1.45)
     return _save(figure, axis, rows, path)
 
@@ -133,15 +176,26 @@ def plot_quality(rows: list[Row], path: Path) -> Path:
     figure, axis = _figure(7, 5)
     for way in dict.fromkeys(row["way"] for row in rows):
         mine = [row for row in rows if row["way"] == way]
-        axis.errorbar([r["class_drift"] for r in mine], [r["fidelity"] for r in mine],
-                      xerr=[r.get("class_drift_sd", 0) for r in mine], yerr=[r.get("fidelity_sd", 0) for r in mine], fmt="o", label=way, capsize=2)  # fmt: skip
+        axis.errorbar(
+            [r["class_drift"] for r in mine],
+            [r["fidelity"] for r in mine],
+            xerr=[r.get("class_drift_sd", 0) for r in mine],
+            yerr=[r.get("fidelity_sd", 0) for r in mine],
+            fmt="o",
+            label=way,
+            capsize=2,
+        )
     axis.set_xlabel("drift of the bare class from the base model (less is better)")
     axis.set_ylabel("subject fidelity (more is better)")
     axis.legend(fontsize=8)
     return _save(figure, axis, rows, path)
 
 
-PLOTS: dict[str, Callable[[list[Row], Path], Path]] = {"ladder": plot_ladder, "presets": plot_presets, "quality": plot_quality}
+PLOTS: dict[str, Callable[[list[Row], Path], Path]] = {
+    "ladder": plot_ladder,
+    "presets": plot_presets,
+    "quality": plot_quality,
+}
 
 
 def _figure(width: float, height: float):

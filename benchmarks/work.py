@@ -70,7 +70,11 @@ def batch(made: Parts, pixels: int, pairs: int, device: torch.device, seed: int 
     rows, latent = 2 * pairs, pixels // made.latent_factor
     noised = Objective(abar(made)).noise(torch.randn(rows, 4, latent, latent, generator=generator), generator)
     config = made.unet.config
-    values = {"sample": noised.sample, "timestep": noised.timesteps, "text": torch.randn(rows, 77, config.cross_attention_dim, generator=generator)}
+    values = {
+        "sample": noised.sample,
+        "timestep": noised.timesteps,
+        "text": torch.randn(rows, 77, config.cross_attention_dim, generator=generator),
+    }
     if config.addition_embed_type == "text_time":
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
         values["pooled"] = torch.randn(rows, pooled, generator=generator)
@@ -79,7 +83,9 @@ def batch(made: Parts, pixels: int, pairs: int, device: torch.device, seed: int 
     return Batch(on, noised.target.to(device), noised.weights.to(device), pairs)
 
 
-def stepper(made: Parts, policy: Policy, batches: list[Batch], device: torch.device, lr: float = 2e-6) -> tuple[Engine, Callable[[], Tensor]]:
+def stepper(
+    made: Parts, policy: Policy, batches: list[Batch], device: torch.device, lr: float = 2e-6
+) -> tuple[Engine, Callable[[], Tensor]]:
     """An engine and a function that takes one optimizer step over the next of `batches` and returns its losses."""
     engine = Engine(made.family.units(made), policy, device)
     objective, taken = Objective(abar(made)), [0]
@@ -87,7 +93,9 @@ def stepper(made: Parts, policy: Policy, batches: list[Batch], device: torch.dev
     def step() -> Tensor:
         now = batches[taken[0] % len(batches)]
         taken[0] += 1
-        result = engine.step([now.values], lambda output, _: objective.loss(output, now.target, now.weights, now.instances), lr)
+        result = engine.step(
+            [now.values], lambda output, _: objective.loss(output, now.target, now.weights, now.instances), lr
+        )
         return result.losses
 
     return engine, step

@@ -17,10 +17,22 @@ def example(name, prompt="a photo of sks dog", side=8, mask=None):
 
 
 def dataset(photos=3, classes=4, sides=(8,), family=SD1, masks=()):
-    instances = [[example(f"p{i}", side=sides[i % len(sides)], mask=masks[i] if i < len(masks) else None)] for i in range(photos)]
+    instances = [
+        [example(f"p{i}", side=sides[i % len(sides)], mask=masks[i] if i < len(masks) else None)] for i in range(photos)
+    ]
     prompts = ("a photo of sks dog", "a photo of a dog", "")
-    texts = {p: {"text": torch.full((77, 8), float(i)), "pooled": torch.full((4,), float(i))} for i, p in enumerate(prompts)}
-    return Dataset(instances, [example(f"c{i}", "a photo of a dog") for i in range(classes)], [1] * photos, texts, {}, family, (64, 64))
+    texts = {
+        p: {"text": torch.full((77, 8), float(i)), "pooled": torch.full((4,), float(i))} for i, p in enumerate(prompts)
+    }
+    return Dataset(
+        instances,
+        [example(f"c{i}", "a photo of a dog") for i in range(classes)],
+        [1] * photos,
+        texts,
+        {},
+        family,
+        (64, 64),
+    )
 
 
 def batches(data=None, seed=0, **settings):
@@ -80,7 +92,9 @@ def test_a_restored_state_draws_the_same_steps():
     for want in expected:
         (got,) = second.step()
         assert got.names == want.names
-        assert all(torch.equal(got.values[k], want.values[k]) for k in want.values) and torch.equal(got.target, want.target)
+        assert all(torch.equal(got.values[k], want.values[k]) for k in want.values) and torch.equal(
+            got.target, want.target
+        )
 
 
 def test_caption_dropout_empties_photos_prompts_but_never_the_class():

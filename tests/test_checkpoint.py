@@ -11,8 +11,19 @@ from trainer.config import ConfigError
 
 
 def save(run, step, value=1.0):
-    batches = {"generator": torch.Generator().manual_seed(step).get_state(), "decks": {"8x8": [1, 0]}, "class_deck": [2]}
-    return checkpoint.save(run, step, {"w": torch.full((3,), value)}, ema={"w": torch.zeros(3)}, batches=batches, facts={"policy": {"a": 1}})
+    batches = {
+        "generator": torch.Generator().manual_seed(step).get_state(),
+        "decks": {"8x8": [1, 0]},
+        "class_deck": [2],
+    }
+    return checkpoint.save(
+        run,
+        step,
+        {"w": torch.full((3,), value)},
+        ema={"w": torch.zeros(3)},
+        batches=batches,
+        facts={"policy": {"a": 1}},
+    )
 
 
 def test_a_checkpoint_comes_back_with_everything_in_it(tmp_path):

@@ -7,8 +7,17 @@ import pytest
 
 from trainer import events
 
-EXAMPLES = {"str": "x", "int": 3, "float": 0.5, "list[str]": ["a", "b"], "list[int]": [1, 2], "dict[str, Any]": {"a": {"b": 1}},
-            "dict[str, str]": {"a": "b"}, "dict[str, int]": {"a": 1}, "dict[str, float]": {"a": 0.25}}  # fmt: skip
+EXAMPLES = {
+    "str": "x",
+    "int": 3,
+    "float": 0.5,
+    "list[str]": ["a", "b"],
+    "list[int]": [1, 2],
+    "dict[str, Any]": {"a": {"b": 1}},
+    "dict[str, str]": {"a": "b"},
+    "dict[str, int]": {"a": 1},
+    "dict[str, float]": {"a": 0.25},
+}
 
 
 @pytest.mark.parametrize("kind", events.KINDS.values(), ids=lambda kind: kind.__name__)

@@ -29,7 +29,9 @@ def test_min_snr_weights_follow_the_paper(prediction):
     t = torch.arange(0, 1000, 37)
     snr = compute_snr(SCHEDULER, t)
     expected = snr.clamp(max=5.0) / (snr if prediction == "epsilon" else snr + 1)
-    torch.testing.assert_close(Objective(ABAR, prediction, snr_gamma=5.0).weights(t), expected.float(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        Objective(ABAR, prediction, snr_gamma=5.0).weights(t), expected.float(), rtol=1e-4, atol=1e-6
+    )
 
 
 def test_the_weight_at_zero_terminal_snr_is_its_limit():

@@ -56,10 +56,16 @@ def reference(parts, values, noise, timesteps, instances, prediction, gamma):
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-@pytest.mark.parametrize(("prior", "gamma", "prediction"), [
-    (True, None, "epsilon"), (True, GAMMA, "epsilon"), (True, GAMMA, "v_prediction"),
-    (False, None, "v_prediction"), (False, GAMMA, "epsilon"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("prior", "gamma", "prediction"),
+    [
+        (True, None, "epsilon"),
+        (True, GAMMA, "epsilon"),
+        (True, GAMMA, "v_prediction"),
+        (False, None, "v_prediction"),
+        (False, GAMMA, "epsilon"),
+    ],
+)
 def test_loss_and_gradients_equal_plain_diffusers(family, prior, gamma, prediction):
     parts = family.tiny()
     rows, instances = (4, 2) if prior else (2, 2)
@@ -71,7 +77,9 @@ def test_loss_and_gradients_equal_plain_diffusers(family, prior, gamma, predicti
     noised = objective.noised(values["sample"], noise, timesteps)
     engine = Engine(family.units(parts), Policy(max_grad_norm=0.0, hyper=AdamHyper(eps=1.0, weight_decay=0.0)), "cpu")
     given = values | {"sample": noised.sample, "timestep": noised.timesteps}
-    result = engine.step([given], lambda output, _: objective.loss(output, noised.target, noised.weights, instances), LR)
+    result = engine.step(
+        [given], lambda output, _: objective.loss(output, noised.target, noised.weights, instances), LR
+    )
 
     assert result.losses[0, 0].item() == pytest.approx(expected, rel=1e-5)
     norm = torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients.values()]))
@@ -83,4 +91,6 @@ def test_loss_and_gradients_equal_plain_diffusers(family, prior, gamma, predicti
         # Adam's first step moves by -lr g / (|g| + eps); solved for g
         moved = (before[name] - after[name]) / LR
         recovered = moved / (1 - moved.abs())
-        torch.testing.assert_close(recovered, gradient, rtol=2e-3, atol=2e-5 * scale.item(), msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            recovered, gradient, rtol=2e-3, atol=2e-5 * scale.item(), msg=lambda m, name=name: f"{name}: {m}"
+        )

@@ -59,8 +59,18 @@ class Batches:
     predictions: prior by prediction: rows that bring their own noised latents and targets, instead of class images
     """
 
-    def __init__(self, dataset, objective: Objective, *, scaling: float, batch_size: int, accumulation: int, seed: int,
-                 caption_dropout: float = 0.0, predictions=None):  # fmt: skip
+    def __init__(
+        self,
+        dataset,
+        objective: Objective,
+        *,
+        scaling: float,
+        batch_size: int,
+        accumulation: int,
+        seed: int,
+        caption_dropout: float = 0.0,
+        predictions=None,
+    ):
         self.dataset, self.objective, self.scaling = dataset, objective, scaling
         self.batch_size, self.accumulation, self.caption_dropout = batch_size, accumulation, caption_dropout
         self.predictions = predictions
@@ -143,5 +153,11 @@ def _concat(photos: MicroBatch, prior: MicroBatch) -> MicroBatch:
     mask = photos.mask
     if mask is not None:
         mask = torch.cat([mask, torch.ones(len(prior.target), *mask.shape[1:])])
-    return MicroBatch(values, torch.cat([photos.target, prior.target]), torch.cat([photos.weights, prior.weights]),
-                      mask, photos.instances, photos.names + prior.names)  # fmt: skip
+    return MicroBatch(
+        values,
+        torch.cat([photos.target, prior.target]),
+        torch.cat([photos.weights, prior.weights]),
+        mask,
+        photos.instances,
+        photos.names + prior.names,
+    )

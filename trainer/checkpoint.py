@@ -50,7 +50,9 @@ def locate(run: Path, wanted: str) -> Path | None:
         if (path / "state.json").is_file():
             return path
     have = ", ".join(p.name for p in found(run)) or "none"
-    raise ConfigError(f"There is no checkpoint {wanted!r}.", f"Name one of this run's checkpoints ({have}), or 'latest'.")
+    raise ConfigError(
+        f"There is no checkpoint {wanted!r}.", f"Name one of this run's checkpoints ({have}), or 'latest'."
+    )
 
 
 def require_space(path: Path, size_bytes: int, what: str) -> None:
@@ -65,7 +67,9 @@ def require_space(path: Path, size_bytes: int, what: str) -> None:
         )
 
 
-def save(run: Path, step: int, engine: Mapping[str, Tensor], *, ema: Mapping[str, Tensor] | None, batches: dict, facts: dict) -> Path:
+def save(
+    run: Path, step: int, engine: Mapping[str, Tensor], *, ema: Mapping[str, Tensor] | None, batches: dict, facts: dict
+) -> Path:
     """Write a checkpoint and return its folder. `batches` is Batches.state(); `facts` is any JSON (policy, config digest)."""
     final = folder(run, step)
     partial = final.with_name(f".{final.name}.partial")
@@ -87,8 +91,10 @@ def read_state(checkpoint: Path) -> dict:
     """state.json of a checkpoint. Raises ConfigError for one written by another version."""
     state = json.loads((checkpoint / "state.json").read_text())
     if state["format"] != FORMAT:
-        raise ConfigError(f"{checkpoint} was written in format {state['format']}; this version reads {FORMAT}.",
-                          "Resume with the version that wrote it, or start anew from its export.")  # fmt: skip
+        raise ConfigError(
+            f"{checkpoint} was written in format {state['format']}; this version reads {FORMAT}.",
+            "Resume with the version that wrote it, or start anew from its export.",
+        )
     return state
 
 

@@ -64,7 +64,11 @@ def hold_out_class(dataset: Dataset) -> tuple[Dataset, list[Example]]:
 
 def prompts(config: Config) -> list[str]:
     """Every prompt that pictures for the judge may need, so that its embedding is cached with the others."""
-    if not config.guard.watch or config.guard.judge == "none" or not (config.data.class_name or config.prior.class_prompt):
+    if (
+        not config.guard.watch
+        or config.guard.judge == "none"
+        or not (config.data.class_name or config.prior.class_prompt)
+    ):
         return []
     return [*Pictures(None, None, [], config.data.instance_prompt, class_prompt(config)).prompts, ""]
 
@@ -80,14 +84,29 @@ class Losses:
     sets: dict[str, list[tuple[dict[str, Tensor], Tensor]]]
 
     @classmethod
-    def of(cls, engine: Engine, dataset: Dataset, objective: Objective, scaling: float, examples: dict[str, Sequence[Example]], rows: int, seed: int) -> Losses:
+    def of(
+        cls,
+        engine: Engine,
+        dataset: Dataset,
+        objective: Objective,
+        scaling: float,
+        examples: dict[str, Sequence[Example]],
+        rows: int,
+        seed: int,
+    ) -> Losses:
         """`rows`: pictures in one forward, no more than a training micro-batch has."""
-        return cls(engine, {name: _fixed(dataset, objective, scaling, found, rows, seed) for name, found in examples.items() if found})
+        return cls(
+            engine,
+            {name: _fixed(dataset, objective, scaling, found, rows, seed) for name, found in examples.items() if found},
+        )
 
     def read(self) -> dict[str, float]:
         values = {}
         for name, chunks in self.sets.items():
-            errors = [((self.engine.forward(given).float().cpu() - target) ** 2).mean(dim=(1, 2, 3)) for given, target in chunks]
+            errors = [
+                ((self.engine.forward(given).float().cpu() - target) ** 2).mean(dim=(1, 2, 3))
+                for given, target in chunks
+            ]
             values[f"{name} loss"] = torch.cat(errors).mean().item()
         return values
 
@@ -123,7 +142,12 @@ class Pictures:
     @property
     def prompts(self) -> list[str]:
         """Three of the subject, two of the class, two of neither."""
-        return [self.instance_prompt] * 2 + [f"{self.instance_prompt} in the snow"] + [self.class_prompt] * 2 + self.unrelated
+        return (
+            [self.instance_prompt] * 2
+            + [f"{self.instance_prompt} in the snow"]
+            + [self.class_prompt] * 2
+            + self.unrelated
+        )
 
     @property
     def unrelated(self) -> list[str]:
@@ -134,10 +158,12 @@ class Pictures:
         drawn = self.draw(prompts, list(range(len(prompts))))
         self.base = self.base or drawn
         subject, rest = drawn[:3], drawn[3:]
-        values = {"subject": judge.subject_similarity(self.judge, subject, self.photos).value,
-                  "diversity": judge.diversity(self.judge, rest[:2]),
-                  "drift": judge.drift(self.judge, self.base[3:], rest),
-                  "copies": repeats(subject, self.photos)}  # fmt: skip
+        values = {
+            "subject": judge.subject_similarity(self.judge, subject, self.photos).value,
+            "diversity": judge.diversity(self.judge, rest[:2]),
+            "drift": judge.drift(self.judge, self.base[3:], rest),
+            "copies": repeats(subject, self.photos),
+        }
         said = [f"{self.class_prompt} in the snow", self.class_prompt, self.class_prompt, *self.unrelated]
         try:
             values["prompt"] = judge.prompt_similarity(self.judge, drawn[2:], said).value
@@ -148,13 +174,20 @@ class Pictures:
 
 def repeats(pictures: Sequence[Image.Image], photos: Sequence[Image.Image]) -> float:
     """Share of `pictures` that are nearly one of `photos`, mirrored or not, background and all."""
-    known = torch.cat([_thumbnails(photos), _thumbnails([photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for photo in photos])])
+    known = torch.cat(
+        [_thumbnails(photos), _thumbnails([photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for photo in photos])]
+    )
     return ((_thumbnails(pictures) @ known.T).amax(1) > COPY).float().mean().item()
 
 
 def _thumbnails(pictures: Sequence[Image.Image]) -> Tensor:
     """(N, 768), mean-free and of length 1, so that products are correlations."""
-    small = torch.stack([torch.from_numpy(np.asarray(p.convert("RGB").resize((16, 16), Image.Resampling.BOX), dtype=np.float32)) for p in pictures])
+    small = torch.stack(
+        [
+            torch.from_numpy(np.asarray(p.convert("RGB").resize((16, 16), Image.Resampling.BOX), dtype=np.float32))
+            for p in pictures
+        ]
+    )
     flat = small.flatten(1)
     return torch.nn.functional.normalize(flat - flat.mean(1, keepdim=True), dim=1)
 
@@ -207,9 +240,19 @@ class Guard:
         self.improved, verdicts = self.rulings.take(step, values)
         self.stop = self.rulings.stops(verdicts)
         self._keep()
-        verdict = "" if not verdicts else f"stopped at step {step}: {self.stop}" if self.stop else f"would have stopped at step {step}: {'; '.join(verdicts)}"
+        verdict = (
+            ""
+            if not verdicts
+            else f"stopped at step {step}: {self.stop}"
+            if self.stop
+            else f"would have stopped at step {step}: {'; '.join(verdicts)}"
+        )
         if any(words.startswith("overfitting") for words in verdicts) and not self.stop:
-            yield Notice(f"Step {step}: {next(w for w in verdicts if w.startswith('overfitting'))}.", "Fewer steps, a lower rate, or more varied photos help.", "warning")
+            yield Notice(
+                f"Step {step}: {next(w for w in verdicts if w.startswith('overfitting'))}.",
+                "Fewer steps, a lower rate, or more varied photos help.",
+                "warning",
+            )
         yield Meters(step, values, verdict)
 
     def remember_best(self, checkpoint: Path) -> None:
@@ -219,9 +262,14 @@ class Guard:
 
     def _keep(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        state = {"history": self.rulings.history, "best_step": self.rulings.best_step, "stale": self.rulings.stale,
-                 "best_score": self.rulings.best_score if self.rulings.best_step is not None else None,
-                 "named": sorted(self.rulings.named), "best": str(self.best) if self.best else None}  # fmt: skip
+        state = {
+            "history": self.rulings.history,
+            "best_step": self.rulings.best_step,
+            "stale": self.rulings.stale,
+            "best_score": self.rulings.best_score if self.rulings.best_step is not None else None,
+            "named": sorted(self.rulings.named),
+            "best": str(self.best) if self.best else None,
+        }
         (self.folder / "readings.json").write_text(json.dumps(state, indent=1))
         pictures = self.meters["pictures"]
         for index, picture in enumerate(pictures.base if pictures else []):
@@ -230,9 +278,18 @@ class Guard:
 
     def _restore(self) -> None:
         state = json.loads((self.folder / "readings.json").read_text())
-        self.rulings = Rulings(self.settings, [(step, values) for step, values in state["history"]], state["best_step"],
-                               float("-inf") if state["best_score"] is None else state["best_score"], state["stale"], set(state["named"]))  # fmt: skip
+        self.rulings = Rulings(
+            self.settings,
+            [(step, values) for step, values in state["history"]],
+            state["best_step"],
+            float("-inf") if state["best_score"] is None else state["best_score"],
+            state["stale"],
+            set(state["named"]),
+        )
         self.best = Path(state["best"]) if state["best"] else None
         if (pictures := self.meters["pictures"]) is not None:
-            pictures.base = [Image.open(self.folder / f"base-{i}.png").convert("RGB") for i in range(len(pictures.prompts))
-                             if (self.folder / f"base-{i}.png").exists()]  # fmt: skip
+            pictures.base = [
+                Image.open(self.folder / f"base-{i}.png").convert("RGB")
+                for i in range(len(pictures.prompts))
+                if (self.folder / f"base-{i}.png").exists()
+            ]

@@ -114,7 +114,9 @@ def _one_step(job: Job) -> Iterator[Event]:
 
     def loss(prediction: torch.Tensor, index: int):
         batch = micro[index]
-        total, instance, prior = job.objective.loss(prediction, batch.target, batch.weights, batch.instances, batch.mask)
+        total, instance, prior = job.objective.loss(
+            prediction, batch.target, batch.weights, batch.instances, batch.mask
+        )
         return total / job.batches.accumulation, instance, prior
 
     result = job.engine.step([batch.values for batch in micro], loss, rates)
@@ -133,8 +135,18 @@ def _settle(job: Job) -> Step:
         raise Diverged(_explain(pending, total))
     images = sum(len(batch.target) for batch in pending.micro)
     job.images += images
-    return Step(pending.step, job.total, total, instance, prior, pending.lr, float(pending.result.grad_norm),
-                pending.ended - pending.started, images, **job.vitals.read())  # fmt: skip
+    return Step(
+        pending.step,
+        job.total,
+        total,
+        instance,
+        prior,
+        pending.lr,
+        float(pending.result.grad_norm),
+        pending.ended - pending.started,
+        images,
+        **job.vitals.read(),
+    )
 
 
 def _explain(pending: Pending, total: float) -> str:

@@ -65,7 +65,9 @@ class Objective:
             return (capped / (snr + 1)).float()
         return torch.where(snr > 0, capped / snr.clamp(min=torch.finfo(snr.dtype).tiny), 1.0).float()
 
-    def loss(self, prediction: Tensor, target: Tensor, weights: Tensor, instances: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def loss(
+        self, prediction: Tensor, target: Tensor, weights: Tensor, instances: int, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """(total, instance, class) losses, fp32 scalars. The first `instances` rows are photos, the rest class images;
         a half without rows adds nothing to the total and is nan itself.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from trainer import adapters, cache, checkpoint, export, models, sample, stages
+from trainer.assemble import live_texts, make_engine
 from trainer.config import Config, ConfigError
 from trainer.engine import Engine
 from trainer.events import Event, Finished
@@ -23,7 +24,9 @@ from trainer.sampler import Look
 from trainer.settle import unused
 
 
-def sample_run(run: Path, prompts: Sequence[str], seeds: Sequence[int], output: Path | None, config: Config) -> Iterator[Event]:
+def sample_run(
+    run: Path, prompts: Sequence[str], seeds: Sequence[int], output: Path | None, config: Config
+) -> Iterator[Event]:
     """Draw every prompt with every seed, from the newest checkpoint of `run`, from one checkpoint, or from a model."""
     begun = time.perf_counter()
     device = stages.choose_device(config)
@@ -34,17 +37,35 @@ def sample_run(run: Path, prompts: Sequence[str], seeds: Sequence[int], output: 
     step = checkpoint.step_of(point) if point else 0
     wanted = [*dict.fromkeys(prompts), config.sample.negative_prompt]
     if engine is not None and config.train.train_text_encoder:
-        texts = stages.live_texts(engine, cache.token_ids(parts, wanted), wanted)
+        texts = live_texts(engine, cache.token_ids(parts, wanted), wanted)
     else:
         texts = yield from cache.encode_prompts(parts, wanted, device, None)
     side = config.data.resolution or parts.family.resolution
-    look = Look((side, side), config.sample.steps, config.sample.guidance_scale, negative=config.sample.negative_prompt,
-                zero_terminal_snr=config.train.zero_terminal_snr)  # fmt: skip
-    folder = output or unused((run if point is None and run.is_dir() else (point.parent if point else Path.cwd())) / "drawn")
+    look = Look(
+        (side, side),
+        config.sample.steps,
+        config.sample.guidance_scale,
+        negative=config.sample.negative_prompt,
+        zero_terminal_snr=config.train.zero_terminal_snr,
+    )
+    folder = output or unused(
+        (run if point is None and run.is_dir() else (point.parent if point else Path.cwd())) / "drawn"
+    )
     rows = [(prompt, seed) for prompt in prompts for seed in seeds]
     denoiser = engine.as_module(parts.unet) if engine else parts.unet.to(device)
-    yield from sample.preview(parts, denoiser, texts, [p for p, _ in rows], [s for _, s in rows], folder, step, look=look,
-                              device=device, batch_size=config.sample.batch_size or 1, tile=config.memory.vae_tile)  # fmt: skip
+    yield from sample.preview(
+        parts,
+        denoiser,
+        texts,
+        [p for p, _ in rows],
+        [s for _, s in rows],
+        folder,
+        step,
+        look=look,
+        device=device,
+        batch_size=config.sample.batch_size or 1,
+        tile=config.memory.vae_tile,
+    )
     yield Finished("done", step, time.perf_counter() - begun, str(run), f"pictures    {folder}")
 
 
@@ -56,7 +77,9 @@ def export_run(run: Path, formats: Sequence[str] | None, precision: str, output:
         raise no_checkpoint(run)
     config = settings(file=point.parent / "config.toml")
     parts, engine = restore(point, config, torch.device("cpu"))
-    formats = list(formats or config.export.formats or (["lora_diffusers"] if config.train.method != "full" else ["diffusers"]))
+    formats = list(
+        formats or config.export.formats or (["lora_diffusers"] if config.train.method != "full" else ["diffusers"])
+    )
     folder = output or unused(point.parent / f"model-{checkpoint.step_of(point):06d}-{precision}")
     yield from export.write(parts, engine.master, folder, formats, precision, stages.metadata(config))
     yield Finished("done", checkpoint.step_of(point), time.perf_counter() - begun, str(run), f"model       {folder}")
@@ -68,7 +91,10 @@ def newest(run: Path) -> Path | None:
 
 
 def no_checkpoint(run: Path) -> ConfigError:
-    return ConfigError(f"{run} holds no checkpoint to start from.", "Name a run folder (or one of its step-... folders) that was saved.")
+    return ConfigError(
+        f"{run} holds no checkpoint to start from.",
+        "Name a run folder (or one of its step-... folders) that was saved.",
+    )
 
 
 def restore(point: Path, config: Config, device: torch.device) -> tuple[Parts, Engine]:
@@ -77,9 +103,11 @@ def restore(point: Path, config: Config, device: torch.device) -> tuple[Parts, E
     with torch.random.fork_rng():  # loading a checkpoint puts torch's generators back, which is for resuming only
         state, weights, average, _ = checkpoint.load(point)
     if state["model"] != parts.digest:
-        raise ConfigError(f"{point} was trained from another version of {config.model.name} than the one that is there now.",
-                          "Put the model back, or name it with --model (the run's config.toml has the name it had).")  # fmt: skip
-    engine = stages.make_engine(config, parts, Policy.from_json(state["policy"]), device)
+        raise ConfigError(
+            f"{point} was trained from another version of {config.model.name} than the one that is there now.",
+            "Put the model back, or name it with --model (the run's config.toml has the name it had).",
+        )
+    engine = make_engine(config, parts, Policy.from_json(state["policy"]), device)
     adapters.dropout(parts, False)
     engine.load_state_dict(weights)
     if average is not None:
@@ -89,5 +117,11 @@ def restore(point: Path, config: Config, device: torch.device) -> tuple[Parts, E
 
 def _load(config: Config) -> tuple[Parts, None]:
     model = config.model
-    return models.load(model.name or "demo", family=model.family, revision=model.revision, variant=model.variant, vae=model.vae,
-                       prediction_type=model.prediction_type), None  # fmt: skip
+    return models.load(
+        model.name or "demo",
+        family=model.family,
+        revision=model.revision,
+        variant=model.variant,
+        vae=model.vae,
+        prediction_type=model.prediction_type,
+    ), None

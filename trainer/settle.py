@@ -28,8 +28,8 @@ def subject(config: Config) -> None:
         if not config.chosen(f"data.{knob}"):
             config.settle(f"data.{knob}", facts[knob], "built-in photos")
     if not config.sample.validation_prompt:
-        words, kind = f"{config.data.identifier} {config.data.class_name}", config.data.class_name
-        prompts = [f"a photo of a {words}", facts["unseen_prompt"], f"a photo of a {kind}"]
+        mine = instance_prompt(config.data)
+        prompts = [mine, f"{mine} {facts['unseen_context']}", class_prompt(config)]
         config.settle("sample.validation_prompt", prompts, "built-in photos")
 
 
