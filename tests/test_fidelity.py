@@ -28,7 +28,7 @@ def test_formats_that_round_at_random_lose_nothing_on_average(formats):
         assert formats[what]["kept"] == pytest.approx(1, abs=0.03)
 
 
-@pytest.mark.parametrize("moments,allowed", [("8bit", 0.15), ("4bit", 0.5)])
+@pytest.mark.parametrize("moments,allowed", [("8bit", 0.35), ("4bit", 0.5)])
 def test_smooth_updates_below_the_24th_bit_are_kept_by_the_whole_optimizer(moments, allowed):
     """Constant small gradients among large ones: every update is alike, so rounding to nearest would lose them all."""
     torch.manual_seed(0)
