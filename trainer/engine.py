@@ -153,9 +153,8 @@ class Engine:
             unit, holding, learns = self.units[k], self.holdings[k], self._learns(k, rates)
             holding.bring(state=learns and at_once)
             holding.use_weights()
-            following = route.next(k, backward=True)
-            if following is not None:
-                self.holdings[following].bring(state=self._learns(following, rates) and at_once)
+            if (following := route.next(k, backward=True)) is not None:
+                self.holdings[following].bring()  # its state has its own visit's length to arrive
             grad = self._open_gradients(holding, len(values)) if learns else None
             reached = False
             for i, store in enumerate(values):

@@ -1,8 +1,9 @@
 """Streaming: optimizer state, or weights too, wait in pinned host memory and visit the card when their unit runs.
 
-Each unit's bytes are one block, so a visit is one copy. The next unit's block is brought on a side stream while this
-unit computes, and what changed is taken back on another, so that PCIe works in both directions beside the kernels; the
-card holds a window of two units. With `resident_units` the largest units stay, which also shrinks the window.
+A unit's weights are one block and its state another, so a visit is one or two copies. The next unit's weights are brought
+on a side stream while this unit computes; its own state, which is needed only at the end of its visit, meanwhile too;
+what changed is taken back on a third, so that PCIe works in both directions beside the kernels. With `resident_units`
+the largest units stay, which also shrinks the window.
 
 Saves: 3.1 of 5.1 bytes a weight (state) or all of them (all), but for a window of about two of the largest units.
 Costs: PCIe traffic of the streamed bytes each way and step, hidden where computing takes longer; as much pinned RAM.
