@@ -7,7 +7,7 @@ alone; the engine takes the trained weights over; a streamed denoiser (stream = 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -39,13 +39,14 @@ class PhasePlan:
 @dataclass(frozen=True)
 class Standing:
     """What an engine keeps between steps. card: all of it there, weights: the weights among it; state: optimizer state
-    wherever it is; saved: what a checkpoint holds; blocks: what a streamed unit moves, largest first."""
+    wherever it is; saved: what a checkpoint holds; trained: weights that learn, as wide as their gradients; blocks: what a streamed unit moves, largest first."""
 
     card: int = 0
     weights: int = 0
     host: int = 0
     state: int = 0
     saved: int = 0
+    trained: int = 0
     blocks: tuple[int, ...] = ()
 
 
@@ -87,6 +88,19 @@ class Phases:
 
     def step_bytes(self, policy: Policy) -> int:
         return _process(self.work(policy).card_peak)
+
+    def at_least(self, policy: Policy) -> int:
+        """A lower bound of `step_bytes` without a simulation: what the engine keeps between steps, and what was simulated
+        with gradients on the card, less all gradients."""
+        self._adapt()
+        if policy not in self.standing:
+            with rehearse.engine(self.parts, policy, text=self.text) as made:
+                self.standing[policy] = _standing(made, policy)
+        bounds = [self.standing[policy].card]
+        sibling = self.steps.get(replace(policy, gradients="card"))
+        if sibling is not None:
+            bounds.append(sibling.card_peak - self.standing[policy].trained)
+        return _process(max(bounds))
 
     def residents(self, policy: Policy, budget: int) -> Iterator[int]:
         """Numbers of units to keep on the card, largest first: the largest that should fit, then somewhat fewer."""
@@ -277,5 +291,7 @@ def _standing(made: Engine, policy: Policy) -> Standing:
     host = sum(b.home.nbytes for h in holdings for b in (h.weights, h.state) if not b.resident)
     moving = [h.state.home.nbytes + (h.weights.home.nbytes if policy.stream == "all" else 0) for h in holdings]
     saved = sum(h.state.home.nbytes + h.weights.home.nbytes for h in holdings if h.n)
-    return Standing(card["weights"] + card["state"], card["weights"], host, sum(h.state.home.nbytes for h in holdings), saved,
-                    tuple(sorted(moving, reverse=True)))  # fmt: skip
+    trained = sum(h.n * h.tensors["weight"][1].itemsize for h in holdings)
+    state = sum(h.state.home.nbytes for h in holdings)
+    blocks = tuple(sorted(moving, reverse=True))
+    return Standing(card["weights"] + card["state"], card["weights"], host, state, saved, trained, blocks)

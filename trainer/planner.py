@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from trainer import calibration, cards, solver
+from trainer.budget import compare, enforce, probe, spill_watch
 from trainer.config import Config, ConfigError
 from trainer.events import Event, Notice, PlanReady
 from trainer.models.base import Parts
@@ -22,6 +23,8 @@ from trainer.models.describe import Facts, describe
 from trainer.phases_planned import PhasePlan, Phases
 from trainer.plan_text import gib, table
 from trainer.policy import Policy
+
+__all__ = ["Machine", "Plan", "compare", "draft", "enforce", "main", "plan", "probe", "public_facts", "spill_watch"]
 
 
 @dataclass(frozen=True)
@@ -98,17 +101,16 @@ def plan(config: Config, facts: Facts, device: torch.device | str = "cuda", mach
     return made
 
 
-def draft(config: Config, facts: Facts, machine: Machine) -> Plan:
-    """As `plan`, but what does not fit is returned, with its refusal, instead of raised."""
-    phases = Phases(config, meta_parts(config, facts), machine.kind)
+def draft(config: Config, facts: Facts, machine: Machine, phases: Phases | None = None) -> Plan:
+    """As `plan`, but what does not fit is returned, with its refusal, instead of raised. `phases`: rehearsals to share
+    with other budgets of the same configuration."""
+    phases = phases or Phases(config, meta_parts(config, facts), machine.kind)
     budget = budget_bytes(config, machine)
     start = solver.base(config, machine.kind, bf16=machine.card is None or machine.card.bf16)
     ladder = solver.rungs(config, start, facts)
     if machine.kind == "cpu":
         ladder, budget = ladder[:1], None
-    found = solver.solve(
-        ladder, budget, phases.step_bytes, phases.residents, fixed_residents=config.memory.resident_units is not None
-    )
+    found = _solve(config, ladder, budget, phases)
     planned = phases.all(found.policy, budget)
     work = phases.work(found.policy)
     card = machine.card if machine.kind == "cuda" else None
@@ -133,6 +135,11 @@ def draft(config: Config, facts: Facts, machine: Machine) -> Plan:
     warnings = _warnings(config, result, machine, start, facts, phases)
     result = replace(result, explanation=explain(result, found, phases), warnings=warnings)
     return replace(result, refusal=None if result.fits or warnings else refuse(result, found, config))
+
+
+def _solve(config: Config, ladder: list[tuple[solver.Rung, Policy]], budget: int | None, phases: Phases) -> solver.Found:
+    fixed = config.memory.resident_units is not None
+    return solver.solve(ladder, budget, phases.step_bytes, phases.residents, at_least=phases.at_least, fixed_residents=fixed)
 
 
 def mode(config: Config) -> str:
@@ -222,7 +229,7 @@ def _warnings(config: Config, made: Plan, machine: Machine, start: Policy, facts
         for axis in asked:
             setattr(free.memory, axis, "auto")
         ladder = solver.rungs(free, solver.base(free, machine.kind, start.compute != torch.float16), facts)
-        better = solver.solve(ladder, made.budget_bytes, phases.step_bytes, phases.residents)
+        better = _solve(free, ladder, made.budget_bytes, phases)
         if better.fits:
             flags = " ".join(f"--{axis} {getattr(config.memory, axis)}" for axis in asked)
             found.append(f"{flags} is kept as asked, but makes the plan not fit: {gib(made.vram_peak_bytes)} of {gib(made.budget_bytes)}. "

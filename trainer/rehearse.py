@@ -69,13 +69,14 @@ def train(parts: Parts, made: Engine, shapes: Shapes, *, text: bool, steps: int 
             with tracker.kind("inputs"):
                 micro = [batch(parts, shapes, text) for _ in range(shapes.accumulation)]
             tracker.restart()
-            _step(made, micro, shapes)
+            run_step(made, micro, shapes)
     return tracker.watched()
 
 
-def _step(made: Engine, micro: list[tuple[dict[str, Tensor], Tensor, Tensor | None]], shapes: Shapes) -> None:
+def run_step(made: Engine, micro: list[tuple[dict[str, Tensor], Tensor, Tensor | None]], shapes: Shapes) -> None:
+    """One step of the engine with the loop's own loss."""
     aims = objective.Objective(torch.linspace(0.999, 0.001, T, dtype=torch.float64, device="cpu"))
-    weights = torch.ones(shapes.rows, device="meta")
+    weights = torch.ones(shapes.rows, device=made.device)
 
     def loss(prediction: Tensor, index: int) -> tuple[Tensor, Tensor, Tensor]:
         _, target, mask = micro[index]

@@ -129,15 +129,13 @@ class Tracker(TorchDispatchMode):
             return self._repeat(func, known)
         out = known.unchanged(args) if known is not None else func(*args, **kwargs)
         fresh = False
-        for tensor in _tensors(out):
+        for tensor in () if written or func.is_view else _tensors(out):  # neither views nor changes in place allocate
             storage = tensor.untyped_storage()
             if storage._cdata not in self._live:
                 fresh = True
                 self._add(storage, self._buffer(func, tensor))
         if fresh:
-            name = func._schema.name
-            self._mark("card", name)
-            self._mark("host", name)
+            self._mark_after(func)
         before = self.flops, self.moved, self.matmul_moved
         if formula is not None:
             self.flops += formula(*args, **kwargs, out_val=out)
@@ -153,7 +151,7 @@ class Tracker(TorchDispatchMode):
         out = known.make()
         for tensor in _tensors(out):
             self._add(tensor.untyped_storage(), self._buffer(func, tensor))
-        self._mark("card", func._schema.name)
+        self._mark_after(func)
         flops, moved, matmul_moved = known.work
         self.flops += flops
         self.moved += moved
@@ -169,9 +167,9 @@ class Tracker(TorchDispatchMode):
     def _rule(self, func: Any) -> tuple[Any, tuple[int, ...], bool]:
         packet = func._overloadpacket
         formula = flop_registry.get(packet, EXTRA_FORMULAS.get(packet))
-        composite = formula is None and torch._C._dispatch_has_kernel_for_dispatch_key(
-            func.name(), "CompositeImplicitAutograd"
-        )
+        has = torch._C._dispatch_has_kernel_for_dispatch_key
+        # some operators have a kernel and a decomposition (silu_backward): on a card the kernel runs
+        composite = formula is None and has(func.name(), "CompositeImplicitAutograd") and not has(func.name(), "CPU")
         arguments = func._schema.arguments
         written = tuple(
             i
@@ -241,6 +239,14 @@ class Tracker(TorchDispatchMode):
         _, size, (place, kind) = self._live.pop(key)
         self._now[place, kind] -= size
         self._total[place] -= size
+
+    def _mark_after(self, func: Any) -> None:
+        """Look for a new peak. Autograd adds gradients that meet in place, but not while a dispatch mode watches: there
+        the sum is a new tensor and the old one dies at once, so such a sum is looked at when the next operator runs."""
+        if func is torch.ops.aten.add.Tensor and torch._C._current_graph_task_id() != -1:
+            return
+        self._mark("card", func._schema.name)
+        self._mark("host", func._schema.name)
 
     def _mark(self, place: str, name: str) -> None:
         if self._total[place] > self._peak[place]:

@@ -111,25 +111,36 @@ def rungs(config: Config, start: Policy, facts: object) -> list[tuple[Rung, Poli
     return [(rung, policy) for policy, rung in found.items()]
 
 
-def solve(ladder: list[tuple[Rung, Policy]], budget: int | None, measure: Callable[[Policy], int],
-          residents: Callable[[Policy, int], Iterator[int]], *, fixed_residents: bool = False) -> Found:  # fmt: skip
+def solve(
+    ladder: list[tuple[Rung, Policy]],
+    budget: int | None,
+    measure: Callable[[Policy], int],
+    residents: Callable[[Policy, int], Iterator[int]],
+    *,
+    at_least: Callable[[Policy], int] = lambda policy: 0,
+    fixed_residents: bool = False,
+) -> Found:
     """The first rung that fits. measure: policy -> bytes of the process at the step's peak, simulated.
 
-    residents(policy, budget): numbers of units worth trying to keep on the card, largest first, for a streaming rung
-    that fits with none.
+    at_least(policy): a lower bound that costs nothing, so that hopeless rungs are not simulated. residents(policy,
+    budget): numbers of units worth trying to keep on the card, largest first, for a streaming rung that fits with none.
     """
     tried: list[tuple[str, int]] = []
-    smallest: Found | None = None
+    smallest: tuple[int, Rung, Policy] | None = None
     for rung, policy in ladder:
-        size = measure(policy)
+        size = at_least(policy)
+        if budget is None or size <= budget:
+            size = measure(policy)
         if budget is None or size <= budget:
             if policy.stream != "off" and not fixed_residents and budget is not None:
                 policy, size = _fill(policy, size, budget, measure, residents)
             return Found(policy, size, rung.words, True, tuple(tried))
         tried.append((rung.words, size))
-        if smallest is None or size < smallest.step_bytes:
-            smallest = Found(policy, size, rung.words, False)
-    return replace(smallest, tried=tuple(tried))
+        if smallest is None or size < smallest[0]:
+            smallest = (size, rung, policy)
+    assert smallest is not None
+    _, rung, policy = smallest
+    return Found(policy, measure(policy), rung.words, False, tuple(tried))
 
 
 def _fill(policy: Policy, size: int, budget: int, measure, residents) -> tuple[Policy, int]:

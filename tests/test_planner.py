@@ -1,0 +1,227 @@
+"""Plans of real families from their shipped configurations: sizes, choices, words and the JSON line."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from trainer import budget, calibration, cards, planner, rehearse
+from trainer.calibration import GIB
+from trainer.config import Config, ConfigError
+from trainer.models import family
+from trainer.planner import Machine
+from trainer.policy import Policy
+
+FULL = Policy(weights="24bit", moments="8bit", compute=torch.bfloat16, recompute_kernels=True, channels_last=True, gradients="ram",
+              checkpointing="blocks")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def parts():
+    made = {}
+
+    def get(name: str):
+        if name not in made:
+            made[name] = family(name).meta()
+        return made[name]
+
+    return get
+
+
+def step_gib(parts, name: str, policy: Policy, side: int) -> float:
+    """GiB of live tensors at the peak of one pair step."""
+    with rehearse.engine(parts(name), policy, text=False) as engine:
+        return rehearse.train(parts(name), engine, rehearse.Shapes((side, side)), text=False).card_peak / GIB
+
+
+@pytest.mark.parametrize(("limit", "changes"), [
+    (4.6, {}),
+    (3.75, {"moments": "4bit"}),
+    (6.0, {"checkpointing": "off"}),
+    (2.4, {"stream": "state"}),
+    (1.2, {"stream": "all"}),
+], ids=["8-bit moments", "4-bit moments", "no recompute", "state streamed", "everything streamed"])  # fmt: skip
+def test_a_pair_step_of_sd15_stays_below_its_target(parts, limit, changes):
+    assert step_gib(parts, "sd1", replace(FULL, **changes), 512) <= limit
+
+
+@pytest.mark.parametrize(("limit", "changes"), [
+    (11.2, {"moments": "4bit"}),
+    (6.5, {"stream": "state"}),
+    (2.0, {"stream": "all", "boundaries": "ram"}),
+], ids=["4-bit moments", "state streamed", "everything streamed"])  # fmt: skip
+def test_a_pair_step_of_sdxl_stays_below_its_target(parts, limit, changes):
+    assert step_gib(parts, "sdxl", replace(FULL, **changes), 1024) <= limit
+
+
+def small(**settings: object) -> Config:
+    """A plan that costs little to make: the built-in model's shapes."""
+    made = Config()
+    made.model.name = "demo"
+    made.prior.with_prior_preservation = True
+    for key, value in settings.items():
+        section, name = key.split("__")
+        setattr(getattr(made, section), name, value)
+    return made
+
+
+@pytest.fixture(scope="module")
+def facts():
+    return planner.facts_for(small())
+
+
+def draft(facts, machine: Machine | None = None, **settings: object) -> planner.Plan:
+    return planner.draft(small(**settings), facts, machine or Machine("cuda", cards.find("RTX 3060")))
+
+
+def test_plans_are_pure(facts):
+    first, second = draft(facts, memory__vram_gb=4.0), draft(facts, memory__vram_gb=4.0)
+    assert first == second
+    assert first.as_json() == second.as_json()
+
+
+def test_the_json_line_has_exactly_the_promised_fields(facts, capsys):
+    plan = draft(facts, memory__vram_gb=4.0)
+    line = json.loads(json.dumps(plan.as_json()))
+    assert list(line) == ["model", "mode", "preset", "budget_bytes", "fits", "vram_peak_bytes", "ram_peak_bytes", "disk_bytes",
+                          "step_tensor_bytes", "steps_per_second", "settings", "phases"]  # fmt: skip
+    assert all(list(phase) == ["name", "vram_bytes", "ram_bytes", "parts"] for phase in line["phases"])
+    assert line["vram_peak_bytes"] == max(phase["vram_bytes"] for phase in line["phases"])
+
+
+def test_the_parts_of_every_phase_sum_to_its_peak(facts):
+    for phase in draft(facts, memory__vram_gb=4.0).phases:
+        assert sum(phase.parts.values()) == pytest.approx(phase.vram_bytes, abs=2)
+
+
+def test_all_phases_of_a_run_are_planned(facts):
+    names = [phase.name for phase in draft(facts).phases]
+    assert names == ["load", "class images", "cache images", "cache text", "train", "sample", "save", "export"]
+    without = [phase.name for phase in draft(facts, prior__with_prior_preservation=False).phases]
+    assert "class images" not in without
+
+
+def test_the_step_is_counted_without_context_and_workspaces(facts):
+    plan = draft(facts)
+    train = next(phase for phase in plan.phases if phase.name == "train")
+    assert train.vram_bytes == plan.step_tensor_bytes + sum(calibration.overhead(plan.step_tensor_bytes).values())
+
+
+def test_an_impossible_budget_is_refused_with_the_nearest_plan(facts):
+    config = small(memory__vram_gb=0.61)
+    with pytest.raises(ConfigError) as refused:
+        planner.plan(config, facts, "cuda", Machine("cuda"))
+    assert "does not fit" in refused.value.what
+    assert "--vram_gb" in refused.value.fix
+
+
+def test_what_somebody_set_wins_and_a_warning_says_that_it_does_not_fit(facts):
+    free = draft(facts)
+    tight = draft(facts, memory__vram_gb=10.0, train__train_batch_size=8)
+    need = next(p for p in tight.phases if p.name == "train").vram_bytes
+    assert free.fits
+    plan = draft(facts, memory__vram_gb=need / GIB - 0.005, memory__checkpointing="off", memory__gradients="card",
+                 memory__stream="off", train__train_batch_size=8)  # fmt: skip
+    assert plan.policy.checkpointing == "off"
+    assert not plan.fits
+    assert "--checkpointing off" in plan.warnings[0]
+    assert plan.refusal is None
+
+
+def test_on_a_cpu_the_plan_is_fp32_and_speaks_of_ram(facts):
+    plan = draft(facts, Machine("cpu", None, None, 64 * GIB))
+    assert (plan.policy.weights, plan.policy.moments) == ("fp32", "fp32")
+    assert plan.vram_peak_bytes == 0
+    assert plan.fits
+    assert "CPU" in plan.explanation
+    assert plan.steps_per_second is None
+
+
+def test_too_little_ram_is_said(facts):
+    plan = draft(facts, Machine("cpu", None, None, 1000))
+    assert "RAM" in plan.warnings[0]
+
+
+def test_adapters_take_less_than_all_weights(facts):
+    assert draft(facts, train__method="lora").step_tensor_bytes < draft(facts).step_tensor_bytes
+
+
+def test_training_the_text_encoder_takes_more(facts):
+    assert draft(facts, train__train_text_encoder=True).step_tensor_bytes > draft(facts).step_tensor_bytes
+
+
+def test_the_event_carries_phases_and_parts(facts):
+    event, *_ = draft(facts, memory__vram_gb=4.0).events()
+    assert event.phases["train"] > 0
+    assert event.budget_bytes == 4 * GIB
+    assert "of 4.00 GiB" in event.text
+
+
+def test_speed_is_an_estimate_that_follows_the_card(facts):
+    slow = draft(facts, Machine("cuda", cards.find("RTX 3050")), train__train_batch_size=8)
+    fast = draft(facts, Machine("cuda", cards.find("H200")), train__train_batch_size=8)
+    assert fast.steps_per_second >= slow.steps_per_second > 0
+    text = planner.table(fast)
+    assert "not measured" in text
+
+
+def test_published_rates_are_found_by_any_usual_name():
+    assert cards.find("NVIDIA GeForce RTX 3060") is cards.find("3060")
+    assert cards.find("RTX 3060").tflops == pytest.approx(25.5, abs=0.1)
+    assert cards.find("RTX 4090").tflops == pytest.approx(165, abs=1)
+    assert cards.match("Voodoo 2") is None
+    with pytest.raises(ConfigError):
+        cards.find("Voodoo 2")
+
+
+def test_a_plan_is_held_against_what_happened_and_a_deviation_makes_a_report_line(facts):
+    plan = draft(facts, memory__vram_gb=4.0)
+    planned = {p.name: p.vram_bytes - sum(p.parts[k] for k in calibration.overhead(0)) for p in plan.phases}
+    text, notices = budget.compare(plan, {"train": int(planned["train"] * 1.01)})
+    assert "train" in text
+    assert notices == []
+    _, notices = budget.compare(plan, {"train": planned["train"] + GIB})
+    assert "[plan] model=demo" in notices[0].fix
+    assert "measured=" in notices[0].fix
+
+
+def test_a_probe_corrects_the_phases_it_measured_and_no_others(facts):
+    plan = draft(facts, memory__vram_gb=4.0)
+    after = budget.corrected(plan, {"train": 3 * GIB})
+    train = next(p for p in after.phases if p.name == "train")
+    assert train.vram_bytes == 3 * GIB + sum(calibration.overhead(3 * GIB).values())
+    assert [p for p in after.phases if p.name != "train"] == [p for p in plan.phases if p.name != "train"]
+    with pytest.raises(ConfigError, match="CUDA"):
+        budget.probe(plan, "cpu", {})
+
+
+def test_the_budget_leaves_the_context_out_of_the_allocators_share():
+    assert budget.fraction(12 * GIB, 24 * GIB) == pytest.approx((12 - 0.42) / 24)
+    assert budget.fraction(99 * GIB, 24 * GIB) == 1.0
+    assert "CPU" in budget.enforce(12 * GIB, "cpu").text
+
+
+@pytest.mark.parametrize(("reserved", "seconds", "system", "spilled"), [
+    (9 * GIB, [0.3] * 20, "Linux", True),  # more than there is
+    (7.9 * GIB, [0.3] * 20 + [3.0] * 3, "Windows", True),
+    (7.9 * GIB, [0.3] * 20 + [3.0] * 3, "Linux", False),  # there the driver fails instead
+    (7.9 * GIB, [0.3] * 20 + [3.0, 0.3, 0.3], "WSL", False),  # one slow step is a preview, not a spill
+    (4 * GIB, [0.3] * 20 + [3.0] * 3, "WSL", False),
+])  # fmt: skip
+def test_a_spill_into_shared_memory_is_noticed(reserved, seconds, system, spilled):
+    notice = budget.spill_watch(int(reserved), 8 * GIB, seconds, system)
+    assert (notice is not None) == spilled
+    assert notice is None or notice.level == "warning"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card: nothing to measure a plan against")
+def test_a_planned_step_is_within_three_percent_of_the_measured_one():
+    from trainer.benchmarks.harness import Options
+    from trainer.benchmarks.planner import suite
+
+    assert all(math.isclose(row["planned_bytes"], row["measured_bytes"], rel_tol=0.03) for row in suite(Options()))
