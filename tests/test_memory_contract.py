@@ -139,7 +139,7 @@ def test_a_technique_changes_losses_no_more_than_it_declares(plain, technique, n
 
 
 def test_compiled_blocks_change_losses_no_more_than_declared(plain, monkeypatch):
-    monkeypatch.setattr(memory.compile, "BACKEND", "aot_eager")  # what inductor would generate needs a minute
+    monkeypatch.setattr(memory.compile, "BACKEND", "eager")  # what a compiler would generate needs a minute
     settings, tolerance = SETTINGS["compile"]
     found = losses("sd1", "full", Policy(**settings))
     assert torch.allclose(found, plain["sd1", "full"], rtol=tolerance)
@@ -232,17 +232,17 @@ SAVING = {
 }
 
 
-def peak(policy: Policy) -> int:
+def peak(policy: Policy, rows: int) -> int:
     """Bytes on the card at the worst moment of a step, simulated."""
     engine = Engine(Model().to("meta").units(), policy, "meta")
     tracker = Tracker("meta", memory.host.holds)
     for holding in engine.holdings:
         tracker.keep([holding.weights.home, holding.state.home], "weights")
-    target = torch.empty(32, 4, 8, 8, device="meta")
+    target = torch.empty(rows, 4, 8, 8, device="meta")
     values = {
         "sample": target,
-        "timestep": torch.empty(32, device="meta"),
-        "text": torch.empty(32, 5, 12, device="meta"),
+        "timestep": torch.empty(rows, device="meta"),
+        "text": torch.empty(rows, 5, 12, device="meta"),
     }
     with tracker:
         engine.step([values], lambda prediction, i: (prediction.float() - target).pow(2).mean(), 1e-3)
@@ -252,4 +252,5 @@ def peak(policy: Policy) -> int:
 @pytest.mark.parametrize("technique", SAVING)
 def test_a_technique_that_promises_bytes_saves_some(technique):
     settings, base = SAVING[technique]
-    assert peak(Policy(**base | settings)) < peak(Policy(**base))
+    rows = 1 if technique in ("gradients in RAM", "previous") else 32  # where gradients are the peak, or activations
+    assert peak(Policy(**base | settings), rows) < peak(Policy(**base), rows)
