@@ -1,8 +1,11 @@
 """Attention backends and recompute kernels inside real diffusers models: same results, fewer bytes, nothing left behind."""
 
+import weakref
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer.config import ConfigError
 from trainer.memory import attention, recompute_kernels
@@ -30,7 +33,8 @@ def model(request):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            prediction = unet(sample, torch.tensor([3, 500]), text, added_cond_kwargs=added).sample
+            unet(sample, torch.tensor([3, 500]), text, added_cond_kwargs=added)
+        prediction = unet(sample, torch.tensor([3, 500]), text, added_cond_kwargs=added).sample
         weights = {p.untyped_storage().data_ptr() for p in unet.parameters()}
         gradients = torch.autograd.grad(prediction.square().mean(), list(unet.parameters()))
         return prediction, gradients, sum(size for place, size in kept.items() if place not in weights)
@@ -73,6 +77,46 @@ def test_recompute_kernels_change_no_bit_keep_fewer_bytes_and_can_be_undone(mode
     assert same(before, during) and same(before, after)
     assert during[2] < 0.85 * before[2]
     assert after[2] == before[2]
+
+
+class Live(TorchDispatchMode):
+    """Bytes of all storages made under it that are still alive."""
+
+    def __init__(self):
+        super().__init__()
+        self.storages = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                self.storages[storage._cdata] = (weakref.ref(storage), storage.nbytes())
+        return result
+
+    def bytes(self):
+        return sum(size for storage, size in self.storages.values() if storage() is not None)
+
+
+def test_what_norms_and_gates_make_is_not_alive_between_forward_and_backward(model):
+    unet, _ = model
+    sd = unet.config
+    if sd.addition_embed_type is not None:
+        pytest.skip("the same blocks as in the others")
+
+    def alive():
+        with Live() as live:
+            kept = unet(
+                torch.randn(2, 4, 32, 32), torch.tensor([3, 500]), torch.randn(2, 77, sd.cross_attention_dim)
+            ).sample
+        assert kept.requires_grad
+        return live.bytes()
+
+    before = alive()
+    undo = recompute_kernels.apply(unet)
+    during = alive()
+    undo()
+    assert during < 0.7 * before, (during, before)
 
 
 def test_recompute_kernels_may_be_applied_twice(model):
