@@ -120,6 +120,7 @@ def build(
         sample_every=config.sample.validation_steps,
         keep_best=config.guard.keep_best,
     )
+    torch.manual_seed(train.seed)  # what dropout draws from; every other draw has a generator of its own
     if config.guard.watch:
         seen = [dataset.instance(index, 0) for index in range(len(dataset.instances))]
         losses = guard.Losses.of(
@@ -175,6 +176,9 @@ def _prior(
         "denoiser": engine.as_module(parts.unet) if engine else None,
     }
     if config.prior.by == "prediction":
+        rows = config.train.max_train_steps * config.train.train_batch_size * config.train.gradient_accumulation_steps
+        draws = min(prediction.DRAWS, max(rows, 16))  # a short run cannot use more
+        settings |= {"draws": draws, "latents": min(prediction.LATENTS, draws // 4)}
         return None, (yield from prediction.ensure(parts, config, folder, device, texts, **settings))
     place = prior.folder_for(parts, config, folder)
     return (

@@ -165,6 +165,12 @@ def save(job: Job, kind: str) -> Iterator[Event]:
         yield _settle(job)
     started = time.perf_counter()
     state = job.engine.state_dict()
+    broken = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if [name for name in broken if not name.startswith("engine.")]:  # the engine's own counters begin as nan
+        raise Diverged(
+            f"After step {job.done} weights or moments are no longer numbers ({broken[0]}); this checkpoint is not written, "
+            "earlier ones are intact.\n  fix: lower --learning_rate, then --resume_from_checkpoint latest."
+        )
     average = None if job.average is None else job.average.values
     size = sum(t.numel() * t.element_size() for tensors in (state, average or {}) for t in tensors.values())
     checkpoint.require_space(job.run, size, "a checkpoint")

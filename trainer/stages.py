@@ -35,7 +35,6 @@ from trainer.assemble import build, live_texts, look, resumed
 from trainer.config import Config, ConfigError
 from trainer.data import Photo, PhotoSet
 from trainer.dataset import Dataset
-from trainer.effect import idle
 from trainer.engine import Engine
 from trainer.events import Controls, Event, Finished, Notice, PhaseEnded, PhotosScanned, RunStarted, Step
 from trainer.models import Parts
@@ -146,8 +145,7 @@ def choose_device(config: Config) -> torch.device:
 def _announce(ready: Prepared) -> Iterator[Event]:
     config, photos = ready.config, ready.photos
     ready.run.mkdir(parents=True, exist_ok=True)
-    without_effect = {key: found.why for key, found in idle(config).items()}
-    overlay.write(config, config.provenance, ready.run / "config.toml", without_effect)
+    overlay.write(config, config.provenance, ready.run / "config.toml")
     yield RunStarted(
         str(ready.run),
         config.model_dump(),

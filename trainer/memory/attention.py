@@ -170,7 +170,7 @@ def _verify_one(shape: Shape, dtype: torch.dtype, device: torch.device, attentio
     if attention == "sdpa" and device.type == "cuda" and kernel not in ("flash", "memory-efficient", "cuDNN"):
         raise ConfigError(
             f"no fused attention kernel takes {shape} in {dtype} on this card; the math path would store every score.",
-            "Use --compute bf16 or fp16, or --attention xformers; --attention math accepts the memory it costs.",
+            "Use --mixed_precision bf16 or fp16, or --attention xformers; --attention math accepts the memory it costs.",
         )
     out = attend(query, key, value, attention)
     results = (out, *torch.autograd.grad(out, (query, key, value), pull))
