@@ -53,7 +53,8 @@ class Timed:
     rss: int
 
     def row(self, images: int) -> dict:
-        """The columns of a timing: median, spread (half the range between the quartiles' outer values), images a second."""
+        """The columns of a timing: median, spread (half of what lies between the fastest and the slowest repeat), images a
+        second."""
         median = statistics.median(self.seconds)
         return {
             "seconds": round(median, 6),
@@ -155,7 +156,10 @@ def run(suite: str, rows: Iterable[dict], *, folder: Path | None = None, quiet: 
             with (folder / f"{suite}.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"suite": suite} | row | {"origin": where}) + "\n")
     if not quiet:
-        Console(stderr=False).print(table(suite, kept, where))
+        console = Console()
+        if not console.is_terminal:  # a file or a pipe: wide enough that no cell is cut
+            console = Console(width=240)
+        console.print(table(suite, kept, where))
     print(json.dumps({"suite": suite, "origin": where, "rows": kept}))
     return kept
 
@@ -180,4 +184,6 @@ def shown(name: str, value: object) -> str:
         return ""
     if name.endswith("_bytes") and isinstance(value, (int, float)):
         return f"{value / 2**20:.1f}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+    return str(value)

@@ -7,7 +7,6 @@ whose rows say how fast the fallback is, not how good the kernel is. torch.compi
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -22,18 +21,14 @@ from trainer.kernels.layernorm import layernorm
 
 from trainer.memory import attention
 
-from . import harness
+from .harness import Options, timed
 
 FORMATS = (("24bit", "8bit"), ("24bit", "4bit"), ("16bit_sr", "8bit"), ("fp32", "fp32"))
 
 
-def suite(tiny: bool = False) -> list[dict]:
-    return list(rows(harness.Options(tiny=tiny)))
-
-
-def rows(options: harness.Options) -> Iterator[dict]:
+def suite(options: Options) -> Iterator[dict]:
     if options.tiny:
-        options = replace(options, repeats=2, warmup=1)
+        options = replace(options, repeats=min(options.repeats, 2), warmup=min(options.warmup, 1))
     bench = Bench(options)
     yield {"kernel": "copy", "who": "torch", "bytes_moved": bench.copied, "gb_per_second": round(bench.copy / 1e9, 2)}
     yield from _adamw(bench)
@@ -45,7 +40,7 @@ def rows(options: harness.Options) -> Iterator[dict]:
 class Bench:
     """Times calls and relates them to the copy bandwidth of this device."""
 
-    def __init__(self, options: harness.Options):
+    def __init__(self, options: Options):
         self.options, self.device = options, options.device
         self.cuda = self.device.type == "cuda"
         self.small = options.tiny or not self.cuda
@@ -63,7 +58,7 @@ class Bench:
             for _ in range(calls):
                 call()
 
-        measured = sorted(harness.timed(several, self.options).seconds)
+        measured = sorted(timed(several, self.options).seconds)
         return measured[len(measured) // 2] / calls
 
     def row(self, kernel: str, who: str, call: Callable[[], object], moved: int, **more: object) -> dict:
@@ -203,13 +198,3 @@ def _attention(bench: Bench) -> Iterator[dict]:
             flops = 2 * 2 * 2 * heads * tokens * keys * size * 3.5
             row = {"kernel": name, "who": attention.NAMES[kernel], "microseconds": round(seconds * 1e6, 1)}
             yield row | {"tflop_per_second": round(flops / seconds / 1e12, 1)}
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks kernels", description=__doc__.splitlines()[0])
-    parser.add_argument("--tiny", action="store_true", help="seconds instead of minutes")
-    parser.add_argument("--json", action="store_true", help="only the JSON line, no table")
-    options = parser.parse_args(argv)
-    made = rows(harness.Options(tiny=options.tiny))
-    harness.run("kernels", made, folder=None if options.tiny else harness.RESULTS, quiet=options.json)
-    return 0

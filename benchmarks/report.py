@@ -34,7 +34,14 @@ COLUMNS: dict[str, dict[str, str]] = {
         "unrelated_drift": "unrelated drift",
         "seconds": "seconds",
     },
-    "fidelity": {"weights": "weights", "lr": "lr", "relative_error": "relative error"},
+    "fidelity": {
+        "what": "stored as",
+        "gradients": "gradients",
+        "bytes_per_weight": "bytes a weight",
+        "lr": "lr",
+        "error": "error of the update",
+        "kept": "kept",
+    },
     "ladder": {
         "technique": "technique",
         "live_peak_bytes": "live peak MiB",
