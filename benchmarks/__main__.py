@@ -39,7 +39,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--model", default="sd1", help="sd1 (sd15), sd2 or sdxl")
     parser.add_argument("--preset", help="for suites that run presets")
     parser.add_argument("--tiny", action="store_true", help="a tiny model: under a minute on two CPU cores")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, help="timed runs of each row; default 5, with --tiny 2")
     parser.add_argument(
         "--out", type=Path, help="where rows are appended; default benchmarks/results (nowhere with --tiny)"
     )
@@ -47,7 +47,8 @@ def main(words: list[str] | None = None) -> int:
     given = parser.parse_args(words)
     harness = _package("harness")
     model = {"sd15": "sd1", "sd21": "sd2"}.get(given.model, given.model)
-    options = harness.Options(model, given.preset, given.tiny, given.repeats, words=tuple(given.words))
+    repeats, warmup = given.repeats or (2 if given.tiny else 5), 1 if given.tiny else 2
+    options = harness.Options(model, given.preset, given.tiny, repeats, warmup, tuple(given.words))
     folder = given.out or (None if given.tiny else harness.RESULTS)
     harness.run(given.suite, _package(given.suite).suite(options), folder=folder, quiet=given.json)
     return 0

@@ -32,8 +32,11 @@ class Recipe:
     lr: float = 2e-6
 
 
-def stepper(made: Parts, recipe: Recipe, pixels: int, pairs: int, device: torch.device) -> Callable[[], Tensor]:
-    """A function that takes one step on `pairs` photos and as many class images, and returns the loss."""
+def stepper(
+    made: Parts, recipe: Recipe, pixels: int, pairs: int, device: torch.device
+) -> tuple[Callable[[], list[Tensor]], Callable[[], Tensor]]:
+    """(what stays on the device between steps, a function that takes one step on `pairs` photos and as many class images
+    and returns the loss)."""
     unet = made.unet.to(device).train().requires_grad_(True)
     unet.set_attn_processor(AttnProcessor2_0() if recipe.sdpa else AttnProcessor())
     if recipe.checkpointing:
@@ -80,7 +83,12 @@ def stepper(made: Parts, recipe: Recipe, pixels: int, pairs: int, device: torch.
         optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
-    return step
+    def stays() -> list[Tensor]:
+        modules = [unet, *encoders, *([vae] if vae is not None else [])]
+        states = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+        return [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())] + states
+
+    return stays, step
 
 
 def _optimizer(unet: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

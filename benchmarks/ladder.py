@@ -8,8 +8,9 @@ be compared with each other. On a CPU the bytes are those of live tensors, follo
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -59,30 +60,33 @@ def suite(options: Options) -> Iterator[dict]:
     half, above = torch.bfloat16, None
     for name, recipe in recipes(half):
         made = work.parts(options)
-        step = baseline.stepper(made, recipe, work.side(options, made), PAIRS, options.device)
-        above = yield from _row(name, step, options, above)
-        del made, step
+        stays, step = baseline.stepper(made, recipe, work.side(options, made), PAIRS, options.device)
+        above = yield from _row(name, step, options, above, stays)
+        del made, stays, step
         _release()
     for name, policy in policies(half):
         made = work.parts(options)
         undo = memory.prepare(made.unet, policy, options.device)
         batches = [work.batch(made, work.side(options, made), PAIRS, options.device, seed) for seed in range(4)]
         engine, step = work.stepper(made, policy, batches, options.device)
-        above = yield from _row(name, step, options, above, standing=engine.bytes["weights"] + engine.bytes["state"])
+        above = yield from _row(name, step, options, above, partial(work.standing, engine))
         undo()
         del made, engine, step, batches
         _release()
 
 
-def _row(name: str, step, options: Options, above: dict | None, standing: int = 0) -> Iterator[dict]:
-    measured = timed(step, options)
-    row = {"technique": name, "model": "tiny " + options.model if options.tiny else options.model} | measured.row(
-        2 * PAIRS
-    )
-    row["loss"] = round(step().flatten()[0].item(), 5)
+def _row(
+    name: str, step: Callable, options: Options, above: dict | None, stays: Callable
+) -> Generator[dict, None, dict]:
+    row = {"technique": name, "model": options.model, "tiny": options.tiny}
+    row |= timed(step, options).row(2 * PAIRS)
+    key = "peak_allocated_bytes"
     if options.device.type == "cpu":
-        row["live_peak_bytes"] = work.live_peak(step) + standing
-    key = "live_peak_bytes" if options.device.type == "cpu" else "peak_allocated_bytes"
+        key = "live_peak_bytes"
+        row[key], losses = work.live_peak(step, stays())
+    else:
+        losses = step()
+    row["loss"], row["steps"] = round(losses.flatten()[0].item(), 5), options.warmup + options.repeats + 1
     if above is not None:
         row["bytes_against_above"] = f"{(row[key] - above[key]) / 2**20:+.1f} MiB"
         row["speed_against_above"] = f"{row['images_per_second'] / above['images_per_second'] - 1:+.0%}"

@@ -120,7 +120,7 @@ def plain() -> None:
     options = Options(words.model, tiny=words.tiny)
     made = work.parts(options)
     mixed = torch.bfloat16 if options.device.type == "cuda" else None
-    step = baseline.stepper(
+    _, step = baseline.stepper(
         made,
         baseline.Recipe(mixed=mixed, eight_bit=True, sdpa=True, checkpointing=True),
         work.side(options, made),

@@ -1,4 +1,5 @@
-"""Planned against measured bytes of one pair step, technique by technique.
+"""Planned against measured bytes of one pair step, technique by technique. The word
+`simulate` adds plans of the real-size model, which need no card and are not measured.
 
 On a card the measurement is torch's `max_memory_allocated` for a real-size model with random weights; on a CPU it is the
 allocator's own log for a tiny one. The plan never sees the measurement: it is the same code run on meta tensors.
@@ -32,22 +33,26 @@ CASES: dict[str, Policy] = {
     "state streamed": replace(MIXED, checkpointing="blocks", gradients="ram", stream="state"),
     "all streamed": replace(MIXED, checkpointing="blocks", gradients="ram", boundaries="ram", stream="all"),
 }
+OPAQUE = ("trainer::", "aten::convolution")
 # on a CPU host memory is the card's memory, so only what leaves nothing there can be compared
 ON_CPU = ("all kept",)
 
 
 def suite(options: Options) -> Iterator[dict]:
-    real = options.device.type == "cuda"
+    real = options.device.type == "cuda" and not options.tiny
     for name, policy in CASES.items():
         if not real:
             if name not in ON_CPU:
                 continue
             policy = replace(policy, channels_last=False)
         yield row(options, name, policy)
+    if "simulate" in options.words:
+        for name, policy in CASES.items():
+            yield simulated(options, name, policy)
 
 
 def row(options: Options, name: str, policy: Policy) -> dict:
-    real = options.device.type == "cuda"
+    real = options.device.type == "cuda" and not options.tiny
     made = family(options.model)
     shapes = rehearse.Shapes((made.resolution, made.resolution) if real else (256, 256))
     with torch.device("meta"):
@@ -61,6 +66,19 @@ def row(options: Options, name: str, policy: Policy) -> dict:
     )
     return {"model": options.model, "tiny": not real, "case": name, "planned_bytes": planned, "measured_bytes": measured,
             "off_percent": round(100 * (planned - measured) / measured, 2), "simulation_seconds": round(seen.seconds, 2)}  # fmt: skip
+
+
+def simulated(options: Options, name: str, policy: Policy) -> dict:
+    """The plan alone, for a real-size model (with --tiny a tiny one): no byte of it is measured."""
+    made = family(options.model)
+    shapes = rehearse.Shapes((256, 256) if options.tiny else (made.resolution, made.resolution))
+    with torch.device("meta"):
+        parts = made.tiny() if options.tiny else made.meta()
+    with rehearse.engine(parts, policy, text=False) as engine:
+        seen = rehearse.train(parts, engine, shapes, text=False)
+    return {"model": options.model, "tiny": options.tiny, "case": f"{name}, simulated only", "pixels": shapes.size[0],
+            "planned_bytes": seen.card_peak, "planned_host_bytes": seen.host_peak,
+            "tflop": round(seen.flops / 1e12, 3)}  # fmt: skip
 
 
 def on_card(made, policy: Policy, shapes: rehearse.Shapes, device: torch.device) -> int:
@@ -114,7 +132,8 @@ def filled(
 
 def allocator_peak(step: Callable[[], object]) -> int:
     """Largest sum of live bytes that the CPU allocator handed out during `step`, read from its own log. What a kernel of
-    ours allocates and frees within itself on the CPU does not count: on a card that kernel has no temporaries."""
+    ours allocates and frees within itself on the CPU does not count (on a card it has no temporaries), nor what a
+    convolution does (the planner books workspaces apart)."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     events: list[tuple[int, int, int, int]] = []  # time, bytes, address, which kernel of ours (0: none)
@@ -123,7 +142,7 @@ def allocator_peak(step: Callable[[], object]) -> int:
         if node.tag == _EventType.Allocation:
             events.append((node.start_time_ns, node.extra_fields.alloc_size, node.extra_fields.ptr, kernel))
         for child in node.children:
-            walk(child, node.id if node.name.startswith("trainer::") and not kernel else kernel)
+            walk(child, node.id if node.name.startswith(OPAQUE) and not kernel else kernel)
 
     for root in profiler.profiler.kineto_results.experimental_event_tree():
         walk(root, 0)

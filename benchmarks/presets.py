@@ -21,7 +21,12 @@ def suite(options: Options) -> Iterator[dict]:
     with jobs.workplace() as place:
         root = jobs.Path(place)
         made = jobs.material(options, root)
-        for name in [options.preset] if options.preset else presets():
+        names = list(presets())
+        if options.preset:
+            names = [options.preset]
+        elif options.tiny:
+            names = [names[0], names[-1]]
+        for name in names:
             yield measure(options, made, root, name)
 
 

@@ -49,7 +49,7 @@ def suite(options: Options) -> Iterator[dict]:
     flops_peak, bandwidth = peaks(device)
     roofline = max(counted.flops / flops_peak, (counted.moved + counted.matmul_moved) / bandwidth)
     yield (
-        {"what": "step"}
+        {"what": "step", "model": options.model, "tiny": options.tiny}
         | measured.row(2)
         | {
             "operators": counted.operators,

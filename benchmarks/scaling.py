@@ -19,9 +19,9 @@ def suite(options: Options) -> Iterator[dict]:
     if options.tiny:
         policy = Policy(recompute_kernels=True)
     pixels = work.TINY_SIDE if options.tiny else 512
-    for pairs in (1, 2, 4):
+    for pairs in (1, 2) if options.tiny else (1, 2, 4):
         yield measure(options, policy, "batch", pixels, pairs)
-    for side in (pixels, pixels * 3 // 2, pixels * 2):
+    for side in (pixels, pixels * 2) if options.tiny else (pixels, pixels * 3 // 2, pixels * 2):
         yield measure(options, policy, "resolution", side, 1)
     for model in ("sd1", "sd2", "sdxl"):
         yield measure(replace(options, model=model), policy, "model", pixels, 1)
@@ -35,7 +35,7 @@ def measure(options: Options, policy: Policy, varied: str, pixels: int, pairs: i
     row["parameters"] = sum(holding.n for holding in engine.holdings)
     row |= timed(step, options).row(2 * pairs)
     if options.device.type == "cpu":
-        row["live_peak_bytes"] = work.live_peak(step) + engine.bytes["weights"] + engine.bytes["state"]
+        row["live_peak_bytes"], _ = work.live_peak(step, work.standing(engine))
     undo()
     del made, engine, step
     _release()

@@ -6,7 +6,7 @@ class images make a micro-batch; the engine's step is exactly the one that train
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -101,9 +101,18 @@ def stepper(
     return engine, step
 
 
-def live_peak(step: Callable[[], object]) -> int:
-    """Bytes of tensors that live at the worst moment of one step on the CPU, beyond those that lived before it."""
+def standing(engine: Engine) -> list[Tensor]:
+    """What an engine keeps on the card between steps: weights and optimizer state, where they are not streamed."""
+    return [
+        block.home for holding in engine.holdings for block in (holding.weights, holding.state) if block.resident
+    ]
+
+
+def live_peak(step: Callable[[], Tensor], stays: Iterable[Tensor]) -> tuple[int, Tensor]:
+    """Bytes of tensors that live at the worst moment of one step on the CPU, what `stays` between steps included, and what
+    the step returned. What the engine keeps in host memory is not counted, although here that is the same memory."""
     tracker = Tracker("cpu")
+    tracker.keep(stays, "weights")
     with tracker:
-        step()
-    return tracker.watched().card_peak
+        returned = step()
+    return tracker.watched().card_peak, returned
