@@ -162,7 +162,9 @@ def test_host_memory_of_a_simulation_is_booked_as_ram_and_copies_as_traffic():
 def test_arithmetic_is_counted_as_torch_counts_it():
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = torch.nn.Sequential(torch.nn.Conv2d(4, 8, 3), torch.nn.SiLU(), torch.nn.Flatten(), torch.nn.Linear(8 * 36, 16))
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(4, 8, 3), torch.nn.SiLU(), torch.nn.Flatten(), torch.nn.Linear(8 * 36, 16)
+    )
     x = torch.zeros(2, 4, 8, 8)
     with FlopCounterMode(display=False) as counter:
         model(x).sum().backward()

@@ -31,7 +31,9 @@ def enforce(budget_bytes: int | None, device: torch.device | str) -> Notice:
     """Limit the process to its budget, so that a 12 GB preset on a larger card behaves as on a 12 GB card."""
     device = torch.device(device)
     if device.type != "cuda" or budget_bytes is None:
-        return Notice("No VRAM budget is enforced: the run is on a CPU." if device.type != "cuda" else "No VRAM budget was set.")
+        return Notice(
+            "No VRAM budget is enforced: the run is on a CPU." if device.type != "cuda" else "No VRAM budget was set."
+        )
     total = torch.cuda.get_device_properties(device).total_memory
     share = fraction(budget_bytes, total)
     torch.cuda.set_per_process_memory_fraction(share, device)
@@ -43,20 +45,24 @@ def fraction(budget_bytes: int, total_bytes: int) -> float:
     return min(1.0, max(0.0, (budget_bytes - calibration.CONTEXT_BYTES.amount) / total_bytes))
 
 
-def spill_watch(reserved_bytes: int, physical_bytes: int, seconds: Sequence[float], system: str | None = None) -> Notice | None:
+def spill_watch(
+    reserved_bytes: int, physical_bytes: int, seconds: Sequence[float], system: str | None = None
+) -> Notice | None:
     """What points to the driver lending host memory: more reserved than there is, or steps that suddenly take a multiple.
 
     seconds: wall time of the steps so far, the newest last. system: where it happens; default this machine's.
     """
     system = system or _system()
     if physical_bytes and reserved_bytes > physical_bytes:
-        return Notice(f"{gib(reserved_bytes)} are reserved on a card of {gib(physical_bytes)}: the driver has spilled into shared memory, and steps crawl.",
+        return Notice(f"{gib(reserved_bytes)} are reserved on a card of {gib(physical_bytes)}: "
+                      "the driver has spilled into shared memory, and steps crawl.",
                       SPILL_FIX, "warning")  # fmt: skip
     if system not in ("Windows", "WSL") or len(seconds) < 12:
         return None
     before, now = median(seconds[2:-3]), min(seconds[-3:])  # the first two steps warm up
     if before > 0 and now > CLIFF * before and reserved_bytes > 0.9 * physical_bytes:
-        return Notice(f"Steps take {now:.2f} s instead of {before:.2f} s and the card is full: the driver may have spilled into shared memory.",
+        return Notice(f"Steps take {now:.2f} s instead of {before:.2f} s and the card is full: "
+                      "the driver may have spilled into shared memory.",
                       SPILL_FIX, "warning")  # fmt: skip
     return None
 
@@ -79,14 +85,20 @@ def compare(plan: Plan, actual: Mapping[str, int]) -> tuple[str, list[Notice]]:
         share = (measured - planned) / max(planned, 1)
         lines.append(f"{phase.name:12s} {gib(planned):>9s} {gib(measured):>11s}  {100 * share:+9.1f} %")
         if abs(share) > TOLERANCE and abs(measured - planned) > 64 * calibration.MIB:
-            notices.append(Notice(f"The plan for {phase.name!r} is off by {100 * share:+.0f} %.", f"Please report this line: {report_line(plan, phase.name, planned, measured)}"))
+            notices.append(
+                Notice(
+                    f"The plan for {phase.name!r} is off by {100 * share:+.0f} %.",
+                    f"Please report this line: {report_line(plan, phase.name, planned, measured)}",
+                )
+            )
     return ("\n".join(lines) if len(lines) > 1 else "Plan against actual: nothing was measured on a card."), notices
 
 
 def report_line(plan: Plan, phase: str, planned: int, measured: int) -> str:
     """Everything a maintainer needs to repeat a wrong plan, in one line."""
     settings = " ".join(f"{key.split('.')[-1]}={value}" for key, value in plan.settings.items() if value is not None)
-    return f"[plan] model={plan.model} mode={plan.mode} phase={phase.replace(' ', '_')} planned={planned} measured={measured} torch={torch.__version__} {settings}"
+    numbers = f"planned={planned} measured={measured} torch={torch.__version__}"
+    return f"[plan] model={plan.model} mode={plan.mode} phase={phase.replace(' ', '_')} {numbers} {settings}"
 
 
 def probe(plan: Plan, device: torch.device | str, runs: Mapping[str, Callable[[], object]]) -> Plan:

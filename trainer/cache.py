@@ -9,7 +9,6 @@ cache_latents or cache_text off, the same is done in memory in every run and not
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -185,15 +184,12 @@ def encode_prompts(
     texts = {prompt: store.get(keys[prompt], names) for prompt in prompts}
     missing = [prompt for prompt in prompts if texts[prompt] is None]
     if missing:
-        with ExitStack() as stack:
-            for encoder in parts.text_encoders:
-                stack.enter_context(visiting(encoder, device))
-            for done, prompt in enumerate(missing, len(prompts) - len(missing) + 1):
-                texts[prompt] = {
-                    name: rows[0].float().cpu() for name, rows in parts.family.encode_text(parts, [prompt]).items()
-                }
-                store.put(keys[prompt], texts[prompt])
-                yield phase.progress(done, prompt)
+        for done, prompt in enumerate(missing, len(prompts) - len(missing) + 1):
+            # one encoder on the card at a time: SDXL's two take 3 GiB together
+            rows = parts.family.encode_text(parts, [prompt], visit=lambda encoder: visiting(encoder, device))
+            texts[prompt] = {name: tensor[0].float().cpu() for name, tensor in rows.items()}
+            store.put(keys[prompt], texts[prompt])
+            yield phase.progress(done, prompt)
     if store.remade:
         yield Notice(f"{store.remade} damaged cache files were made again.")
     yield phase.end(f"{len(missing)} prompts encoded, {len(prompts) - len(missing)} from the cache")

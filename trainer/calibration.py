@@ -24,12 +24,24 @@ STUDY = "assumed, not measured; shared study of September 2026, sections 1.1 and
 
 CONTEXT_BYTES = Value(0.42 * GIB, False, f"CUDA context and loaded kernels, headless Linux: {STUDY}")
 WORKSPACE_BYTES = Value(0.18 * GIB, False, f"cuBLAS and cuDNN workspaces: {STUDY}")
-ALLOCATOR_SHARE = Value(0.04, False, f"rounding and fragmentation of the caching allocator, share of live tensors: {STUDY}")
-PROCESS_RAM_BYTES = Value(0.9 * GIB, False, "Python, torch, diffusers and transformers imported, on Linux: assumed, not measured on CUDA")
-MATMUL_EFFICIENCY = Value(0.72, False, f"share of the published tensor rate that bf16 channels-last work reaches: {STUDY}")
-BANDWIDTH_EFFICIENCY = Value(0.85, False, "share of the published memory bandwidth that streaming kernels reach: assumed")
-TRANSFER_OVERLAP = Value(0.8, False, "share of the compute time behind which copies between card and host can hide: assumed")
-LAUNCH_SECONDS = Value(6e-6, False, "host time for one eager operator; a step cannot be faster than its operators: assumed")
+ALLOCATOR_SHARE = Value(
+    0.04, False, f"rounding and fragmentation of the caching allocator, share of live tensors: {STUDY}"
+)
+PROCESS_RAM_BYTES = Value(
+    0.9 * GIB, False, "Python, torch, diffusers and transformers imported, on Linux: assumed, not measured on CUDA"
+)
+MATMUL_EFFICIENCY = Value(
+    0.72, False, f"share of the published tensor rate that bf16 channels-last work reaches: {STUDY}"
+)
+BANDWIDTH_EFFICIENCY = Value(
+    0.85, False, "share of the published memory bandwidth that streaming kernels reach: assumed"
+)
+TRANSFER_OVERLAP = Value(
+    0.8, False, "share of the compute time behind which copies between card and host can hide: assumed"
+)
+LAUNCH_SECONDS = Value(
+    6e-6, False, "host time for one eager operator; a step cannot be faster than its operators: assumed"
+)
 
 VALUES = {
     name: value for name, value in globals().copy().items() if isinstance(value, Value)

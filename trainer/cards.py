@@ -28,9 +28,27 @@ class Card:
     source: str
 
 
-def geforce(name: str, vram_gb: float, tensor_cores: int, boost_mhz: int, bandwidth: float, *, bus: float = 24.0, fma: int = 128, bf16: bool = True) -> Card:
+def geforce(
+    name: str,
+    vram_gb: float,
+    tensor_cores: int,
+    boost_mhz: int,
+    bandwidth: float,
+    *,
+    bus: float = 24.0,
+    fma: int = 128,
+    bf16: bool = True,
+) -> Card:
     tflops = tensor_cores * fma * 2 * boost_mhz * 1e6 / 1e12 / 2
-    return Card(name, vram_gb, tflops, bandwidth, bus, bf16, f"{tensor_cores} tensor cores x {fma} FMA x 2 x {boost_mhz} MHz, halved for fp32 sums")
+    return Card(
+        name,
+        vram_gb,
+        tflops,
+        bandwidth,
+        bus,
+        bf16,
+        f"{tensor_cores} tensor cores x {fma} FMA x 2 x {boost_mhz} MHz, halved for fp32 sums",
+    )
 
 
 X8 = 12.0  # GB/s that 8 lanes of PCIe 4.0, or 16 of 3.0, carry in practice (half of the study's 24 for 16 lanes of 4.0)
@@ -54,7 +72,9 @@ CARDS: tuple[Card, ...] = (
     Card("T4", 16, 65.1, 320, X8, False, "320 tensor cores x 64 FMA x 2 x 1590 MHz; not halved on this board"),
     Card("L4", 24, 121, 300, 24.0, True, "maker's data sheet, dense bf16"),
     Card("A100", 80, 312, 2039, 24.0, True, "maker's data sheet (80 GB SXM), dense bf16"),
-    Card("H200", 141, 788, 4800, 48.0, True, "bf16 product measured by the shared study; bandwidth from the data sheet"),
+    Card(
+        "H200", 141, 788, 4800, 48.0, True, "bf16 product measured by the shared study; bandwidth from the data sheet"
+    ),
 )
 
 
@@ -80,7 +100,11 @@ def match(name: str) -> Card | None:
 def _words(name: str) -> list[str]:
     drop = {"nvidia", "geforce", "tesla", "laptop", "gpu"}
     words = [word for word in name.lower().replace("-", " ").split() if word not in drop]
-    return [word for word in words if not (word.endswith("gb") and word[:-2].isdigit()) and word not in ("pcie", "sxm4", "sxm")]
+    return [
+        word
+        for word in words
+        if not (word.endswith("gb") and word[:-2].isdigit()) and word not in ("pcie", "sxm4", "sxm")
+    ]
 
 
 def seconds(work: Watched, card: Card) -> float:

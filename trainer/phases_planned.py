@@ -23,7 +23,6 @@ from trainer.simulate import Watched
 
 TILE = 512  # pixels: what makes a 1024 px picture cost the VAE no more than a 512 px one
 MAX_SAMPLE_BATCH = 8
-PHOTOS = 5  # DreamBooth's three to six, where the folder is not known
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,8 @@ class PhasePlan:
 @dataclass(frozen=True)
 class Standing:
     """What an engine keeps between steps. card: all of it there, weights: the weights among it; state: optimizer state
-    wherever it is; saved: what a checkpoint holds; trained: weights that learn, as wide as their gradients; blocks: what a streamed unit moves, largest first."""
+    wherever it is; saved: what a checkpoint holds; trained: weights that learn, as wide as their gradients;
+    blocks: what a streamed unit moves, largest first."""
 
     card: int = 0
     weights: int = 0
@@ -105,6 +105,9 @@ class Phases:
     def residents(self, policy: Policy, budget: int) -> Iterator[int]:
         """Numbers of units to keep on the card, largest first: the largest that should fit, then somewhat fewer."""
         empty, standing = self.step_bytes(policy), self.standing[policy]
+        if policy.stream == "all":  # what stays is there from the beginning, beside the encoders and the drawing
+            early = max(self._encode() if self.prior or not self.text else 0, self._draw(policy, 1), self._small_vae())
+            empty = max(empty, _process(early))
         spare = (budget - empty) / (1 + calibration.ALLOCATOR_SHARE.amount)
         best, kept = 0, 0
         for count, block in enumerate(standing.blocks, 1):
@@ -169,10 +172,15 @@ class Phases:
         tiles = [self.config.memory.vae_tile] if self.config.memory.vae_tile else [None, TILE, TILE // 2]
         ways = [(dtype, tile) for dtype in (torch.float32, torch.bfloat16) for tile in tiles]
         for self.vae_dtype, self.vae_tile in ways:
-            if _process(standing.weights + self._vae(decode=True)) <= room and _process(self._vae(decode=False)) <= room:
+            early = standing.card if policy.stream == "all" else 0
+            decoding, encoding = standing.weights + self._vae(decode=True), early + self._vae(decode=False)
+            if _process(max(decoding, encoding)) <= room:
                 break
         for self.sample_batch in (MAX_SAMPLE_BATCH, 4, 2, 1):
-            drawing = standing.weights + self._draw(policy, self.sample_batch), self._draw_base(policy, self.sample_batch)
+            drawing = (
+                standing.weights + self._draw(policy, self.sample_batch),
+                self._draw_base(policy, self.sample_batch),
+            )
             if _process(max(drawing)) <= room:
                 break
 
@@ -187,6 +195,14 @@ class Phases:
             return rehearsal(self.parts, size, tile).card_peak
 
         return self._once(("vae", decode, dtype, tile), run)
+
+    def _small_vae(self) -> int:
+        """The VAE at its smallest."""
+        before = self.vae_dtype, self.vae_tile
+        self.vae_dtype, self.vae_tile = torch.bfloat16, self.config.memory.vae_tile or TILE
+        size = max(self._vae(decode=True), self._vae(decode=False))
+        self.vae_dtype, self.vae_tile = before
+        return size
 
     def _encode(self) -> int:
         return self._once("text", lambda: rehearse.encode_text(self.parts).card_peak)
@@ -242,23 +258,12 @@ class Phases:
         """The moving average: fp32 copies of what is trained, in RAM (ema.py)."""
         if not self.config.train.ema:
             return 0
-        return sum(4 * p.numel() for unit in self.parts.family.units(self.parts, text=self.text) for p in unit.module.parameters() if p.requires_grad)
-
-    def disk_bytes(self, policy: Policy) -> int:
-        """Files of the run: latents as mean and deviation in fp32, class images, checkpoints, exports."""
-        config, (width, height) = self.config, self.shapes.size
-        classes = (config.prior.num_class_images or self.parts.family.defaults.class_images) if self.prior else 0
-        latents = 2 * 4 * 4 * (width * height // self.parts.latent_factor**2)
-        pictures = classes * 3 * width * height * 6 // 10  # PNG keeps about 60 % of a photo's bytes
-        checkpoints = 1
-        if config.checkpoint.checkpointing_steps:
-            steps = config.train.max_train_steps or self.parts.family.defaults.steps
-            checkpoints = -(-steps // config.checkpoint.checkpointing_steps)
-        checkpoints = min(checkpoints, config.checkpoint.checkpoints_total_limit or checkpoints)
-        whole = sum(self.sizes.values()) // 4 * (4 if config.export.precision == "fp32" else 2)
-        formats = len(config.export.formats or ("", ""))
-        exports = formats * whole if config.train.method == "full" else formats * self.standing[policy].saved
-        return (PHOTOS + classes) * latents + pictures + checkpoints * self.standing[policy].saved + exports
+        return sum(
+            4 * p.numel()
+            for unit in self.parts.family.units(self.parts, text=self.text)
+            for p in unit.module.parameters()
+            if p.requires_grad
+        )
 
 
 def _fp32(module: nn.Module) -> int:
@@ -287,7 +292,9 @@ def _phase(name: str, standing: int, own: int, ram: int, parts: dict[str, int] |
 
 def _standing(made: Engine, policy: Policy) -> Standing:
     holdings = made.holdings
-    card = {kind: sum(b.home.nbytes for h in holdings if (b := getattr(h, kind)).resident) for kind in ("weights", "state")}
+    card = {
+        kind: sum(b.home.nbytes for h in holdings if (b := getattr(h, kind)).resident) for kind in ("weights", "state")
+    }
     host = sum(b.home.nbytes for h in holdings for b in (h.weights, h.state) if not b.resident)
     moving = [h.state.home.nbytes + (h.weights.home.nbytes if policy.stream == "all" else 0) for h in holdings]
     saved = sum(h.state.home.nbytes + h.weights.home.nbytes for h in holdings if h.n)

@@ -25,12 +25,23 @@ def table(plan: Plan) -> str:
     rows += [(p.name, gib(p.vram_bytes), gib(p.ram_bytes), parts(p.parts)) for p in plan.phases]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     lines = [f"{plan.model}, {plan.mode}" + (f", preset {plan.preset}" if plan.preset else ""), ""]
-    lines += ["  ".join([row[0].ljust(widths[0]), row[1].rjust(widths[1]), row[2].rjust(widths[2]), row[3]]) for row in rows]
+    lines += [
+        "  ".join([row[0].ljust(widths[0]), row[1].rjust(widths[1]), row[2].rjust(widths[2]), row[3]]) for row in rows
+    ]
     lines += ["", bar(plan), "", plan.explanation]
-    lines.append("settings: " + ", ".join(f"{key.split('.')[-1]} {value}" for key, value in plan.settings.items() if value is not None))
-    lines.append(f"disk: {gib(plan.disk_bytes)} for cache, class images, checkpoints and exports; tensors of the step alone: {gib(plan.step_tensor_bytes)}")
+    lines.append(
+        "settings: "
+        + ", ".join(f"{key.split('.')[-1]} {value}" for key, value in plan.settings.items() if value is not None)
+    )
+    lines.append(
+        f"disk: {gib(plan.disk_bytes)} for cache, class images, checkpoints and exports; "
+        f"tensors of the step alone: {gib(plan.step_tensor_bytes)}"
+    )
     if plan.steps_per_second is not None:
-        lines.append(f"speed: about {plan.steps_per_second:.2f} steps a second on a {plan.card} - an estimate from counted arithmetic and published rates, not measured")
+        lines.append(
+            f"speed: about {plan.steps_per_second:.2f} steps a second on a {plan.card} - "
+            "an estimate from counted arithmetic and published rates, not measured"
+        )
     unmeasured = [name for name, value in calibration.VALUES.items() if not value.measured]
     if plan.vram_peak_bytes and unmeasured:
         lines.append("context, workspaces and the allocator's share are assumed, not measured (trainer/calibration.py)")

@@ -18,23 +18,14 @@ from trainer import calibration, cards, solver
 from trainer.budget import compare, enforce, probe, spill_watch
 from trainer.config import Config, ConfigError
 from trainer.events import Event, Notice, PlanReady
-from trainer.models.base import Parts
-from trainer.models.describe import Facts, describe
+from trainer.models.describe import Facts
 from trainer.phases_planned import PhasePlan, Phases
+from trainer.plan_disk import disk_bytes
+from trainer.plan_inputs import Machine, budget_bytes, facts_for, look, meta_parts, public_facts
 from trainer.plan_text import gib, table
 from trainer.policy import Policy
 
 __all__ = ["Machine", "Plan", "compare", "draft", "enforce", "main", "plan", "probe", "public_facts", "spill_watch"]
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a plan is made for. card: named, or found; None where its rates are unknown. Bytes: None where nobody knows."""
-
-    kind: str = "cuda"  # or "cpu"
-    card: cards.Card | None = None
-    free_vram_bytes: int | None = None
-    free_ram_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -123,7 +114,7 @@ def draft(config: Config, facts: Facts, machine: Machine, phases: Phases | None 
         settings=settings(config, found.policy, phases),
         phases=planned,
         step_tensor_bytes=work.card_peak,
-        disk_bytes=phases.disk_bytes(found.policy),
+        disk_bytes=disk_bytes(config, phases, phases.standing[found.policy].saved),
         steps_per_second=None if card is None else 1 / cards.seconds(work, card),
         card=card.name if card else "",
         explanation="",
@@ -137,38 +128,17 @@ def draft(config: Config, facts: Facts, machine: Machine, phases: Phases | None 
     return replace(result, refusal=None if result.fits or warnings else refuse(result, found, config))
 
 
-def _solve(config: Config, ladder: list[tuple[solver.Rung, Policy]], budget: int | None, phases: Phases) -> solver.Found:
+def _solve(
+    config: Config, ladder: list[tuple[solver.Rung, Policy]], budget: int | None, phases: Phases
+) -> solver.Found:
     fixed = config.memory.resident_units is not None
-    return solver.solve(ladder, budget, phases.step_bytes, phases.residents, at_least=phases.at_least, fixed_residents=fixed)
+    return solver.solve(
+        ladder, budget, phases.step_bytes, phases.residents, at_least=phases.at_least, fixed_residents=fixed
+    )
 
 
 def mode(config: Config) -> str:
     return config.train.method + ("+text" if config.train.train_text_encoder else "")
-
-
-def meta_parts(config: Config, facts: Facts) -> Parts:
-    """The model of `facts` on the meta device, built from its own configurations."""
-    from trainer import models
-
-    family = models.family("sdxl" if "text_encoder_2" in facts.configs else "sd1")
-    if not facts.configs:
-        raise ConfigError("the model has no configurations to plan with", "name another --model.name")
-    unet = facts.configs["unet"]
-    if family.name == "sd1" and unet.get("cross_attention_dim") == 1024:
-        family = models.family("sd2")
-    with torch.device("meta"):
-        return family._build(config.model.name or family.name, facts.configs)
-
-
-def budget_bytes(config: Config, machine: Machine) -> int | None:
-    """--vram_gb (presets set it), else what the card has free, else the named card's memory less a headroom."""
-    if machine.kind != "cuda":
-        return None
-    if config.memory.vram_gb is not None:
-        return int(config.memory.vram_gb * calibration.GIB)
-    if machine.free_vram_bytes is not None:
-        return machine.free_vram_bytes
-    return int(machine.card.vram_gb * 0.93 * calibration.GIB) if machine.card else None
 
 
 def settings(config: Config, policy: Policy, phases: Phases) -> dict[str, Any]:
@@ -209,7 +179,9 @@ def explain(made: Plan, found: solver.Found, phases: Phases) -> str:
 def refuse(made: Plan, found: solver.Found, config: Config) -> ConfigError:
     """Nothing fits: say what is largest, and the nearest plan that would fit."""
     worst = max(made.phases, key=lambda phase: phase.vram_bytes)
-    ways = [f"--vram_gb {made.vram_peak_bytes / calibration.GIB + 0.05:.1f} (the smallest plan takes {gib(made.vram_peak_bytes)})"]
+    ways = [
+        f"--vram_gb {made.vram_peak_bytes / calibration.GIB + 0.05:.1f} (the smallest plan takes {gib(made.vram_peak_bytes)})"
+    ]
     if config.train.train_text_encoder:
         ways.append("no --train_text_encoder")
     if config.train.method == "full":
@@ -217,13 +189,20 @@ def refuse(made: Plan, found: solver.Found, config: Config) -> ConfigError:
     if config.train.train_batch_size > 1:
         ways.append("--train_batch_size 1 with --gradient_accumulation_steps")
     ways.append("a lower --resolution")
-    return ConfigError(f"{made.model} ({made.mode}) does not fit {gib(made.budget_bytes)}: the phase {worst.name!r} needs {gib(worst.vram_bytes)} at least.",
+    return ConfigError(f"{made.model} ({made.mode}) does not fit {gib(made.budget_bytes)}: "
+                       f"the phase {worst.name!r} needs {gib(worst.vram_bytes)} at least.",
                        "Nearest plans that fit: " + ", or ".join(ways) + ".")  # fmt: skip
 
 
-def _warnings(config: Config, made: Plan, machine: Machine, start: Policy, facts: Facts, phases: Phases) -> tuple[str, ...]:
+def _warnings(
+    config: Config, made: Plan, machine: Machine, start: Policy, facts: Facts, phases: Phases
+) -> tuple[str, ...]:
     found = []
-    asked = [axis for axis in (*solver.AXES, "weights", "moments", "recompute_kernels") if getattr(config.memory, axis) != "auto"]
+    asked = [
+        axis
+        for axis in (*solver.AXES, "weights", "moments", "recompute_kernels")
+        if getattr(config.memory, axis) != "auto"
+    ]
     if not made.fits and asked:
         free = config.model_copy(deep=True)
         for axis in asked:
@@ -235,52 +214,11 @@ def _warnings(config: Config, made: Plan, machine: Machine, start: Policy, facts
             found.append(f"{flags} is kept as asked, but makes the plan not fit: {gib(made.vram_peak_bytes)} of {gib(made.budget_bytes)}. "
                          f"Without it {gib(better.step_bytes)} would do ({better.words}).")  # fmt: skip
     if machine.free_ram_bytes is not None and made.ram_peak_bytes > machine.free_ram_bytes:
-        found.append(f"The plan needs {gib(made.ram_peak_bytes)} of RAM; {gib(machine.free_ram_bytes)} are free. Close other programs, or expect swapping.")
+        found.append(
+            f"The plan needs {gib(made.ram_peak_bytes)} of RAM; {gib(machine.free_ram_bytes)} are free. "
+            "Close other programs, or expect swapping."
+        )
     return tuple(found)
-
-
-def look(config: Config, device: torch.device) -> Machine:
-    """The machine at hand, or the card that --card names."""
-    import psutil
-
-    card = cards.find(config.run.card) if config.run.card else None
-    ram = psutil.virtual_memory().available
-    if device.type != "cuda":
-        return Machine("cpu", None, None, ram)
-    if not torch.cuda.is_available():  # planning for a card that is not here
-        return Machine("cuda", card, None, None)
-    free, _ = torch.cuda.mem_get_info(device if device.index is not None else 0)
-    mine = int(calibration.CONTEXT_BYTES.amount) + torch.cuda.memory_reserved()  # what this very process holds already
-    return Machine("cuda", card or cards.match(torch.cuda.get_device_name(device)), free + mine, ram)
-
-
-def public_facts(name: str) -> Facts:
-    """Facts of a family's public model from the configurations that are shipped: nothing is downloaded."""
-    from pathlib import Path
-
-    from trainer import models
-
-    family = models.family(name)
-    parts = ("unet", "vae", "text_encoder", "scheduler") + (("text_encoder_2",) if len(family.pads) > 1 else ())
-    configs = {part: family.config(part) for part in parts}
-    prediction = configs["scheduler"]["prediction_type"]
-    return Facts("public", Path(name), family.resolution, prediction, "the shipped configuration", configs)
-
-
-def facts_for(config: Config) -> Facts:
-    """What `python -m trainer plan` plans with: the named model, or a family's public configuration where it is not here."""
-    name, family = config.model.name, config.model.family
-    if name is None:
-        if family == "auto" and config.data.instance_data_dir is None and not config.preset and config.memory.vram_gb is None:
-            return describe("demo")[1]
-        return public_facts("sd1" if family == "auto" else family)
-    guess = "sdxl" if "xl" in name.lower() else "sd2" if "stable-diffusion-2" in name.lower() else "sd1"
-    try:
-        return describe(name, family=family, revision=config.model.revision, variant=config.model.variant)[1]
-    except ConfigError:
-        if "/" not in name or name.startswith((".", "/", "~")):
-            raise
-        return public_facts(guess if family == "auto" else family)
 
 
 def main(config: Config, json: bool = False) -> int:

@@ -15,7 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-SHAPERS = ("resize", "set_", "as_strided", "detach", "requires_grad", "t_.", "transpose_", "squeeze_", "unsqueeze_", "swap")
+SHAPERS = (
+    "resize",
+    "set_",
+    "as_strided",
+    "detach",
+    "requires_grad",
+    "t_.",
+    "transpose_",
+    "squeeze_",
+    "unsqueeze_",
+    "swap",
+)
 
 
 _ANSWERS: dict[Any, Outcome | None] = {}  # None: runs every time

@@ -52,7 +52,9 @@ def watch(run: Callable[[], object], *residents: nn.Module) -> Watched:
 @contextmanager
 def engine(parts: Parts, policy: Policy, *, text: bool) -> Iterator[Engine]:
     """An engine over meta modules, as the run makes it over real ones; afterwards the modules are plain again."""
-    policy = replace(policy, compile="off", cuda_graphs=False)  # neither changes which bytes are alive between operators
+    policy = replace(
+        policy, compile="off", cuda_graphs=False
+    )  # neither changes which bytes are alive between operators
     restore = memory.prepare(parts.unet, policy, "meta")
     try:
         yield Engine(parts.family.units(parts, text=text), policy, torch.device("meta"))
@@ -138,8 +140,18 @@ def export(made: Engine) -> Watched:
 
 
 def encode_text(parts: Parts) -> Watched:
-    """One prompt through the text encoders."""
-    return watch(lambda: parts.family.encode_text(parts, [""]), *parts.text_encoders)
+    """One prompt through the text encoders, each on the card for its turn alone."""
+    tracker = Tracker("meta", host.holds)
+
+    @contextmanager
+    def visit(encoder: nn.Module) -> Iterator[None]:
+        tracker.keep(encoder, "weights")
+        yield
+        tracker.forget(encoder)
+
+    with CardAttention(), tracker:
+        parts.family.encode_text(parts, [""], visit)
+    return tracker.watched()
 
 
 def encode_picture(parts: Parts, size: tuple[int, int], tile: int | None) -> Watched:
@@ -153,7 +165,9 @@ def decode_picture(parts: Parts, size: tuple[int, int], tile: int | None) -> Wat
     return watch(lambda: vae.decode_latents(parts.vae, latents, tile), parts.vae)
 
 
-def draw(parts: Parts, denoiser: nn.Module, size: tuple[int, int], pictures: int, made: Engine | None = None) -> Watched:
+def draw(
+    parts: Parts, denoiser: nn.Module, size: tuple[int, int], pictures: int, made: Engine | None = None
+) -> Watched:
     """Two steps of the sampler, with guidance. `made`: the engine behind `denoiser`, where it is a stand-in."""
     look = sampler.Look(size, steps=2)
     width = {"text": (TOKENS, parts.unet.config.cross_attention_dim)}

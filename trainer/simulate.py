@@ -110,6 +110,12 @@ class Tracker(TorchDispatchMode):
         self._mark("card", kind)
         self._mark("host", kind)
 
+    def forget(self, module: nn.Module) -> None:
+        """A module leaves the card: its storages are no longer counted."""
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.untyped_storage()._cdata in self._live:
+                self._remove(tensor.untyped_storage()._cdata)
+
     # the dispatch
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -228,7 +234,7 @@ class Tracker(TorchDispatchMode):
 
         def died(_: Any, key: int = key) -> None:
             tracker = books()
-            if tracker is not None:
+            if tracker is not None and key in tracker._live:
                 tracker._remove(key)
 
         self._live[key] = (weakref.ref(storage, died), size, (place, kind))

@@ -6,6 +6,7 @@ done with them), so the loop, the planner and the exporters never ask which fami
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -96,8 +97,9 @@ class Family(Protocol):
         Parameter names inside a unit's module are the full ones ("unet.down_blocks.0...."). Inject adapters first.
         """
 
-    def encode_text(self, parts: Parts, prompts: list[str]) -> dict[str, Tensor]:
-        """{"text": (B, 77, C)}, for SDXL also {"pooled": (B, P)}, without gradients, on the encoders' device."""
+    def encode_text(self, parts: Parts, prompts: list[str], visit: Any = nullcontext) -> dict[str, Tensor]:
+        """{"text": (B, 77, C)}, for SDXL also {"pooled": (B, P)}, without gradients, on the device where the last encoder
+        works. `visit(encoder)` is a context in which one encoder is where it should work."""
 
     def tokens(self, parts: Parts, prompts: list[str]) -> dict[str, Tensor]:
         """{"input_ids": (B, 77)}, for SDXL also {"input_ids_2": (B, 77)}; what text units read."""

@@ -7,6 +7,7 @@ second text encoder and size conditioning, which the UNet's own configuration an
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -19,7 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from trainer.models import unet_units
 from trainer.models.base import Defaults, Parts
-from trainer.models.text import encode, tokenize, tokenizer
+from trainer.models.text import Visit, encode, tokenize, tokenizer
 from trainer.models.text import split as split_text
 from trainer.units import Unit
 
@@ -84,8 +85,8 @@ class StableDiffusion:
         return {name: ids.to(device) for name, ids in tokenize(parts.tokenizers, prompts).items()}
 
     @torch.no_grad()
-    def encode_text(self, parts: Parts, prompts: list[str]) -> dict[str, Tensor]:
-        return encode(parts.text_encoders, self.tokens(parts, prompts))
+    def encode_text(self, parts: Parts, prompts: list[str], visit: Visit = nullcontext) -> dict[str, Tensor]:
+        return encode(parts.text_encoders, self.tokens(parts, prompts), visit)
 
     def extra_values(
         self, original_size: tuple[int, int], crop_top_left: tuple[int, int], target_size: tuple[int, int], batch: int

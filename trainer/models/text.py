@@ -7,6 +7,8 @@ encoders side by side, plus the second encoder's projected embedding of the end-
 from __future__ import annotations
 
 import gzip
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib import resources
 
@@ -17,6 +19,8 @@ from transformers.masking_utils import create_causal_mask
 
 from trainer.models.unet_units import holder
 from trainer.units import Unit
+
+Visit = Callable[[nn.Module], AbstractContextManager]  # brings a module to where it works, for as long as it does
 
 
 def tokenizer(pad: str = "<|endoftext|>") -> CLIPTokenizer:
@@ -45,14 +49,18 @@ def tokenize(tokenizers: list[CLIPTokenizer], prompts: list[str]) -> dict[str, T
     }
 
 
-def encode(encoders: list[nn.Module], tokens: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The plain forward pass of the text path, with gradients: {"text"} or {"text", "pooled"}."""
-    if len(encoders) == 1:
-        return {"text": encoders[0](tokens["input_ids"])[0]}
-    first = encoders[0](tokens["input_ids"], output_hidden_states=True)
-    second = encoders[1](tokens["input_ids_2"], output_hidden_states=True)
-    text = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
-    return {"text": text, "pooled": second.text_embeds}
+def encode(encoders: list[nn.Module], tokens: dict[str, Tensor], visit: Visit = nullcontext) -> dict[str, Tensor]:
+    """The plain forward pass of the text path, with gradients: {"text"} or {"text", "pooled"}. `visit(encoder)` is held
+    while that encoder works, so that each may be on the card alone."""
+    with visit(encoders[0]):
+        ids = tokens["input_ids"].to(encoders[0].device)
+        if len(encoders) == 1:
+            return {"text": encoders[0](ids)[0]}
+        first = encoders[0](ids, output_hidden_states=True).hidden_states[-2]
+    with visit(encoders[1]):
+        second = encoders[1](tokens["input_ids_2"].to(encoders[1].device), output_hidden_states=True)
+        text = torch.cat([first, second.hidden_states[-2]], dim=-1)
+        return {"text": text, "pooled": second.text_embeds}
 
 
 def split(encoders: list[nn.Module]) -> list[Unit]:
