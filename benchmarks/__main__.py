@@ -44,7 +44,7 @@ def main(words: list[str] | None = None) -> int:
         "--out", type=Path, help="where rows are appended; default benchmarks/results (nowhere with --tiny)"
     )
     parser.add_argument("--json", action="store_true", help="only the JSON line, no table")
-    given = parser.parse_args(words)
+    given = parser.parse_intermixed_args(words)  # further words may stand behind options
     harness = _package("harness")
     model = {"sd15": "sd1", "sd21": "sd2"}.get(given.model, given.model)
     repeats, warmup = given.repeats or (2 if given.tiny else 5), 1 if given.tiny else 2

@@ -2,8 +2,8 @@
 
     python -m benchmarks report [--out FOLDER] [--no-readme]
 
-Of each suite the newest run on a card is shown, else the newest on a CPU; every table says which hardware, versions and
-commit it came from. README sections stand between `<!-- bench:SUITE:begin -->` and `<!-- bench:SUITE:end -->`.
+Of each suite and model the newest run is shown: on a card before on a CPU, of a real-size model before a tiny one. Every
+table says which hardware, versions and commit it came from. Times of tiny models say nothing and are left out. README sections stand between `<!-- bench:SUITE:begin -->` and `<!-- bench:SUITE:end -->`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,11 @@ from .harness import RESULTS, shown
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 Row = dict[str, object]
+
+TIMES = (
+    "seconds", "spread", "images_per_second", "speed_against_above", "start_to_finish_seconds", "microseconds",
+    "gb_per_second", "of_copy", "roofline_seconds", "achieved", "share", "simulation_seconds",
+)  # fmt: skip
 
 # the README's tables: columns and their headings
 COLUMNS: dict[str, dict[str, str]] = {
@@ -43,6 +48,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "kept": "kept",
     },
     "ladder": {
+        "model": "model",
         "technique": "technique",
         "live_peak_bytes": "live peak MiB",
         "peak_allocated_bytes": "peak allocated MiB",
@@ -94,18 +100,43 @@ def read(path: Path) -> list[Row]:
 
 
 def latest(rows: list[Row]) -> list[Row]:
-    """The rows of the newest run, runs on a card before runs on a CPU. A run is one origin."""
+    """The rows of the newest run of each model; a run is one origin. What ran on a card or with a real-size model makes
+    every row that did not step back."""
     if not rows:
         return []
-    on_card = [row for row in rows if row["origin"]["gpu"]] or rows
-    newest = max(row["origin"]["time"] for row in on_card)
-    return [row for row in on_card if row["origin"]["time"] == newest]
+    best = max(map(_worth, rows))
+    rows = [row for row in rows if _worth(row) == best]
+    newest: dict[object, str] = {}
+    for row in rows:
+        newest[row.get("model")] = max(row["origin"]["time"], newest.get(row.get("model"), ""))
+    return [row for row in rows if row["origin"]["time"] == newest[row.get("model")]]
+
+
+def _worth(row: Row) -> tuple[bool, bool]:
+    return bool(row["origin"]["gpu"]), not row.get("tiny")
 
 
 def section(suite: str, rows: list[Row]) -> str:
-    """A Markdown table and the sentence that says where it was measured."""
-    columns = COLUMNS.get(suite) or {name: name for row in rows for name in row if name not in ("suite", "origin")}
-    columns = {name: heading for name, heading in columns.items() if any(row.get(name) is not None for row in rows)}
+    """A Markdown table for each run, and the sentence that says where it was measured."""
+    runs: dict[str, list[Row]] = {}
+    for row in rows:
+        runs.setdefault(row["origin"]["time"], []).append(row)
+    return "\n\n".join(_table(suite, run) for run in runs.values())
+
+
+def _table(suite: str, rows: list[Row]) -> str:
+    named = COLUMNS.get(suite) or {
+        name: name.removesuffix("_bytes").replace("_", " ") + (" MiB" if name.endswith("_bytes") else "")
+        for row in rows
+        for name in row
+        if name not in ("suite", "origin")
+    }
+    without = TIMES if any(row.get("tiny") for row in rows) else ()
+    columns = {
+        name: heading
+        for name, heading in named.items()
+        if name not in without and any(row.get(name) not in (None, "") for row in rows)
+    }
     lines = ["| " + " | ".join(columns.values()) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(cell(name, row) for name in columns) + " |" for row in rows]
     return "\n".join(lines) + "\n\n" + provenance(rows[0])
@@ -125,6 +156,7 @@ def provenance(row: Row) -> str:
     versions = ", ".join(
         f"{name} {origin['versions'][name]}" for name in ("torch", "diffusers") if name in origin["versions"]
     )
+    where = f"a tiny {row.get('model', '')} model on {where}".replace("  ", " ") if row.get("tiny") else where
     return f"Measured on {where}; {versions}; commit {origin['commit'] or 'unknown'}, {origin['time'][:10]}."
 
 
@@ -147,7 +179,8 @@ def fill_readme(readme: Path, newest: dict[str, list[Row]]) -> list[str]:
 
 
 def plot_ladder(rows: list[Row], path: Path) -> Path:
-    """Peak memory as bars and speed as a line, one technique more per bar."""
+    """Peak memory as bars with the speed written on them, one technique more per bar."""
+    rows = [row for row in rows if row.get("model") == rows[0].get("model")]  # of several models the first one measured
     figure, axis = _figure(9, 0.45 * len(rows) + 1.6)
     key = "peak_allocated_bytes" if any(row.get("peak_allocated_bytes") for row in rows) else "live_peak_bytes"
     names, sizes = [row["technique"] for row in rows], [row[key] / 2**20 for row in rows]
@@ -155,22 +188,17 @@ def plot_ladder(rows: list[Row], path: Path) -> Path:
     axis.invert_yaxis()
     axis.set_xlabel("peak of allocated tensors, MiB")
     for index, row in enumerate(rows):
-        axis.text(
-            sizes[index],
-            index,
-            f" {sizes[index]:,.0f} MiB, {row['images_per_second']:.3g} images/s",
-            va="center",
-            fontsize=8,
-        )
+        said = f" {sizes[index]:,.1f} MiB" + ("" if row.get("tiny") else f", {row['images_per_second']:.3g} images/s")
+        axis.text(sizes[index], index, said, va="center", fontsize=8)
     axis.set_xlim(0, max(sizes) * 1.45)
     return _save(figure, axis, rows, path)
 
 
 def plot_presets(rows: list[Row], path: Path) -> Path:
+    rows = [row for row in rows if row.get("budget_bytes")] or rows[:1]
     figure, axis = _figure(7, 0.5 * len(rows) + 1.6)
-    rows = [row for row in rows if row.get("budget_bytes")]
     names = [f"{row['preset']} {row['model']}" for row in rows]
-    axis.barh(names, [row["budget_bytes"] / 2**20 for row in rows], color="#dddddd", label="budget")
+    axis.barh(names, [row.get("budget_bytes", 0) / 2**20 for row in rows], color="#dddddd", label="budget")
     axis.barh(names, [row["peak_bytes"] / 2**20 for row in rows], color="#4c78a8", height=0.5, label="peak")
     axis.invert_yaxis()
     axis.set_xlabel("MiB")
