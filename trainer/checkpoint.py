@@ -75,7 +75,7 @@ def save(
     partial = final.with_name(f".{final.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file({k: v.contiguous() for k, v in engine.items()}, partial / "engine.safetensors")
+    save_file(_apart(engine), partial / "engine.safetensors")
     if ema is not None:
         save_file(dict(ema), partial / "ema.safetensors")
     save_file(_generators(batches["generator"]), partial / "random.safetensors")
@@ -122,6 +122,18 @@ def prune(run: Path, limit: int | None, keep: Path | None = None) -> list[Path]:
 
 def size_bytes(path: Path) -> int:
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same values without two names for one memory, which safetensors refuses: bitsandbytes' parameters share their
+    code books."""
+    apart: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        shared = tensor.numel() > 0 and tensor.data_ptr() in seen
+        apart[name] = tensor.clone() if shared else tensor.contiguous()
+        seen.add(tensor.data_ptr())
+    return apart
 
 
 def _generators(batches: Tensor) -> dict[str, Tensor]:

@@ -149,6 +149,9 @@ def _photos(config: Config) -> None:
 
 
 def _output(config: Config) -> None:
+    for flag, path in (("--cache_dir", config.run.cache_dir), ("--logging_dir", config.run.logging_dir)):
+        if path is not None:
+            writable(Path(path), flag)
     resume = config.checkpoint.resume_from_checkpoint
     if config.run.output_dir is None:
         if resume == "latest":
@@ -168,17 +171,17 @@ def _output(config: Config) -> None:
     writable(folder)
 
 
-def writable(folder: Path) -> None:
+def writable(folder: Path, flag: str = "--output_dir") -> None:
     """ConfigError where `folder` cannot be made or written into; nothing stays behind."""
     place = folder.absolute()
     while not place.exists():
         place = place.parent
     if not place.is_dir():
-        raise ConfigError(f"{folder} cannot be made: {place} is a file", "choose another --output_dir")
+        raise ConfigError(f"{folder} cannot be made: {place} is a file", f"choose another {flag}")
     try:
         tempfile.TemporaryFile(dir=place).close()  # asking beats guessing: read-only disks, /proc, root
     except OSError as error:
-        fix = "choose another --output_dir, or mend the permissions"
+        fix = f"choose another {flag}, or mend the permissions"
         raise ConfigError(f"{folder} cannot be written: {error.strerror} in {place}", fix) from error
 
 
@@ -192,22 +195,39 @@ def _space(config: Config) -> None:
     family = config.model.family
     if family == "auto":
         family = "demo" if name == "demo" else "sdxl" if "xl" in name else "sd2" if "-2" in name else "sd1"
-    if config.model.name and Path(config.model.name).exists():
-        return  # a model on this disk is measured, not guessed
-    export = EXPORT_GB[family] * {"fp16": 1, "bf16": 1, "fp32": 2}[config.export.precision]
-    need = (
-        0.1
-        if config.train.method != "full"
-        else export * (1 + len(config.export.formats or ["diffusers", "single_file"]))
-    )
+    fp16 = _weights_gb(Path(config.model.name or "")) / 2 or EXPORT_GB[family]  # a model on this disk is measured
+    export = fp16 * {"fp16": 1, "bf16": 1, "fp32": 2}[config.export.precision]
+    full = export * (1 + len(config.export.formats or ["diffusers", "single_file"]))
+    need = full if config.train.method == "full" else min(full, 0.1)
     place = Path(config.run.output_dir or "runs").absolute()
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free / 1e9
     if free < need:
         raise ConfigError(
-            f"the disk under {place} has {free:.1f} GB free; this run writes at least {need:.1f} GB",
+            f"the disk under {place} has {free:.2g} GB free; this run writes at least {need:.2g} GB",
             "free space, choose another --output_dir, or fewer --formats",
+        )
+
+
+def _weights_gb(model: Path) -> float:
+    """What the weights of a model on this disk take there; 0 where there is none."""
+    files = [model] if model.is_file() else model.glob("*/*.safetensors") if model.name and model.is_dir() else []
+    return sum(file.stat().st_size for file in files) / 1e9
+
+
+def judge(name: str) -> None:
+    """ConfigError where the guard's judge is not known, or is neither on this machine nor to be had from the hub."""
+    kind, _, where = name.partition(":")
+    if kind in ("clip", "dino") and where:
+        from trainer.models import hub
+
+        if not Path(where).is_dir():
+            hub.small(where)
+    elif name not in ("auto", "none", "demo", "efficientnet-lite0") and not (Path(name) / "judge.json").is_file():
+        raise ConfigError(
+            f"no judge is called {name!r}",
+            "use --judge demo, clip:<hub id or folder>, dino:<hub id or folder>, efficientnet-lite0 or none",
         )
 
 

@@ -72,7 +72,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise ConfigError(f"there is no file {path}", "check the path after --config") from error
+        raise ConfigError(f"there is no file {path}", "check the path after --config or --preset") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}", "name a readable TOML file") from error
     try:
@@ -145,6 +145,8 @@ def _complaint(detail: Mapping[str, Any]) -> tuple[str, str]:
         choices = context["expected"].replace("'", "").replace(" or ", ", ")
         near = difflib.get_close_matches(str(detail["input"]), choices.split(", "), 1)
         return f"not one of {choices}", f"did you mean {near[0]}?" if near else f"choose one of {choices}"
+    if kind == "finite_number":
+        return "must be a finite number", "write a number"
     expected = KINDS.get(kind.partition("_")[0])
     return (f"must be {expected}", f"write {expected}") if expected else (detail["msg"], "see --help")
 

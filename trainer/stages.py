@@ -98,6 +98,10 @@ def prepare(config: Config) -> Prepared:
         variant=config.model.variant,
         prediction_type=config.model.prediction_type,
     )
+    if config.model.vae:
+        models.check_vae(config.model.vae)
+    if config.guard.watch:
+        checks.judge(config.guard.judge)
     settle.learning(config, family)
     photos = data.scan(config.data, family.resolution)
     photos, spared = guard.hold_out(photos) if config.guard.watch else (photos, None)
@@ -337,7 +341,7 @@ def _farewell(ready: Prepared, status: str, stopped: str) -> str:
         return f"The run is in {run}.\nGo on with: {again}"
     lines = [
         f"model       {run / 'model'}",
-        f"pictures    {run / 'samples'}",
+        *([f"pictures    {run / 'samples'}"] if (run / "samples").is_dir() else []),
         f"settings    {run / 'config.toml'}",
         f"log         {run / 'log.jsonl'}",
     ]

@@ -2,7 +2,7 @@
 
 from trainer.models.base import Defaults, Family, Parts, abar
 from trainer.models.describe import Facts, describe
-from trainer.models.load import load
+from trainer.models.load import check_vae, load
 from trainer.models.sd1 import DEMO, SD1
 from trainer.models.sd2 import SD2
 from trainer.models.sdxl import SDXL
@@ -20,6 +20,7 @@ __all__ = [
     "Family",
     "Parts",
     "abar",
+    "check_vae",
     "describe",
     "family",
     "load",

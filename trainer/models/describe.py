@@ -75,7 +75,8 @@ def describe(
         raise ConfigError(f"no model at {source!r}", "check the path; " + WHAT_WORKS)
     if family not in ("auto", found.name) and not (family == "sd1" and found.name == "demo"):
         raise ConfigError(
-            f"{source} is {found.title}, not {family}", f"leave model.family at auto, or set it to {found.name}"
+            f"{source} is {found.title}, not {family}",
+            f"leave --family out, or set it to {'sd1' if found is DEMO else found.name}",
         )
     if prediction_type != "auto":
         facts = replace(facts, prediction_type=prediction_type, prediction_from="model.prediction_type")

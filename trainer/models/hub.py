@@ -31,6 +31,13 @@ def configurations(source: str, revision: str | None) -> Path:
     return fetch(source, revision, SMALL)
 
 
+def small(source: str) -> Path:
+    """Fetch config.json of a model that is one module, as proof that it can be had; the snapshot folder."""
+    if not is_id(source):
+        raise ConfigError(f"there is no folder {source!r}", "check the path, or give a hub id (owner/name)")
+    return fetch(source, None, ["config.json", "vae/config.json"])
+
+
 def weights(source: str, revision: str | None, variant: str | None, parts: Iterable[str]) -> Path:
     """Fetch the safetensors files of `parts` too; the snapshot folder."""
     dot = f".{variant}" if variant else ""

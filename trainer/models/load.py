@@ -156,6 +156,17 @@ def _fill(module: nn.Module, model: str, tensors: dict[str, torch.Tensor], path:
     module.load_state_dict(state, assign=True)
 
 
+def check_vae(source: str) -> None:
+    """ConfigError where there is no VAE at `source`; of one on the hub only the configuration is fetched."""
+    path = Path(source).expanduser()
+    if path.suffix == ".safetensors" and path.is_file():
+        return
+    if not path.is_dir() and hub.is_id(source):
+        hub.small(source)
+    else:
+        _vae_folder(path, source)
+
+
 def _another_vae(source: str, dtype: torch.dtype) -> nn.Module:
     """A VAE from its own folder, a `vae` subfolder, a diffusers-format .safetensors file's folder, or the hub."""
     path = Path(source).expanduser()
@@ -172,6 +183,11 @@ def _another_vae(source: str, dtype: torch.dtype) -> nn.Module:
                 "vae/diffusion_pytorch_model.safetensors",
             ],
         )
+    place = _vae_folder(path, source)
+    return AutoencoderKL.from_pretrained(place, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
+
+
+def _vae_folder(path: Path, source: str) -> Path:
     place = next(
         (each for each in (path, path / "vae") if (each / "config.json").is_file() and any(each.glob("*.safetensors"))),
         None,
@@ -181,7 +197,7 @@ def _another_vae(source: str, dtype: torch.dtype) -> nn.Module:
             f"no VAE at {source!r}",
             "give a folder with config.json and diffusion_pytorch_model.safetensors, or a hub id",
         )
-    return AutoencoderKL.from_pretrained(place, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
+    return place
 
 
 def _vae_file(path: Path, dtype: torch.dtype) -> nn.Module:

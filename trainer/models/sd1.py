@@ -49,7 +49,7 @@ SD1 = StableDiffusion(
 DEMO = replace(
     SD1,
     name="demo",
-    title="the built-in demo model",
+    title="a small Stable Diffusion 1.x, like the built-in demo",
     resolution=64,
     defaults=Defaults(
         lr_full=1e-4,
