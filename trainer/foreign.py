@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from trainer.config import ConfigError
@@ -30,6 +31,19 @@ def _switch(note: str = "", **values: Any) -> Sets:
     """A switch: given (or given as true) it sets the values, `--flag false` sets nothing."""
     settings = {key.replace("__", "."): value for key, value in values.items()}
     return Sets(lambda text: settings if text.lower() not in ("false", "0", "no", "off") else {}, note)
+
+
+def _xformers() -> Sets:
+    """Their lines carry this flag for memory's sake alone, so they run where xformers is missing; `--attention xformers` insists."""
+    if find_spec("xformers"):
+        return _switch(memory__attention="xformers")
+    return _switch("xformers is not installed, so torch's own attention runs, which saves the same memory")
+
+
+def _caption_extension(text: str) -> dict[str, Any]:
+    if text not in (".txt", ".caption"):
+        raise ConfigError(f"--caption_extension {text} is not known here", "captions are name.txt or name.caption")
+    return {}
 
 
 def _words(flag: str, choices: dict[str, dict[str, Any]]) -> Sets:
@@ -85,7 +99,7 @@ SETS: dict[str, Sets] = {
     "center_crop": _switch(data__crop="center"),
     "gradient_checkpointing": _switch(memory__checkpointing="blocks"),
     "use_8bit_adam": _switch(memory__moments="8bit"),
-    "enable_xformers_memory_efficient_attention": _switch(memory__attention="xformers"),
+    "enable_xformers_memory_efficient_attention": _xformers(),
     "use_dora": _switch(train__method="dora"),
     "output_kohya_format": _switch(export__formats=["lora_diffusers", "lora_kohya"]),
     "resolution": Sets(_resolution),
@@ -103,8 +117,9 @@ SETS: dict[str, Sets] = {
     "v2": _switch(model__family="sd2"),
     "v_parameterization": _switch(model__prediction_type="v_prediction"),
     "random_crop": _switch(data__crop="random"),
+    "caption_extension": Sets(_caption_extension),
     "color_aug": _switch("colour changes of strength 0.1 (--color_jitter)", data__color_jitter=0.1),
-    "xformers": _switch(memory__attention="xformers"),
+    "xformers": _xformers(),
     "sdpa": _switch(memory__attention="sdpa"),
     "mem_eff_attn": _switch("PyTorch's own attention is memory-efficient", memory__attention="sdpa"),
     "torch_compile": _switch(memory__compile="blocks"),
