@@ -50,7 +50,8 @@ def main(words: list[str] | None = None) -> int:
     repeats, warmup = given.repeats or (2 if given.tiny else 5), 1 if given.tiny else 2
     options = harness.Options(model, given.preset, given.tiny, repeats, warmup, tuple(given.words))
     folder = given.out or (None if given.tiny else harness.RESULTS)
-    harness.run(given.suite, _package(given.suite).suite(options), folder=folder, quiet=given.json)
+    rows = ({"tiny": options.tiny} | row for row in _package(given.suite).suite(options))
+    harness.run(given.suite, rows, folder=folder, quiet=given.json)
     return 0
 
 

@@ -3,7 +3,8 @@
     python -m benchmarks report [--out FOLDER] [--no-readme]
 
 Of each suite and model the newest run is shown: on a card before on a CPU, of a real-size model before a tiny one. Every
-table says which hardware, versions and commit it came from. Times of tiny models say nothing and are left out. README sections stand between `<!-- bench:SUITE:begin -->` and `<!-- bench:SUITE:end -->`.
+table says which hardware, versions and commit it came from. Times of tiny models say nothing and are left out. README
+sections stand between `<!-- bench:SUITE:begin -->` and `<!-- bench:SUITE:end -->`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,211 @@
+"""Benchmarks are tested by their tiny forms: every suite runs, its rows keep their promises, and a technique that stops
+saving bytes fails here."""
+
+import contextlib
+import io
+import json
+from importlib import import_module
+
+import pytest
+from trainer.benchmarks import __main__ as command
+from trainer.benchmarks import fidelity, harness, kernels, ladder, peers, planner, presets, profile, report, scaling
+from trainer.benchmarks.harness import Options
+
+TINY = Options(tiny=True, repeats=1, warmup=0)
+
+
+@pytest.fixture(scope="module")
+def rungs():
+    """The ladder's rows by technique."""
+    return {row["technique"]: row for row in ladder.suite(TINY)}
+
+
+def test_every_suite_on_the_help_page_takes_options_and_gives_rows():
+    for name in command.SUITES:
+        assert list(import_module(f"trainer.benchmarks.{name}").suite.__annotations__) == ["options", "return"], name
+
+
+def bytes_of(rungs: dict[str, dict], technique: str) -> int:
+    return rungs[technique]["live_peak_bytes"]
+
+
+@pytest.mark.parametrize(
+    "smaller,larger",
+    [
+        ("+ mixed precision", "plain fp32 AdamW, diffusers"),
+        ("+ cached latents and text", "+ mixed precision"),
+        ("+ 8-bit AdamW (bitsandbytes)", "+ cached latents and text"),
+        ("+ fused attention", "+ 8-bit AdamW (bitsandbytes)"),
+        ("+ update inside backward", "+ fused attention"),
+        ("+ 24-bit weights", "+ exact clipping, gradients in RAM"),
+        ("+ recompute kernels", "+ 24-bit weights"),
+        ("+ block checkpointing", "+ recompute kernels"),
+        ("+ 4-bit moments", "+ block checkpointing"),
+        ("8-bit, state streamed", "+ block checkpointing"),
+        ("+ everything streamed", "8-bit, state streamed"),
+    ],
+)
+def test_each_technique_saves_bytes_against_the_ladder_without_it(rungs, smaller, larger):
+    assert bytes_of(rungs, smaller) < bytes_of(rungs, larger)
+
+
+def test_the_whole_ladder_saves_more_than_four_fifths(rungs):
+    assert bytes_of(rungs, "+ everything streamed") < 0.2 * bytes_of(rungs, "plain fp32 AdamW, diffusers")
+
+
+def test_exact_techniques_on_the_ladder_do_not_change_the_loss(rungs):
+    exact = ("+ selective checkpointing", "+ block checkpointing", "8-bit, state streamed", "+ everything streamed")
+    losses = {rungs[name]["loss"] for name in ("+ recompute kernels", *exact, "+ boundaries in RAM")}
+    assert len(losses) == 1
+
+
+def test_ladder_rows_have_their_columns(rungs):
+    assert len(rungs) == len(ladder.recipes(None)) + len(ladder.policies(None))
+    columns = {"technique", "model", "tiny", "seconds", "spread", "images_per_second", "loss", "steps", "live_peak_bytes"}
+    for row in rungs.values():
+        assert columns <= row.keys()
+        assert row["tiny"] and row["seconds"] > 0 and row["steps"] == 2
+
+
+def test_fidelity_names_each_format_with_its_error(monkeypatch):
+    monkeypatch.setattr(fidelity, "STEPS", 8)
+    rows = list(fidelity.suite(TINY))
+    assert {row["part"] for row in rows} == {"format", "optimizer"}
+    for row in rows:
+        assert {"what", "error", "kept", "lr", "steps", "weights", "bytes_per_weight"} <= row.keys()
+
+
+def test_kernels_stand_beside_their_rivals_and_the_copy():
+    rows = list(kernels.suite(TINY))
+    assert rows[0]["kernel"] == "copy"
+    rivals = {row["who"]: row["bytes_per_weight"] for row in rows if row["kernel"].startswith("adamw")}
+    assert rivals["ours"] < 0.6 * rivals["bitsandbytes 8-bit, fp32 weights"]
+    kept = {(row["kernel"], row["who"]): row["kept_bytes"] for row in rows if "kept_bytes" in row}
+    assert all(size < kept[kernel, "eager"] for (kernel, who), size in kept.items() if who == "ours" and "norm+" in kernel)
+
+
+def test_the_plan_of_a_tiny_step_is_within_three_percent_of_the_allocator_log():
+    (row,) = planner.suite(TINY)
+    assert row["measured_bytes"] > 0 and abs(row["off_percent"]) <= 3
+
+
+def test_a_simulated_plan_says_that_it_is_one(monkeypatch):
+    monkeypatch.setattr(planner, "ON_CPU", ())
+    monkeypatch.setattr(planner, "CASES", {name: planner.CASES[name] for name in ("all kept", "all streamed")})
+    kept, streamed = planner.suite(Options(tiny=True, words=("simulate",)))
+    assert "simulated" in kept["case"] and "measured_bytes" not in kept
+    assert streamed["planned_bytes"] < 0.5 * kept["planned_bytes"]
+    assert streamed["planned_host_bytes"] > kept["planned_host_bytes"]
+
+
+def test_scaling_grows_with_batch_and_resolution(monkeypatch):
+    rows = [scaling.measure(TINY, scaling.Policy(recompute_kernels=True), "batch", 64, pairs) for pairs in (1, 2)]
+    assert rows[0]["parameters"] == rows[1]["parameters"]
+    assert rows[0]["live_peak_bytes"] < rows[1]["live_peak_bytes"]
+
+
+def test_the_profile_accounts_for_the_step():
+    rows = list(profile.suite(TINY))
+    step, busy, waiting, *operators = rows
+    assert step["tflop"] > 0 and step["operators"] > 100 and 0 < step["achieved"] < 1.5
+    assert busy["share"] + waiting["share"] == pytest.approx(1, abs=0.05) or busy["share"] > 1
+    assert len(operators) == profile.TOP and operators[0]["seconds"] >= operators[-1]["seconds"]
+
+
+def test_a_preset_goes_through_all_phases_of_a_run():
+    (row,) = presets.suite(Options(preset="24gb", tiny=True))
+    assert row["exit"] == 0, row
+    assert row["status"] == "completed"
+    assert {"planned_bytes", "budget_bytes", "images_per_second", "peak_bytes"} <= row.keys()
+    assert any(name.startswith("train") for name in row)
+
+
+def test_the_built_in_baseline_needs_no_checkout():
+    assert list(peers.peers(TINY, {})) == ["ours", "plain diffusers"]
+
+
+def run(*words: str) -> list[str]:
+    """The lines that the command prints."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert command.main([*words]) == 0
+    return said.getvalue().splitlines()
+
+
+def test_the_last_line_is_one_json_document_and_rows_are_appended_with_their_origin(tmp_path):
+    for _ in range(2):
+        lines = run("kernels", "--tiny", "--repeats", "1", "--out", str(tmp_path))
+    document = json.loads(lines[-1])
+    written = [json.loads(line) for line in (tmp_path / "kernels.jsonl").read_text().splitlines()]
+    assert len(lines) > 3 and document["suite"] == "kernels"
+    assert len(written) == 2 * len(document["rows"])
+    for row in written:
+        assert row["origin"]["versions"]["torch"] and row["origin"]["cpu"]
+        assert {"time", "gpu", "commit", "threads"} <= row["origin"].keys()
+
+
+def test_tiny_rows_are_written_nowhere_unless_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(kernels, "suite", lambda options: iter([{"kernel": "copy"}]))
+    assert len(run("kernels", "--tiny", "--json")) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_words_may_stand_behind_options(monkeypatch):
+    seen = []
+    monkeypatch.setattr(peers, "suite", lambda options: seen.append(options) or iter(()))
+    run("peers", "--model", "sd15", "--tiny", "diffusers=/somewhere")
+    assert seen[0].words == ("diffusers=/somewhere",) and seen[0].model == "sd1"
+
+
+ORIGIN = {"time": "2026-01-02T00:00:00Z", "gpu": None, "cpu": "a cpu", "threads": 1,
+          "versions": {"torch": "9.9"}, "commit": "abc"}  # fmt: skip
+CARD = ORIGIN | {"gpu": {"name": "a card", "bytes": 1, "cuda": "1"}, "time": "2025-01-01T00:00:00Z"}
+
+
+def rung(technique: str, size: int, origin: dict = ORIGIN, **more: object) -> dict:
+    return {"suite": "ladder", "model": "sd1", "technique": technique, "peak_allocated_bytes": size,
+            "images_per_second": 1.25, "origin": origin} | more  # fmt: skip
+
+
+def write(folder, suite: str, rows: list[dict]) -> None:
+    (folder / f"{suite}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_the_report_fills_marked_sections_from_rows_and_nothing_else(tmp_path, monkeypatch, capsys):
+    readme = tmp_path / "README.md"
+    readme.write_text(
+        "before 7\n<!-- bench:ladder:begin -->\nold 12345\n<!-- bench:ladder:end -->\nbetween\n"
+        "<!-- bench:peers:begin -->\nkept as it is\n<!-- bench:peers:end -->\nafter\n"
+    )
+    monkeypatch.setattr(report, "README", readme)
+    write(tmp_path, "ladder", [rung("plain", 3 * 2**20), rung("less", 2**20)])
+    report.main(["--results", str(tmp_path)])
+    text = readme.read_text()
+    assert text.startswith("before 7\n<!-- bench:ladder:begin -->\n") and text.endswith("after\n")
+    assert "| sd1 | plain | 3.0 | 1.25 |" in text and "12345" not in text
+    assert "kept as it is" in text
+    assert "a cpu, 1 threads, no GPU" in text and "commit abc" in text
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["readme"] == ["ladder"]
+    assert "| sd1 | less | 1.0 | 1.25 |" in (tmp_path / "summary.md").read_text()
+    assert (tmp_path / "ladder.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_report_prefers_cards_then_real_models_then_the_newest_run():
+    older = rung("old", 1, CARD)
+    newer = rung("new", 1, CARD | {"time": "2025-06-01T00:00:00Z"})
+    other = rung("xl", 1, CARD) | {"model": "sdxl"}
+    rows = [older, newer, other, rung("cpu", 1), rung("tiny", 1, CARD | {"time": "2027"}, tiny=True)]
+    assert [row["technique"] for row in report.latest(rows)] == ["new", "xl"]
+
+
+def test_the_report_shows_no_times_of_tiny_models():
+    section = report.section("ladder", [rung("plain", 2**20, tiny=True)])
+    assert "1.25" not in section and "images/s" not in section and "a tiny sd1 model on a cpu" in section
+
+
+def test_plots_are_drawn_from_rows(tmp_path):
+    write(tmp_path, "presets", [{"preset": "8gb", "model": "sd1", "budget_bytes": 8, "peak_bytes": 7, "origin": ORIGIN}])
+    write(tmp_path, "quality", [{"way": "LoRA", "class_drift": 0.1, "fidelity": 0.5, "origin": ORIGIN}])
+    report.main(["--results", str(tmp_path), "--no-readme"])
+    assert {path.stem for path in tmp_path.glob("*.png")} == {"presets", "quality"}
