@@ -30,7 +30,7 @@ def page(command: str = "train") -> str:
         lines += ["", "Fine-tune Stable Diffusion on photos of your subject, on the card you have.", ""]
         for example, meaning in EXAMPLES:
             lines += [f"  {example}", f"      {dim}{meaning}{plain}"]
-        lines += ["", f"{bold}Commands{plain} {dim}(none trains; COMMAND --help says more){plain}"]
+        lines += ["", f"{bold}Commands{plain} {dim}(without one it trains; COMMAND --help says more){plain}"]
         lines += [line for name, (_, about) in COMMANDS.items() for line in _row(name, about, width)]
     else:
         lines += ["", COMMANDS[command][1]]

@@ -140,7 +140,7 @@ def _complaint(detail: Mapping[str, Any]) -> tuple[str, str]:
     kind, context = detail["type"], detail.get("ctx", {})
     if kind in LIMITS:
         words, name = LIMITS[kind]
-        limit = f"{context[name]:,}" if isinstance(context[name], int) else f"{context[name]:g}"
+        limit = str(context[name]) if isinstance(context[name], int) else f"{context[name]:g}"
         return f"must be {words} {limit}", f"choose a value {words} {limit}"
     if kind == "literal_error":
         choices = context["expected"].replace("'", "").replace(" or ", ", ")
