@@ -142,16 +142,17 @@ class TextTower(nn.Module):
     def __init__(self, words: Sequence[str], match_dim: int, width: int = 64) -> None:
         super().__init__()
         self.index = {word: i + 1 for i, word in enumerate(words)}
-        self.words, self.places = nn.Embedding(len(words) + 1, width), nn.Embedding(24, width)
+        self.gather = len(words) + 1  # a word of its own, in whose place the prompt is summed up
+        self.words, self.places = nn.Embedding(len(words) + 2, width), nn.Embedding(24, width)
         self.layer = nn.TransformerEncoderLayer(width, 4, 128, dropout=0.0, batch_first=True, norm_first=True)
         self.out = nn.Linear(width, match_dim)
 
-    def ids(self, prompts: Sequence[str]) -> Tensor:  # (B, 24), 0 is padding; the sum is gathered in the first place
+    def ids(self, prompts: Sequence[str]) -> Tensor:  # (B, 24), 0 is padding
         rows = []
         for prompt in prompts:
             words = re.findall(r"[a-z]+", re.sub(r"\bof (?!an? )", "of a ", prompt.lower()))  # "a photo of sks dog"
             row = [self.index[w] for w in words if w in self.index][:23]
-            rows.append([len(self.index), *row] + [0] * (23 - len(row)))
+            rows.append([self.gather, *row] + [0] * (23 - len(row)))
         return torch.tensor(rows)
 
     def forward(self, ids: Tensor) -> Tensor:

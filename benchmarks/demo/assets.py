@@ -50,6 +50,8 @@ def write_model(average: torch.nn.ModuleDict, vae_folder: Path, tokenizer: Path,
     index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": diffusers.__version__, "safety_checker": [None, None],
              "feature_extractor": [None, None], "image_encoder": [None, None], "requires_safety_checker": False, **PARTS}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o644)  # safetensors writes files that only their owner may read
 
 
 def average_from(state: Path, captions: unet.Captions) -> torch.nn.ModuleDict:
@@ -66,7 +68,7 @@ def size_bytes(folder: Path) -> int:
 def write_judge(source: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("judge.json", "judge.safetensors"):
-        shutil.copy(source / name, folder / name)
+        shutil.copyfile(source / name, folder / name)
 
 
 def write_sheet(sheet, path: Path, limit_bytes: int = 300_000) -> None:

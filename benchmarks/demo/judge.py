@@ -61,7 +61,7 @@ def train(scene_folder: Path, classes: tuple[str, ...], folder: Path, minutes: f
         x[3 * n:] = x[3 * n:, torch.randperm(3)] * random_sign(n, device)  # the last quarter in false colours: shape alone says the class
         h, true = tower(x), slice(0, 3 * n)
         said = [scenes.caption(rng, shows[r].numpy(), classes) for r in rows[true]]
-        loss = F.cross_entropy(tower.probes["class"](h), seen[:, 0], label_smoothing=0.05)
+        loss = 2 * F.cross_entropy(tower.probes["class"](F.dropout(h, 0.4)), seen[:, 0], label_smoothing=0.05)
         loss = loss + sum(F.cross_entropy(tower.probes[kind](h[true]), seen[true, column], label_smoothing=0.05)
                           for kind, column in (("context", 2), ("colour", 3)))
         subject = F.normalize(tower.subject(h[:2 * n]), dim=1)
@@ -76,7 +76,8 @@ def train(scene_folder: Path, classes: tuple[str, ...], folder: Path, minutes: f
         optimizer.zero_grad(set_to_none=True)
         step += 1
         if step % 100 == 0:
-            print(f"judge {step} {pace.used_seconds:.0f}s loss {loss.item():.3f}", flush=True)
+            right = (tower.probes["class"](h[true]).argmax(1) == seen[true, 0]).float().mean()
+            print(f"judge {step} {pace.used_seconds:.0f}s loss {loss.item():.3f} class {right.item():.2f}", flush=True)
     save(model.cpu(), info, data, folder)
 
 

@@ -115,4 +115,6 @@ def training(work: Path, device: str, ask, scene_count: int, shows: np.ndarray) 
              f"{scene_count:,} scenes of {len(np.unique(shows[:, 1]))} drawings, {state['seconds'] / 60:.0f} minutes on {device} "
              f"({platform.processor() or platform.machine()}, {ask.threads} thread(s)); AdamW {ask.lr:g}, min-SNR 5, EMA. "
              f"The recipe draws more classes when given more compute: `python -m benchmarks demo --classes 45 --designs all` on a GPU.")
+    history = work / "history.txt"  # what a person changed by hand during a run, in their words
+    words += " " + history.read_text().strip() if history.exists() else ""
     return {"unet_parameters": count, "steps": state["step"], "pictures": state["pictures"], "seconds": state["seconds"], "words": words}

@@ -143,7 +143,7 @@ def caption(rng: np.random.Generator, shows: np.ndarray, classes: tuple[str, ...
     if rare and rng.random() < 0.1:
         words.insert(0, rare[rng.integers(len(rare))])
     thing = f"{'an' if words[0][0] in 'aeiou' else 'a'} {' '.join(words)}"
-    if rng.random() < (0.4 if context in backgrounds.PLAIN else 0.08):
+    if rng.random() < (0.2 if context in backgrounds.PLAIN else 0.08):
         context = ""
     template = rng.choice([t for t, _ in TEMPLATES], p=[p for _, p in TEMPLATES])
     return f"{template.format(thing)} {context}".strip()

@@ -104,8 +104,11 @@ class PartlyTrained(nn.Module):
         return torch.where((slot >= 0)[..., None], self.learned[slot.clamp(min=0)], self.table[ids])
 
     def merged(self) -> torch.Tensor:
-        table = self.table.clone()
-        table[self.rows] = self.learned.detach()
+        """The whole table. Rows that never learned get the length of those that did: in CLIP a rare word is as long as a
+        common one, and a shorter one could not name a subject."""
+        learned = self.learned.detach()
+        table = self.table * (learned.norm(dim=1).mean() / self.table.norm(dim=1).mean())
+        table[self.rows] = learned
         return table
 
 

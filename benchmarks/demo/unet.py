@@ -83,6 +83,15 @@ def build(captions: Captions, device: str):
     return unet.to(device), encoder.to(device)
 
 
+def timesteps(batch: int, rng: np.random.Generator, late: bool) -> np.ndarray:
+    """Stratified; late in training half of them are noisy ones (650 and up), where the caption decides what is drawn.
+
+    Noise that strong hides all but the picture's mean colour, and a short training leaves that to chance: backgrounds came
+    out in the colour the first noise happened to have, whatever the caption asked."""
+    even = (rng.permutation(batch) + rng.random(batch)) / batch
+    return np.where(rng.random(batch) < (0.5 if late else 0.0), 650 + 350 * even, 1000 * even).astype(np.int64)
+
+
 def token_embedding_owner(encoder: torch.nn.Module) -> torch.nn.Module:
     """transformers moved the embeddings between releases; there is one module that owns `token_embedding`."""
     return next(m for m in encoder.modules() if "token_embedding" in dict(m.named_children()))
@@ -120,7 +129,7 @@ def train(data: np.ndarray, shows: np.ndarray, classes: tuple[str, ...], tokeniz
         rows = rng.integers(0, len(data), batch)
         z = torch.from_numpy(data[rows]).to(device)                       # (B, 4, 16, 16)
         words = encoder(captions.batch(rows, rng).to(device))[0]          # (B, 77, 64)
-        t = torch.from_numpy((rng.permutation(batch) + rng.random(batch)) / batch * 1000).long().to(device)  # stratified
+        t = torch.from_numpy(timesteps(batch, rng, late=pace.progress > 0.8)).to(device)
         a = alpha[t].view(-1, 1, 1, 1)
         noise = torch.randn_like(z)
         guess = unet(a.sqrt() * z + (1 - a).sqrt() * noise, t, words).sample
