@@ -6,6 +6,7 @@ mend (one message with its fix, nothing overwritten), 130 interrupted after savi
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -30,6 +31,15 @@ def main(words: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of `... | head` has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(
+            f"error: the disk is full: {error.filename or error}\n"
+            "  fix: free space, then go on with the same command and --resume_from_checkpoint latest",
+            file=sys.stderr,
+        )
+        return 2
 
 
 def _tell(command: cli.Command) -> int:
