@@ -132,6 +132,13 @@ def test_what_somebody_set_wins_and_a_warning_says_that_it_does_not_fit(facts):
     assert plan.refusal is None
 
 
+def test_a_setting_is_not_blamed_alone_where_nothing_would_fit_anyway(facts):
+    made = draft(facts, Machine("cuda", None, None, 1000), memory__vram_gb=0.61, memory__checkpointing="off")
+    assert made.refusal is not None  # too little RAM is a warning, and no reason to go on
+    assert "no --checkpointing off" in made.refusal.fix
+    assert "RAM" in made.warnings[0]
+
+
 def test_on_a_cpu_the_plan_is_fp32_and_speaks_of_ram(facts):
     plan = draft(facts, Machine("cpu", None, None, 64 * GIB))
     assert (plan.policy.weights, plan.policy.moments) == ("fp32", "fp32")

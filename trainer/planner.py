@@ -103,6 +103,12 @@ def draft(config: Config, facts: Facts, machine: Machine, phases: Phases | None 
         ladder, budget = ladder[:1], None
     found = _solve(config, ladder, budget, phases)
     planned = phases.all(found.policy, budget)
+    while budget is not None and found.policy.resident_units and config.memory.resident_units is None:
+        if max(phase.vram_bytes for phase in planned) <= budget:
+            break  # else another phase than the step has less room for units that stay
+        fewer = max(0, found.policy.resident_units - max(2, found.policy.resident_units // 4))
+        found = replace(found, policy=replace(found.policy, resident_units=fewer))
+        planned = phases.all(found.policy, budget)
     work = phases.work(found.policy)
     card = machine.card if machine.kind == "cuda" else None
     result = Plan(
@@ -123,9 +129,14 @@ def draft(config: Config, facts: Facts, machine: Machine, phases: Phases | None 
         vae_dtype=phases.vae_dtype,
         sample_dtype=found.policy.math if machine.kind == "cuda" else None,
     )
-    warnings = _warnings(config, result, machine, start, facts, phases)
-    result = replace(result, explanation=explain(result, found, phases), warnings=warnings)
-    return replace(result, refusal=None if result.fits or warnings else refuse(result, found, config))
+    result = replace(result, explanation=explain(result, found, phases))
+    asked = _asked(config)
+    better = _unbound(config, asked, result, machine, facts, phases) if asked and not result.fits else None
+    result = replace(result, warnings=_warnings(config, asked, result, better, machine))
+    kept = (
+        better is not None and better.fits
+    )  # somebody's own setting is what makes it not fit: it wins, with a warning
+    return replace(result, refusal=None if result.fits or kept else refuse(result, better, config))
 
 
 def _solve(
@@ -176,12 +187,14 @@ def explain(made: Plan, found: solver.Found, phases: Phases) -> str:
     return text
 
 
-def refuse(made: Plan, found: solver.Found, config: Config) -> ConfigError:
-    """Nothing fits: say what is largest, and the nearest plan that would fit."""
+def refuse(made: Plan, better: solver.Found | None, config: Config) -> ConfigError:
+    """Nothing fits: say what is largest, and the nearest plan that would fit. `better`: without the memory settings that
+    somebody made."""
     worst = max(made.phases, key=lambda phase: phase.vram_bytes)
-    ways = [
-        f"--vram_gb {made.vram_peak_bytes / calibration.GIB + 0.05:.1f} (the smallest plan takes {gib(made.vram_peak_bytes)})"
-    ]
+    size = made.vram_peak_bytes
+    ways = [f"--vram_gb {size / calibration.GIB + 0.05:.1f} (this plan takes {gib(size)})"]
+    if better is not None and better.step_bytes < size:
+        ways.append(f"no {_flags(config, _asked(config))} (the step then takes {gib(better.step_bytes)})")
     if config.train.train_text_encoder:
         ways.append("no --train_text_encoder")
     if config.train.method == "full":
@@ -194,25 +207,35 @@ def refuse(made: Plan, found: solver.Found, config: Config) -> ConfigError:
                        "Nearest plans that fit: " + ", or ".join(ways) + ".")  # fmt: skip
 
 
+def _asked(config: Config) -> list[str]:
+    """The memory settings that somebody made, by name."""
+    axes = (*solver.AXES, "weights", "moments", "recompute_kernels")
+    return [axis for axis in axes if getattr(config.memory, axis) != "auto"]
+
+
+def _flags(config: Config, asked: list[str]) -> str:
+    return " ".join(f"--{axis} {getattr(config.memory, axis)}" for axis in asked)
+
+
+def _unbound(
+    config: Config, asked: list[str], made: Plan, machine: Machine, facts: Facts, phases: Phases
+) -> solver.Found:
+    """What the solver would choose without the settings `asked` for."""
+    free = config.model_copy(deep=True)
+    for axis in asked:
+        setattr(free.memory, axis, "auto")
+    start = solver.base(free, machine.kind, bf16=machine.card is None or machine.card.bf16)
+    return _solve(free, solver.rungs(free, start, facts), made.budget_bytes, phases)
+
+
 def _warnings(
-    config: Config, made: Plan, machine: Machine, start: Policy, facts: Facts, phases: Phases
+    config: Config, asked: list[str], made: Plan, better: solver.Found | None, machine: Machine
 ) -> tuple[str, ...]:
     found = []
-    asked = [
-        axis
-        for axis in (*solver.AXES, "weights", "moments", "recompute_kernels")
-        if getattr(config.memory, axis) != "auto"
-    ]
-    if not made.fits and asked:
-        free = config.model_copy(deep=True)
-        for axis in asked:
-            setattr(free.memory, axis, "auto")
-        ladder = solver.rungs(free, solver.base(free, machine.kind, start.compute != torch.float16), facts)
-        better = _solve(free, ladder, made.budget_bytes, phases)
-        if better.fits:
-            flags = " ".join(f"--{axis} {getattr(config.memory, axis)}" for axis in asked)
-            found.append(f"{flags} is kept as asked, but makes the plan not fit: {gib(made.vram_peak_bytes)} of {gib(made.budget_bytes)}. "
-                         f"Without it {gib(better.step_bytes)} would do ({better.words}).")  # fmt: skip
+    if better is not None and better.fits:
+        found.append(f"{_flags(config, asked)} is kept as asked, but makes the plan not fit: "
+                     f"{gib(made.vram_peak_bytes)} of {gib(made.budget_bytes)}. "
+                     f"Without it {gib(better.step_bytes)} would do ({better.words}).")  # fmt: skip
     if machine.free_ram_bytes is not None and made.ram_peak_bytes > machine.free_ram_bytes:
         found.append(
             f"The plan needs {gib(made.ram_peak_bytes)} of RAM; {gib(machine.free_ram_bytes)} are free. "
