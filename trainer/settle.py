@@ -15,6 +15,7 @@ from trainer.config import Config
 from trainer.data import PhotoSet, class_prompt, instance_prompt
 from trainer.models.base import Family
 
+DEMO_GUIDANCE = 3.5  # what the built-in model draws best with; 7.5 burns its colours
 SUBJECTS = Path(__file__).parent / "assets" / "demo" / "subjects"
 
 
@@ -27,6 +28,9 @@ def subject(config: Config) -> None:
     for knob in ("class_name", "identifier"):
         if not config.chosen(f"data.{knob}"):
             config.settle(f"data.{knob}", facts[knob], "built-in photos")
+    if config.model.name == "demo" and config.train.method == "full" and not config.chosen("train.train_text_encoder"):
+        # its text encoder learned to pass over rare words, so a new name has to be learned there, too
+        config.settle("train.train_text_encoder", True, "built-in demo")
     if not config.sample.validation_prompt:
         mine = instance_prompt(config.data)
         prompts = [mine, f"{mine} {facts['unseen_context']}", class_prompt(config)]
@@ -42,6 +46,9 @@ def learning(config: Config, family: Family) -> None:
             config.settle(key, value, origin)
 
     default("data.resolution", family.resolution)
+    for key in ("sample.guidance_scale", "prior.guidance_scale"):
+        if config.model.name == "demo" and not config.chosen(key):
+            config.settle(key, DEMO_GUIDANCE, "demo default")
     named = bool(config.data.class_name or config.prior.class_prompt)
     default("prior.with_prior_preservation", train.method == "full" and named)
     prior = config.prior.with_prior_preservation

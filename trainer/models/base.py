@@ -25,6 +25,7 @@ class Defaults:
     lr_full_text: float  # with the text encoder trained too (both parts)
     lr_lora: float  # LoRA and DoRA, denoiser
     lr_lora_text: float  # LoRA and DoRA, text encoder
+    lr_text: float | None = None  # text encoder in full fine-tuning, where it differs from lr_full_text
     steps: int = 800
     steps_lora: int = 800
     class_images: int = 200
@@ -40,7 +41,7 @@ class Defaults:
         return self.lr_full if prior else self.lr_full_no_prior
 
     def text_learning_rate(self, method: str) -> float:
-        return self.lr_full_text if method == "full" else self.lr_lora_text
+        return (self.lr_text or self.lr_full_text) if method == "full" else self.lr_lora_text
 
     def max_train_steps(self, method: str) -> int:
         return self.steps if method == "full" else self.steps_lora
