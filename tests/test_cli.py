@@ -76,7 +76,7 @@ def test_none_unsets_and_minus_one_is_a_number():
     ("photos", "--instance_data_dir"),
     ("trian --seed 3", "train"),
     ("--method lra", "lora"),
-    ("--xformers --sdpa", "leave one of them out"),
+    ("--mem_eff_attn --attention math", "leave one of them out"),
     ("explain", "explain WORD"),
     ("watch a b", "leave out"),
     ("sample run --learning_rate 1", "leave it out"),
@@ -119,7 +119,8 @@ def test_a_full_line_of_diffusers_script_runs_unchanged(photos, tmp_path):
     notices = command.notices + check(config, tolerant=command.foreign)
     assert config.model.name == "stable-diffusion-v1-5/stable-diffusion-v1-5" and config.data.crop == "center"
     assert config.memory.moments == "8bit" and config.train.optimizer == "adamw"
-    assert config.memory.checkpointing == "blocks" and config.memory.attention == "xformers"
+    assert config.memory.checkpointing == "blocks"
+    assert config.memory.attention == ("xformers" if foreign.find_spec("xformers") else "auto")
     assert config.train.offset_noise == 0.1 and config.run.report_to == ["wandb"]
     assert config.train.max_train_steps == 800 and config.train.num_train_epochs is None
     for name in ("push_to_hub", "local_rank", "tokenizer_name", "num_train_epochs", "set_grads_to_none", "lr_power"):
@@ -168,6 +169,18 @@ def test_a_line_of_kohyas_trainer_is_understood():
     assert (config.model.family, config.model.prediction_type, config.data.resolution) == ("sd2", "v_prediction", 768)
     assert config.data.random_flip and config.data.buckets and config.data.crop == "random"
     assert config.run.report_to == ["tensorboard", "wandb"] and config.train.lr_num_cycles == 3
+
+
+def test_kohyas_adapters_cover_the_text_encoder_unless_told_otherwise():
+    command = parse("--network_module networks.lora --text_encoder_lr 5e-5")
+    assert command.config().train.train_text_encoder and "as kohya's script does" in command.notices[0]
+    assert not parse("--network_module networks.lora --network_train_unet_only").config().train.train_text_encoder
+    assert not parse("--method lora --rank 4").config().train.train_text_encoder
+
+
+def test_captions_of_another_extension_are_refused():
+    assert parse("--caption_extension .txt").values == {}
+    assert "name.txt or name.caption" in refused("--caption_extension .tags").fix
 
 
 def test_foreign_tables_do_not_overlap_and_speak_of_real_settings():

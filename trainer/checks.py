@@ -205,9 +205,13 @@ def _space(config: Config) -> None:
     free = shutil.disk_usage(place).free / 1e9
     if free < need:
         raise ConfigError(
-            f"the disk under {place} has {free:.2g} GB free; this run writes at least {need:.2g} GB",
+            f"the disk under {place} has {_gb(free)} GB free; this run writes at least {_gb(need)} GB",
             "free space, choose another --output_dir, or fewer --formats",
         )
+
+
+def _gb(number: float) -> str:
+    return f"{number:.1f}" if number >= 0.1 else f"{number:.1g}"
 
 
 def _weights_gb(model: Path) -> float:

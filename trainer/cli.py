@@ -189,6 +189,11 @@ def _settle(command: Command) -> None:
     ):
         values["train.method"], command.spelled["train.method"] = "lora", command.spelled[adapter]
         command.notices.append(f"--{command.spelled[adapter]} asks for an adapter: training with --method lora")
+    if command.spelled.get("train.method") == "network_module" and "train.train_text_encoder" not in values:
+        values["train.train_text_encoder"], command.spelled["train.train_text_encoder"] = True, "network_module"
+        command.notices.append(
+            "--network_module trains the text encoder too, as kohya's script does; --network_train_unet_only leaves it out"
+        )
     if command.foreign and "train.max_train_steps" in values and "train.num_train_epochs" in values:
         del values["train.num_train_epochs"]
         command.notices.append("--num_train_epochs has no effect: --max_train_steps decides, as in diffusers' script")

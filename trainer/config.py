@@ -105,7 +105,7 @@ class Train(Section):
     caption_dropout: float = knob(0.0, "share of steps trained with an empty prompt", "caption_dropout_rate", ge=0, le=1)
     ema: bool = knob(False, "keep an exponential moving average of the weights and export it", "use_ema")
     ema_decay: float = knob(0.999, "decay of that average", ge=0, lt=1)
-    seed: int = knob(0, "of everything random", ge=0, lt=2**32)
+    seed: int = knob(0, "of everything random", gt=-(2**32), lt=2**32)
     allow_tf32: bool = knob(True, "TF32 matrix products for fp32 work on Ampere and later")
 
 

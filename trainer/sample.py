@@ -86,7 +86,8 @@ def draw_all(
             if isinstance(result, Tensor):
                 batches.append(result.cpu())
             else:
-                yield phase.progress(finished + result * len(prompts[rows]))
+                done = finished + result * len(prompts[rows])
+                yield phase.progress(done, f"{done // look.steps} of {phase.total // look.steps} pictures")
         finished += look.steps * len(prompts[rows])
     return torch.cat(batches)
 
