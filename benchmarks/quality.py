@@ -184,6 +184,7 @@ def one(
         "lora_diffusers" if "lora" in flags else "diffusers",
     ]
     config = parse(words + flags).config()
+    there = _bytes(cache / "class_images") + _bytes(cache / "predictions")
     began, seconds = time.perf_counter(), {}
     for event in stages.run(config, Controls()):
         if isinstance(event, PhaseEnded):
@@ -191,6 +192,7 @@ def one(
         if isinstance(event, Finished) and event.status != "done":
             raise RuntimeError(event.error)
     whole = time.perf_counter() - began
+    kept = _bytes(cache / "class_images") + _bytes(cache / "predictions") - there
     config = overlay.load(file=run / "config.toml")
     parts, engine = restore(found(run)[-1], config, options.device)
     prompts = Prompts.of(subject)
@@ -198,7 +200,12 @@ def one(
     return scores(eye, subject, prompts, before, after) | {
         "seconds": whole,
         "prior_seconds": seconds.get("class images", 0.0),
+        "prior_bytes": kept,  # 0 where a way before it drew the same class images
     }, after
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def drawn(
@@ -215,7 +222,9 @@ def drawn(
             encoded = parts.family.encode_text(parts, words)
         texts = {word: {name: rows[i].float().cpu() for name, rows in encoded.items()} for i, word in enumerate(words)}
     side = parts.family.resolution
-    look = sampler.Look((side, side), 3 if tiny else LOOK_STEPS, settle.DEMO_GUIDANCE if parts.family.name == "demo" else 7.5)
+    look = sampler.Look(
+        (side, side), 3 if tiny else LOOK_STEPS, settle.DEMO_GUIDANCE if parts.family.name == "demo" else 7.5
+    )
     denoiser = engine.as_module(parts.unet) if engine else parts.unet.to(device)
     latents, batch = [], 8
     for start in range(0, len(prompts.all), batch):

@@ -101,7 +101,7 @@ def read(path: Path) -> list[Row]:
 
 
 def latest(rows: list[Row]) -> list[Row]:
-    """The rows of the newest run of each model; a run is one origin. What ran on a card or with a real-size model makes
+    """The rows of the newest run of each model (and way to train); a run is one origin. What ran on a card or with a real-size model makes
     every row that did not step back."""
     if not rows:
         return []
@@ -109,8 +109,12 @@ def latest(rows: list[Row]) -> list[Row]:
     rows = [row for row in rows if _worth(row) == best]
     newest: dict[object, str] = {}
     for row in rows:
-        newest[row.get("model")] = max(row["origin"]["time"], newest.get(row.get("model"), ""))
-    return [row for row in rows if row["origin"]["time"] == newest[row.get("model")]]
+        newest[_subject(row)] = max(row["origin"]["time"], newest.get(_subject(row), ""))
+    return [row for row in rows if row["origin"]["time"] == newest[_subject(row)]]
+
+
+def _subject(row: Row) -> tuple[object, ...]:
+    return row.get("model"), row.get("subject"), row.get("way")
 
 
 def _worth(row: Row) -> tuple[bool, bool]:
@@ -136,7 +140,7 @@ def _table(suite: str, rows: list[Row]) -> str:
     columns = {
         name: heading
         for name, heading in named.items()
-        if name not in without and any(row.get(name) not in (None, "") for row in rows)
+        if name not in without and any(row.get(name) not in (None, "", 0) for row in rows)
     }
     lines = ["| " + " | ".join(columns.values()) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(cell(name, row) for name in columns) + " |" for row in rows]
@@ -146,7 +150,7 @@ def _table(suite: str, rows: list[Row]) -> str:
 def cell(name: str, row: Row) -> str:
     """A value, with its spread over seeds behind it where there is one."""
     value = row.get(name)
-    text = shown(name, round(value, 3) if isinstance(value, float) and abs(value) < 100 else value)
+    text = shown(name, round(value, 3) if isinstance(value, float) and 0.1 <= abs(value) < 100 else value)
     spread = row.get(f"{name}_sd")
     return f"{text} ± {spread:.2g}" if isinstance(spread, float) and spread else text
 
