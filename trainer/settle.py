@@ -16,6 +16,7 @@ from trainer.data import PhotoSet, class_prompt, instance_prompt
 from trainer.models.base import Family
 
 DEMO_GUIDANCE = 3.5  # what the built-in model draws best with; 7.5 burns its colours
+DEMO_LOOK = {"sample.guidance_scale": DEMO_GUIDANCE, "prior.guidance_scale": DEMO_GUIDANCE, "prior.sample_steps": 25}
 SUBJECTS = Path(__file__).parent / "assets" / "demo" / "subjects"
 
 
@@ -46,9 +47,9 @@ def learning(config: Config, family: Family) -> None:
             config.settle(key, value, origin)
 
     default("data.resolution", family.resolution)
-    for key in ("sample.guidance_scale", "prior.guidance_scale"):
+    for key, value in DEMO_LOOK.items():
         if config.model.name == "demo" and not config.chosen(key):
-            config.settle(key, DEMO_GUIDANCE, "demo default")
+            config.settle(key, value, "demo default")
     named = bool(config.data.class_name or config.prior.class_prompt)
     default("prior.with_prior_preservation", train.method == "full" and named)
     prior = config.prior.with_prior_preservation
