@@ -43,6 +43,10 @@ def write_model(average: torch.nn.ModuleDict, vae_folder: Path, tokenizer: Path,
     plain_unet.half().save_pretrained(folder / "unet")
     plain_encoder(average["text"]).half().save_pretrained(folder / "text_encoder")
     AutoencoderKL.from_pretrained(vae_folder).half().save_pretrained(folder / "vae")
+    for config in folder.glob("*/config.json"):  # diffusers notes where it read a model from: nobody else has that folder
+        values = json.loads(config.read_text())
+        if values.pop("_name_or_path", None):
+            config.write_text(json.dumps(values, indent=2) + "\n")
     (folder / "scheduler").mkdir(exist_ok=True)  # by hand, as SD 1.5 has it: clip_sample is for the schedulers swapped in later
     scheduler = {"_class_name": "PNDMScheduler", "_diffusers_version": diffusers.__version__, **unet.SCHEDULER, "skip_prk_steps": True}
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2) + "\n")
