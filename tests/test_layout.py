@@ -161,7 +161,7 @@ def test_nothing_is_swallowed():
 
 
 def test_nothing_is_left_for_later():
-    words = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|XXX|NotImplemented" + r"Error)\b")
+    words = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|X" + r"XX|NotImplemented" + r"Error)\b")
     for path in [*SOURCES, *TESTS]:
         assert not words.search(path.read_text(encoding="utf-8")), name(path)
 

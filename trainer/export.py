@@ -29,6 +29,7 @@ from trainer.export_formats import File, files
 from trainer.models import load
 from trainer.models.base import Parts
 from trainer.safetensors_stream import Writer, size_bytes
+from trainer.vitals import Vitals
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 LORA = ("lora_diffusers", "lora_kohya")
@@ -66,7 +67,8 @@ def write(
         values = _values(parts, trained if weights is not None else None, lora=name in LORA)
         yield _export(own, values, dtype, precision)
         yield PhaseProgress("export", done, len(formats), name)
-    yield PhaseEnded("export", time.time() - began, 0, 0, f"{len(formats)} formats in {folder}")
+    vitals = Vitals(torch.device("cuda" if torch.cuda.is_initialized() else "cpu"))
+    yield PhaseEnded("export", time.time() - began, vitals.peak(), vitals.ram(), f"{len(formats)} formats in {folder}")
 
 
 def _complete(parts: Parts, dtype: torch.dtype) -> Parts:
