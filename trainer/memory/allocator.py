@@ -34,14 +34,6 @@ def apply() -> bool:
     return True
 
 
-def cap(bytes_allowed: int, device: torch.device) -> None:
-    """Refuse allocations beyond the budget, so that an overdraft fails here instead of spilling silently to host
-    memory, as Windows drivers do."""
-    if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, bytes_allowed / total), device)
-
-
 def release() -> None:
     """Give cached memory back between phases."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
