@@ -129,7 +129,7 @@ class Screen:
             due = 0.0
             while not self.done.is_set():
                 now = time.monotonic()
-                if now >= due:
+                if now >= due or self.size != self.painter.size:  # a new size is answered at once, as a key is
                     cost = self.draw()
                     due = now + max(FRAME_SECONDS, cost / SHARE)
                 keys = read(min(0.1, max(0.0, due - now)))
@@ -137,10 +137,19 @@ class Screen:
                     self.press(key)
                     due = 0.0  # a key is answered at once
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Columns and rows the terminal has now. rich prefers COLUMNS and LINES, which stay as they were when somebody
+        drags the window's corner (readline leaves them in the environment of whatever it starts)."""
+        try:
+            return tuple(os.get_terminal_size(self.console.file.fileno()))
+        except (OSError, ValueError):  # no terminal, or a file without a descriptor
+            return tuple(self.console.size)
+
     def draw(self) -> float:
         """Paint the state there is; gives the processor seconds it took."""
         before = time.thread_time()
-        width, height = self.console.size
+        width, height = self.size
         asked = (
             ()
             if self.watching
