@@ -1,6 +1,7 @@
 """The command line: its grammar, the lines of other trainers, help, explanations and exit codes."""
 
 import ast
+import logging
 import re
 import resource
 import shlex
@@ -84,6 +85,8 @@ def test_none_unsets_and_minus_one_is_a_number():
     ("--network_module lycoris.kohya", "--method lora"),
     ("--optimizer_type Lion", "adamw8bit"),
     ("--resolution 512,768", "--buckets"),
+    ("--resolution large", '"large"'),
+    ("--sample_prompts no_such.txt", "--prompt"),
     ("--dataset_name org/photos", "--instance_data_dir"),
 ])  # fmt: skip
 def test_a_mistake_is_answered_with_the_way_to_mend_it(line, fix):
@@ -176,6 +179,39 @@ def test_kohyas_adapters_cover_the_text_encoder_unless_told_otherwise():
     assert command.config().train.train_text_encoder and "as kohya's script does" in command.notices[0]
     assert not parse("--network_module networks.lora --network_train_unet_only").config().train.train_text_encoder
     assert not parse("--method lora --rank 4").config().train.train_text_encoder
+
+
+def test_kohyas_adapters_have_alpha_one_unless_told_otherwise():
+    command = parse("--network_module networks.lora --network_dim 8")
+    assert command.config().lora.alpha == 1 and "alpha 1" in " ".join(command.notices)
+    assert parse("--network_module networks.lora --network_dim 8 --network_alpha 4").config().lora.alpha == 4
+    assert parse("--method lora --rank 8").config().lora.alpha is None
+
+
+def test_a_refused_flag_that_asks_for_what_happens_anyway_passes():
+    """kohya's graphical front end writes such defaults into every line."""
+    line = "--loss_type=l2 --huber_schedule=snr --huber_c=0.1 --clip_skip 1 --max_token_length 75 --keep_tokens 0"
+    assert parse(line).config().model_dump() == cli.load().model_dump()
+    for flag in foreign.HARMLESS:
+        assert foreign.REFUSED[flag][1] in refused(f"--{flag} 7").fix
+
+
+def test_a_prompt_file_of_kohyas_is_read_without_its_picture_settings(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("# previews\na sks dog on a beach --n low quality --w 512 --d 1\n\na dog, sitting\n")
+    command = parse(f"--sample_prompts {file}")
+    assert command.config().sample.validation_prompt == ["a sks dog on a beach", "a dog, sitting"]
+    assert "only the prompts count" in command.notices[0]
+
+
+def test_an_epoch_of_diffusers_script_shows_every_class_image(photos):
+    line = "--pretrained_model_name_or_path x --instance_data_dir p --num_train_epochs 3"
+    prior = " --with_prior_preservation --class_prompt 'a dog' --num_class_images 50 --train_batch_size 4"
+    command = parse(line + prior)
+    assert command.config().train.max_train_steps == 3 * 13 and "39 steps" in " ".join(command.notices)
+    assert parse(line + prior + " --gradient_accumulation_steps 2").config().train.max_train_steps == 3 * 7
+    assert parse(line).config().train.num_train_epochs == 3, "without class images an epoch is a pass over the photos"
+    assert "whole number" in str(refused(line + " --with_prior_preservation --train_batch_size many"))
 
 
 def test_captions_of_another_extension_are_refused():
@@ -272,6 +308,13 @@ def test_a_bad_line_is_refused_before_torch_is_imported():
 assert [main(line.split()) for line in {lines}] == [2] * {len(lines)} and 'torch' not in sys.modules"""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr.count("fix:") == len(lines) and "Traceback" not in done.stderr
+
+
+def test_one_complaint_of_bitsandbytes_is_kept_from_the_screen_and_no_other(caplog):
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    logger.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s.", ImportError("no kernels"))
+    logger.warning("something else")
+    assert caplog.messages == ["something else"]
 
 
 def test_a_command_runs_from_a_checkout_by_module_name():

@@ -7,6 +7,7 @@ notices that foreign flags call for. The grammar is small enough to hold in the 
 
 from __future__ import annotations
 
+import math
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ COMMANDS = {
     "report": ("RUN", "write one self-contained HTML page about a run"),
     "compare": ("RUN RUN ...", "put runs side by side"),
 }
+DIFFUSERS_CLASS_IMAGES = 100  # the default of --num_class_images there
 USES = {  # the settings a command reads; others would have no effect there
     "sample": ("model.", "sample.", "memory.", "run.", "train.seed", "train.mixed_precision", "preset"),
     "export": ("export.", "run.output_dir", "run.overwrite", "model.", "preset"),
@@ -111,7 +113,8 @@ def _flag(command: Command, word: str, rest: list[str], known: dict[str, str]) -
         command.file = Path(_one(name, given, rest))
     elif name in foreign.REFUSED:
         why, fix = foreign.REFUSED[name]
-        raise ConfigError(f"--{name}: {why}", fix)
+        if " ".join(given or _take(rest)).lower() not in foreign.HARMLESS.get(name, ()):
+            raise ConfigError(f"--{name}: {why}", fix)
     elif name in foreign.NOTED:
         given or _take(rest)
         command.notices.append(f"--{name} has no effect: {foreign.NOTED[name]}")
@@ -194,9 +197,11 @@ def _settle(command: Command) -> None:
         command.notices.append(
             "--network_module trains the text encoder too, as kohya's script does; --network_train_unet_only leaves it out"
         )
-    if command.foreign and "train.max_train_steps" in values and "train.num_train_epochs" in values:
-        del values["train.num_train_epochs"]
-        command.notices.append("--num_train_epochs has no effect: --max_train_steps decides, as in diffusers' script")
+    if command.spelled.get("train.method") == "network_module" and "lora.alpha" not in values:
+        values["lora.alpha"], command.spelled["lora.alpha"] = 1, "network_module"
+        command.notices.append("--network_module has alpha 1 where no --network_alpha is given, as in kohya's script")
+    if command.foreign and "train.num_train_epochs" in values:
+        _epochs(command)
     for key in values:
         if not key.startswith(USES.get(command.name, "")):
             raise ConfigError(f"--{command.spelled[key]} has no effect on `{command.name}`", "leave it out")
@@ -212,6 +217,27 @@ def _settle(command: Command) -> None:
         raise ConfigError(
             f"`{command.name}` takes one {wanted}, not {len(command.words)}",
             f"leave out {' '.join(command.words[1:])!r}",
+        )
+
+
+def _epochs(command: Command) -> None:
+    """diffusers' script ignores epochs where steps are given, and shows every class image once in an epoch."""
+    values = command.values
+    if "train.max_train_steps" in values:
+        del values["train.num_train_epochs"]
+        command.notices.append("--num_train_epochs has no effect: --max_train_steps decides, as in diffusers' script")
+    elif command.spelled["train.num_train_epochs"] == "num_train_epochs" and values.get("prior.with_prior_preservation"):
+        keys = ("prior.num_class_images", "train.train_batch_size", "train.gradient_accumulation_steps")
+        given = [str(values.get(key, usual)) for key, usual in zip(keys, (DIFFUSERS_CLASS_IMAGES, 1, 1), strict=True)]
+        epochs = str(values["train.num_train_epochs"])
+        if not all(text.isdecimal() and int(text) for text in (*given, epochs)):
+            return  # the schema says what is wrong
+        pictures, batch, accumulation = map(int, given)
+        steps = int(epochs) * math.ceil(math.ceil(pictures / batch) / accumulation)
+        del values["train.num_train_epochs"]
+        values["train.max_train_steps"], command.spelled["train.max_train_steps"] = steps, "num_train_epochs"
+        command.notices.append(
+            f"--num_train_epochs makes {steps} steps: an epoch of diffusers' script shows each of {pictures} class images"
         )
 
 

@@ -143,7 +143,7 @@ class Checkpoint(Section):
     """Saving and resuming"""
 
     checkpointing_steps: int | None = knob(None, "save every so many steps; default only at the end", "save_every_n_steps", ge=1)
-    checkpoints_total_limit: int | None = knob(None, "keep at most so many", "save_last_n_steps", ge=1)
+    checkpoints_total_limit: int | None = knob(None, "keep at most so many", ge=1)
     resume_from_checkpoint: str | None = knob(None, "a checkpoint folder, or 'latest'", "resume")
 
 

@@ -8,9 +8,11 @@ Read from the argument parsers of diffusers' `examples/dreambooth/` (2026-08) an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from trainer.config import ConfigError
@@ -77,10 +79,22 @@ def _network_module(text: str) -> dict[str, Any]:
 
 
 def _resolution(text: str) -> dict[str, Any]:
-    sides = text.replace("x", ",").split(",")
+    sides = re.split(r"(?<=\d)[x,](?=\d)", text)
     if len(set(sides)) != 1:
         raise ConfigError(f"--resolution {text} is not a square", f"use --resolution {sides[0]} --buckets")
     return {"data.resolution": sides[0]}
+
+
+def _sample_prompts(text: str) -> dict[str, Any]:
+    """kohya's prompt file: a prompt a line; what follows its first --n, --w, ... is one picture's settings."""
+    path = Path(text)
+    if path.suffix != ".txt" or not path.is_file():
+        raise ConfigError(
+            f"--sample_prompts {text}: there is no such .txt file", "check the path, or write --prompt 'a photo of ...'"
+        )
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    prompts = [re.split(r"\s--\w\b", line)[0].strip() for line in lines if line and not line.startswith("#")]
+    return {"sample.validation_prompt": prompts} if prompts else {}
 
 
 _OPTIMIZERS: dict[str, dict[str, Any]] = {
@@ -118,6 +132,7 @@ SETS: dict[str, Sets] = {
     "v_parameterization": _switch(model__prediction_type="v_prediction"),
     "random_crop": _switch(data__crop="random"),
     "caption_extension": Sets(_caption_extension),
+    "sample_prompts": Sets(_sample_prompts, "only the prompts count; sizes, seeds and guidance are those of [sample]"),
     "color_aug": _switch("colour changes of strength 0.1 (--color_jitter)", data__color_jitter=0.1),
     "xformers": _xformers(),
     "sdpa": _switch(memory__attention="sdpa"),
@@ -179,6 +194,12 @@ NOTED: dict[str, str] = {
     "save_state": "checkpoints always hold everything needed to resume",
     "save_state_on_train_end": "checkpoints always hold everything needed to resume",
     "save_every_n_epochs": "checkpoints are counted in steps: --checkpointing_steps",
+    "save_n_epoch_ratio": "checkpoints are counted in steps: --checkpointing_steps",
+    "save_last_n_epochs": "old checkpoints are counted: --checkpoints_total_limit",
+    "save_last_n_epochs_state": "old checkpoints are counted: --checkpoints_total_limit",
+    "save_last_n_steps": "old checkpoints are counted: --checkpoints_total_limit",
+    "save_last_n_steps_state": "old checkpoints are counted: --checkpoints_total_limit",
+    "sample_at_first": "what the model knew before is measured by the guard, pictures begin with --validation_steps",
     "sample_every_n_epochs": "previews are counted in steps: --validation_steps",
     "sample_sampler": "previews use the model family's sampler",
     "vae_batch_size": "the batch is what the budget holds",
@@ -194,10 +215,28 @@ NOTED: dict[str, str] = {
     "log_prefix": "trackers write to --logging_dir",
     "log_tracker_name": "trackers write to --logging_dir",
     "wandb_run_name": "the run is named after its folder",
+    "log_tracker_config": "trackers get the settings and the numbers of log.jsonl",
+    "wandb_api_key": "keys do not belong on command lines; run `wandb login`",
     "log_config": "config.toml and log.jsonl in the run folder hold the settings",
     "tokenizer_cache_dir": "the CLIP vocabulary is built in",
     "disable_mmap_load_safetensors": "weights are read tensor by tensor",
-}
+    "multires_noise_discount": "it belongs to pyramid noise, which is off",
+    "huber_schedule": "the loss is the squared error of the paper",
+    "huber_c": "the loss is the squared error of the paper",
+    "huber_scale": "the loss is the squared error of the paper",
+    "dynamo_backend": "--torch_compile uses PyTorch's default",
+    "ddp_timeout": "one process trains on one card",
+    "ddp_gradient_as_bucket_view": "one process trains on one card",
+    "ddp_static_graph": "one process trains on one card",
+    "cache_info": "what was understood of the photos is printed each time",
+    "keep_tokens_separator": "captions are used as they stand",
+    "no_token_padding": "prompts are always padded to 77 tokens, which is what the models learned with",
+    **dict.fromkeys(
+        ("huggingface_repo_id", "huggingface_repo_type", "huggingface_path_in_repo", "huggingface_token",
+         "huggingface_repo_visibility", "save_state_to_huggingface", "async_upload"),
+        "nothing is uploaded; the export folder is ready for `hf upload`",
+    ),
+}  # fmt: skip
 
 _PHOTOS = "put the photos in a folder and name it with --instance_data_dir"
 REFUSED: dict[str, tuple[str, str]] = {  # flag: (why, fix)
@@ -216,8 +255,25 @@ REFUSED: dict[str, tuple[str, str]] = {  # flag: (why, fix)
     "keep_tokens": ("captions are used as they stand", "leave it out"),
     "loss_type": ("the loss is the squared error of the paper", "leave it out"),
     "multires_noise_iterations": ("pyramid noise is not built in", "use --offset_noise 0.1"),
-    "multires_noise_discount": ("pyramid noise is not built in", "use --offset_noise 0.1"),
     "adaptive_noise_scale": ("adaptive noise is not built in", "use --offset_noise 0.1"),
+    "noise_offset_random_strength": ("offset noise has one strength", "leave it out"),
+    "ip_noise_gamma_random_strength": ("input perturbation is not built in", "leave it out"),
+    "min_timestep": ("every step of the schedule is trained", "leave it out"),
+    "max_timestep": ("every step of the schedule is trained", "leave it out"),
+    "caption_prefix": ("captions are used as they stand", "write it into the captions, or use --instance_prompt"),
+    "caption_suffix": ("captions are used as they stand", "write it into the captions, or use --instance_prompt"),
+    "secondary_separator": ("captions are used as they stand", "leave it out"),
+    "enable_wildcard": ("captions are used as they stand", "leave it out"),
+    "token_warmup_min": ("captions are used as they stand", "leave it out"),
+    "token_warmup_step": ("captions are used as they stand", "leave it out"),
+    "caption_tag_dropout_rate": ("captions are used as they stand", "use --caption_dropout_rate"),
+    "caption_dropout_every_n_epochs": ("captions are dropped at random", "use --caption_dropout_rate"),
+    "face_crop_aug_range": ("faces are not looked for", "use --crop random"),
+    "conditioning_data_dir": ("control models are not trained here", "leave it out"),
+    "resume_from_huggingface": ("runs are resumed from this disk", "use --resume_from_checkpoint"),
+    "dim_from_weights": ("adapters are trained from zero", "give the rank with --rank"),
+    "base_weights_multiplier": ("adapters cannot be merged before training", "merge them first and name the merged model"),
+    "lr_decay_steps": ("no schedule here has a tail of its own", "use --lr_scheduler linear or cosine"),
     "ip_noise_gamma": ("input perturbation is not built in", "leave it out"),
     "scale_weight_norms": ("adapter norms are not clamped", "leave it out, or lower --learning_rate"),
     "use_lion_optimizer": ("Lion is not built in", "use --optimizer adamw"),
@@ -226,6 +282,17 @@ REFUSED: dict[str, tuple[str, str]] = {  # flag: (why, fix)
     "fp8_base_unet": ("fp8 weights lose DreamBooth's updates", "use --preset 4gb or 6gb"),
     "config_file": ("kohya's TOML has other sections", "use --config with this trainer's sections (see presets/)"),
 }
+
+HARMLESS: dict[str, tuple[str, ...]] = {  # values of refused flags that ask for what happens anyway
+    "clip_skip": ("0", "1"),
+    "max_token_length": ("75", "77"),
+    "loss_type": ("l2",),
+} | dict.fromkeys(
+    ("keep_tokens", "multires_noise_iterations", "adaptive_noise_scale", "ip_noise_gamma",
+     "scale_weight_norms", "token_warmup_min", "token_warmup_step", "caption_tag_dropout_rate", "lr_decay_steps",
+     "caption_dropout_every_n_epochs", "min_timestep"),
+    ("0", "0.0"),
+) | {"max_timestep": ("1000",)}  # fmt: skip
 
 # Flags diffusers' scripts accept although they do nothing there, so a line of theirs that has them still runs: a notice.
 TOLERATED = frozenset(
