@@ -267,6 +267,10 @@ def test_help_of_a_command_shows_only_its_settings():
     ("clip_skip", ["refused"]),
     ("optimizer_type", ["adamw8bit"]),
     ("rank", ["by default", "--method lora", "at least 1"]),
+    ("lora", ["train.method", "[lora] LoRA and DoRA", "lora.rank"]),
+    ("dora", ["train.method"]),
+    ("prior", ["[prior]", "prior.num_class_images"]),
+    ("checkpoint", ["[checkpoint]", "checkpoint.checkpointing_steps"]),
 ])  # fmt: skip
 def test_explain_answers_for_settings_techniques_presets_and_foreign_flags(word, found):
     text = explain.explain(word)

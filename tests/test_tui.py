@@ -102,10 +102,11 @@ def test_a_frame_fills_any_screen_and_never_more(recorded: list[Event], width: i
 
 def test_instance_and_class_loss_are_smoothed_apart() -> None:
     def step(n: int, instance: float, cls: float) -> Step:
-        return Step(n, 9, 0.0, instance, cls, 1e-6, 1.0, 0.5, 2, 0, 0, 0, 0)
+        return Step(n, 9, instance + cls, instance, cls, 1e-6, 1.0, 0.5, 2, 0, 0, 0, 0)
 
     state = replay(step(n, 1.0 * n, 10.0) for n in range(1, 5))
     assert state.smooth[-1].instance == pytest.approx(2.5) and state.smooth[-1].cls == 10.0
+    assert state.smooth[-1].total == pytest.approx(12.5), "a line never adds a raw loss to smoothed halves"
     assert state.images_per_second == pytest.approx(4.0)
 
 

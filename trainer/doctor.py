@@ -171,7 +171,7 @@ def attention(config: Config) -> Iterator[Line]:
             why = "No viable" in str(error) and f"torch has no such kernel for {device.type} in {str(dtype)[6:]}"
             yield Line(name, "off", "not installed" if absent else why or _first(error))
             continue
-        error = max(float((a - b).norm() / b.norm()) for a, b in zip(got, expected, strict=True))
+        error = max(float((a - b).detach().norm() / b.detach().norm()) for a, b in zip(got, expected, strict=True))
         right = error < (2e-3 if dtype == torch.float32 else 3e-2)
         fused |= right and name != "math"
         detail = f"relative error {error:.1e} in {str(dtype)[6:]}"
@@ -231,7 +231,9 @@ def optimizers(config: Config) -> Iterator[Line]:
     }  # fmt: skip
     for name, way in ways.items():
         try:
-            moved = way()
+            with warnings.catch_warnings(record=True) as said:  # a library's reservations belong into its line
+                warnings.simplefilter("always")
+                moved = way()
         except BROKEN as error:
             needed = name.startswith("adamw")
             fix = "report this; --optimizer torch_adamw works meanwhile" if needed else "use --optimizer adamw"
@@ -239,7 +241,7 @@ def optimizers(config: Config) -> Iterator[Line]:
             continue
         before, after = float((start - goal).norm()), float((moved - goal).norm())
         learned = after < 0.98 * before
-        detail = f"distance to the goal {before:.1f} -> {after:.1f}"
+        detail = f"distance to the goal {before:.1f} -> {after:.1f}" + (f"; {_first(said[0].message)}" if said else "")
         yield Line(name, "ok" if learned else "bad", detail, "" if learned else "use another --optimizer")
 
 
@@ -292,7 +294,7 @@ def _place(config: Config):
     return torch.device("cuda"), torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16
 
 
-def _first(error: BaseException) -> str:
+def _first(error: BaseException | Warning) -> str:
     """The first line of an error, short enough for a table."""
     text = str(error).strip().partition("\n")[0] or type(error).__name__
     return text if len(text) <= 90 else text[:87] + "..."

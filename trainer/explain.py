@@ -25,9 +25,11 @@ def main(word: str) -> int:
 
 
 def explain(word: str) -> str:
-    """Everything that goes by this name, each part a paragraph."""
+    """Everything that goes by this name, each part a paragraph: settings, else a value they take and a section."""
     name = word.lstrip("-").replace("-", "_")
-    parts = [knob(key) for key in _keys(name)]
+    parts = [knob(key) for key in _keys(name) or _taking(name)]
+    if name in Config.model_fields and name != "preset":
+        parts.append(section(name))
     if name in cards():
         parts.append(cards()[name])
     if name in presets():
@@ -62,6 +64,14 @@ def knob(key: str) -> str:
     return "\n".join(lines)
 
 
+def section(name: str) -> str:
+    """The settings under one heading, a line each."""
+    rows = [(key, info.description) for key, info in knobs().items() if key.startswith(f"{name}.")]
+    width = max(len(key) for key, _ in rows)
+    title = f"[{name}] {Config.model_fields[name].annotation.__doc__}"
+    return "\n".join([title, *(f"  {key:<{width}}  {about}" for key, about in rows)])
+
+
 def cards() -> dict[str, str]:
     """The card of every memory technique by the name of its file: docstrings that say what it saves and costs."""
     found = {}
@@ -77,6 +87,12 @@ def _keys(name: str) -> list[str]:
     if name in flags():
         return [flags()[name]]
     return [key for key in knobs() if key.rpartition(".")[2] == name]
+
+
+def _taking(value: str) -> list[str]:
+    """The settings that take a word: "lora" is a value of train.method."""
+    choices = {key: shape(info).removesuffix(" ...").split("|") for key, info in knobs().items()}
+    return [key for key, words in choices.items() if value in words and len(words) > 1]
 
 
 def _set_by(key: str) -> Iterator[tuple[str, str]]:

@@ -105,7 +105,7 @@ def _step(state: RunState, event: ev.Step) -> str:
     smooth = state.smooth[-1]
     pairs = {
         "step": f"{event.step}/{event.total}",
-        "loss": number(event.loss),
+        "loss": number(smooth.total),
         "instance": number(smooth.instance),
         "class": number(smooth.cls),
         "lr": f"{event.lr:.3g}",

@@ -47,10 +47,11 @@ class Span:
 
 @dataclass(frozen=True)
 class Smooth:
-    """The two losses at one step, smoothed; `cls` is nan without prior preservation."""
+    """The losses at one step, smoothed; `cls` is nan without prior preservation."""
 
     instance: float
     cls: float
+    total: float
 
 
 @dataclass(frozen=True)
@@ -243,9 +244,10 @@ def _step(state: RunState, event: ev.Step) -> RunState:
     while keep and state.steps[keep - 1].step >= event.step:  # resumed from an earlier checkpoint: those steps are void
         keep -= 1
     steps, smooth = state.steps[:keep], state.smooth[:keep]
-    before = smooth[-1] if smooth else Smooth(math.nan, math.nan)
+    before = smooth[-1] if smooth else Smooth(math.nan, math.nan, math.nan)
     weight = max(1 / (keep + 1), SMOOTHING)
-    smooth += (Smooth(_ema(before.instance, event.instance_loss, weight), _ema(before.cls, event.class_loss, weight)),)
+    pairs = ((before.instance, event.instance_loss), (before.cls, event.class_loss), (before.total, event.loss))
+    smooth += (Smooth(*(_ema(old, new, weight) for old, new in pairs)),)
     seconds = _ema(state.step_seconds, event.seconds, max(1 / (keep + 1), 0.1))
     state = replace(
         state,
