@@ -28,7 +28,9 @@ def test_junk_is_ignored_and_counted(tmp_path):
     for name in (".DS_Store", "Thumbs.db", "desktop.ini", "clip.mp4", "00.txt", ".hidden.png", "IMG_1.AAE"):
         (tmp_path / name).write_text("a photo of sks dog")
     found = scan(tmp_path)
-    assert len(found.photos) == 2 and found.ignored == 7 and not found.problems
+    assert len(found.photos) == 2 and found.ignored == 6 and not found.problems, "00.txt is a caption, no junk"
+    assert "6 other files ignored" in found.summary
+    assert scan(tmp_path, captions=False).ignored == 7
 
 
 def test_bad_pictures_are_named_and_left_out(tmp_path):
@@ -37,6 +39,7 @@ def test_bad_pictures_are_named_and_left_out(tmp_path):
     (tmp_path / "short.png").write_bytes((tmp_path / "00.png").read_bytes()[:200])
     (tmp_path / "twin.png").write_bytes((tmp_path / "01.png").read_bytes())
     noise_picture((15, 15), 5).save(tmp_path / "tiny.png")
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "elsewhere.jpg")
     noise_picture((50, 60), 6).save(tmp_path / "small.png")
     found = scan(tmp_path)
     assert [photo.name for photo in found.photos] == ["00.png", "01.png", "small.png"]
@@ -44,12 +47,13 @@ def test_bad_pictures_are_named_and_left_out(tmp_path):
     for words in (
         "empty.jpg is left out: the file is empty",
         "short.png is left out",
+        "gone.jpg is left out: No such file",
         "twin.png is left out: the same picture as 01.png",
         "tiny.png is left out: 15 x 15 px is too small",
         "small.png is 50 x 60 px and will be enlarged",
     ):
         assert words in said
-    assert len(found.problems) == 5
+    assert len(found.problems) == 6
 
 
 def test_captions_come_from_text_files_and_metadata(tmp_path):

@@ -21,6 +21,7 @@ from trainer.crops import Size, center, kept_share
 from trainer.pictures import PICTURE_SUFFIXES, Picture, Unreadable, read
 
 CAPTION_SUFFIXES = (".txt", ".caption")
+METADATA = "metadata.jsonl"
 KOHYA_FOLDER = re.compile(r"(\d+)_(.+)")
 
 
@@ -68,6 +69,7 @@ class PhotoSet:
         parts += [f"smallest {min(min(photo.size) for photo in self.photos)} px"]
         masked = sum(bool(photo.mask) for photo in self.photos)
         parts += [f"{masked} with a mask"] if masked else []
+        parts += [f"{self.ignored} other file{'s' * (self.ignored != 1)} ignored"] if self.ignored else []
         return ", ".join(parts) + "; " + _prompt_words(self.photos)
 
 
@@ -135,7 +137,7 @@ def scan_folder(
     for place, repeats, caption in _photo_folders(folder):
         metadata = _metadata(place)
         files = candidates(place)
-        ignored += sum(1 for path in place.iterdir() if path.is_file()) - len(files)
+        ignored += _junk(place, files, captions, masks)
         for path in files:
             words = (_caption(path, metadata) if captions else "") or caption or prompt
             try:
@@ -183,11 +185,21 @@ def candidates(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.iterdir()
-        if path.is_file()
+        if not path.is_dir()  # a link to nowhere is named when it cannot be read
         and path.suffix.lower() in PICTURE_SUFFIXES
         and not path.name.startswith(".")
         and not path.stem.lower().endswith(".mask")
     )
+
+
+def _junk(folder: Path, photos: list[Path], captions: bool, masks: bool) -> int:
+    """How many files are neither photos nor belong to one: its caption, its mask."""
+    used = {path.name for path in photos}
+    if captions:
+        used |= {path.stem + suffix for path in photos for suffix in CAPTION_SUFFIXES} | {METADATA}
+    if masks:
+        used |= {path.stem + ".mask.png" for path in photos}
+    return sum(path.name not in used for path in folder.iterdir() if not path.is_dir())
 
 
 def _caption(path: Path, metadata: dict[str, str]) -> str:
@@ -198,14 +210,14 @@ def _caption(path: Path, metadata: dict[str, str]) -> str:
                 return " ".join(beside.read_text(encoding="utf-8-sig").split())
             except UnicodeDecodeError as error:
                 raise ConfigError(
-                    f"the caption {beside} is not UTF-8 text", "save it as UTF-8, or leave --captions off"
+                    f"the caption {beside} is not UTF-8 text", "save it as UTF-8, or add --no-captions"
                 ) from error
     return metadata.get(path.name, "")
 
 
 def _metadata(folder: Path) -> dict[str, str]:
     """File name -> caption from metadata.jsonl (Hugging Face's imagefolder: file_name and text)."""
-    path = folder / "metadata.jsonl"
+    path = folder / METADATA
     if not path.is_file():
         return {}
     captions = {}

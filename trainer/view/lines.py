@@ -45,9 +45,7 @@ def _texts(state: RunState, event: ev.Event, thinner: Thinner) -> Iterator[str]:
             for key, value, origin in effective(event.config, event.provenance):
                 yield f"setting {key}={value} ({origin})"
         case ev.PhotosScanned():
-            yield f"photos {event.summary}"
-            for problem in event.problems:
-                yield f"warning: {problem}"
+            yield f"photos {event.summary}"  # what is wrong with them follows as notices
         case ev.PlanReady():
             for line in event.text.splitlines():
                 yield f"plan {line}"
