@@ -48,9 +48,10 @@ class Values:
     def __init__(
         self, given: Mapping[str, Tensor], traffic: Traffic, travellers: frozenset[str], shelf: dict[str, Tensor]
     ):
-        """`travellers`: names that may leave the card. `shelf`: host buffers by name, kept from step to step."""
+        """`travellers`: names that may leave the card. `shelf`: host bytes by name, kept from step to step."""
         self.card: dict[str, Tensor] = dict(given)
         self.away: set[str] = set()
+        self.stored: dict[str, Tensor] = {}  # what is away, as it lies on its shelf
         self.events: dict[str, torch.cuda.Event | None] = {}
         self.traffic, self.travellers, self.shelf = traffic, travellers, shelf
 
@@ -61,7 +62,7 @@ class Values:
         """Start bringing values back."""
         for name in names:
             if name not in self.card and name in self.away:
-                stored = self.shelf[name]
+                stored = self.stored[name]
                 value = torch.empty_strided(
                     stored.shape, stored.stride(), dtype=stored.dtype, device=self.traffic.device
                 )
@@ -77,29 +78,30 @@ class Values:
     def part(self, keep: Iterable[str]) -> None:
         """Let every traveller but `keep` leave the card; what is on the host already is just dropped."""
         for name in [n for n in self.card if n in self.travellers and n not in keep]:
-            value = self.card.pop(name)
+            value = self._pop(name)
             if name not in self.away:
-                stored = self.shelf.get(name)
-                if (
-                    stored is None
-                    or stored.shape != value.shape
-                    or stored.dtype != value.dtype
-                    or stored.stride() != value.stride()
-                ):
-                    stored = self.shelf[name] = _like(value, self.traffic.device)
-                self.events[name] = self.traffic.save(stored, value)
+                self.events[name] = self.traffic.save(self._place(name, value), value)
                 self.away.add(name)
 
     def drop(self, names: Iterable[str]) -> None:
         """These are not read any more."""
         for name in names:
-            self.card.pop(name, None)
+            if name in self.card:
+                self._pop(name)
             self.away.discard(name)
             self.events.pop(name, None)
 
+    def _pop(self, name: str) -> Tensor:
+        """Off the card; where it is only just arriving, its memory is free for others when it has."""
+        wait(self.events.pop(name, None))
+        return self.card.pop(name)
 
-def _like(value: Tensor, device: torch.device) -> Tensor:
-    """A host tensor with the value's memory format."""
-    flat = host.empty(value.numel(), value.dtype, device)
-    dense = value.is_contiguous() or (value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last))
-    return flat.as_strided(value.shape, value.stride()) if dense else flat.view(value.shape)
+    def _place(self, name: str, value: Tensor) -> Tensor:
+        """Where `value` waits: its own host memory, kept from step to step, in the value's shape and memory format."""
+        dense = value.is_contiguous() or (value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last))
+        flat = self.shelf.get(name)
+        if flat is None or flat.numel() < value.nbytes:
+            flat = self.shelf[name] = host.empty(value.nbytes, torch.uint8, self.traffic.device)
+        flat = flat[: value.nbytes].view(value.dtype)
+        self.stored[name] = flat.as_strided(value.shape, value.stride()) if dense else flat.view(value.shape)
+        return self.stored[name]

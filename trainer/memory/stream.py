@@ -49,6 +49,7 @@ class Lane:
     """A side stream for copies in one direction. On a CPU (and in a simulation) copies happen where they are asked for."""
 
     def __init__(self, device: torch.device):
+        self.device = device
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def copy(self, target: Tensor, source: Tensor, after: torch.cuda.Event | None = None) -> torch.cuda.Event | None:
@@ -56,7 +57,7 @@ class Lane:
         if self.stream is None:
             target.copy_(source)
             return None
-        self.stream.wait_stream(torch.cuda.current_stream())
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
         if after is not None:
             self.stream.wait_event(after)
         with torch.cuda.stream(self.stream):
@@ -64,6 +65,11 @@ class Lane:
             event = torch.cuda.Event()
             event.record(self.stream)
         return event
+
+    def finish(self) -> None:
+        """The host waits until every copy is done."""
+        if self.stream is not None:
+            self.stream.synchronize()
 
 
 def wait(event: torch.cuda.Event | None) -> None:
@@ -91,6 +97,11 @@ class Traffic:
         while len(self.leaving) > keep:
             _, event = self.leaving.pop(0)
             wait(event)
+
+    def finish(self) -> None:
+        """The host waits until no copy reads or writes host memory any more."""
+        self.up.finish()
+        self.down.finish()
 
 
 @dataclass
@@ -120,16 +131,21 @@ class Block:
 
     def use(self) -> Tensor:
         self.bring()
-        wait(self.arrived)
+        self._land()
         return self.live
 
     def leave(self, changed: bool) -> None:
         """Give the card's copy up, saving it first where it has changed."""
         if self.resident or self.live is None:
             return
+        self._land()  # a copy that nobody used may still be writing: its memory must not go to others before it is done
         if changed:
             self.saved = self.traffic.save(self.home, self.live)
-        self.live = self.arrived = None
+        self.live = None
+
+    def _land(self) -> None:
+        wait(self.arrived)
+        self.arrived = None
 
     def move(self, target: Tensor) -> None:
         """Let a resident block live in `target` from now on."""
@@ -137,7 +153,7 @@ class Block:
         self.home = self.live = target
 
     def read(self) -> Tensor:
-        """The bytes for a look from outside a step, wherever they are, with every pending copy done."""
-        if self.saved is not None:
-            self.saved.synchronize()
+        """The bytes for a look (or a change) from outside a step, wherever they are, with every pending copy done."""
+        if not self.resident:
+            self.traffic.finish()
         return self.home
