@@ -50,7 +50,7 @@ def holds(storage: torch.UntypedStorage) -> bool:
 
 
 def _from_slab(shape: int | tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A tensor in the first slab that has room for it, or in a new one, which adds a quarter at most to what is held."""
+    """A tensor in the first slab that has room for it, or in a new one, which adds an eighth at most to what is held."""
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     size = math.prod(shape) * dtype.itemsize
     _slabs[:] = [(slab, taken) for slab, taken in _slabs if slab() is not None]
@@ -61,7 +61,7 @@ def _from_slab(shape: int | tuple[int, ...], dtype: torch.dtype) -> Tensor:
             break
     if storage is None:
         held = sum(found.nbytes() for slab, _ in _slabs if (found := slab()) is not None)
-        storage, taken = _pinned(_power(max(size, min(held // 8, SLAB)))), 0
+        storage, taken = _pinned(_power(max(size, min(held // 16, SLAB)))), 0
         _slabs.append((weakref.ref(storage), 0))
     _slabs[index] = (_slabs[index][0], taken + -(-size // ALIGN) * ALIGN)
     whole = torch.empty(0, dtype=torch.uint8).set_(storage, taken, (size,))
