@@ -36,7 +36,9 @@ def enforce(budget_bytes: int | None, device: torch.device | str) -> Notice:
         )
     total = torch.cuda.get_device_properties(device).total_memory
     share = fraction(budget_bytes, total)
-    torch.cuda.set_per_process_memory_fraction(share, device)
+    # accelerate says "cuda", and this one call of torch refuses a device without a number
+    number = torch.cuda.current_device() if device.index is None else device.index
+    torch.cuda.set_per_process_memory_fraction(share, number)
     return Notice(f"The process limits itself to {gib(budget_bytes)} of {gib(total)} of VRAM.")
 
 

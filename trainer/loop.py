@@ -1,8 +1,8 @@
 """The training loop: a generator of events that reads the same on a 4 GB card and on a 24 GB one.
 
 It draws a step's micro-batches, hands them to the engine, and yields what happened. Where bytes live is the engine's
-business, what is on screen the reader's. Losses are read from the card one step late, so that the host never waits
-for a step that has just been queued.
+business, what is on screen the reader's. Losses leave the card behind their step and are read one step late, so that
+the host never waits for a step that has just been queued; a step's seconds are the card's, from its own clock.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from trainer import checkpoint
 from trainer.batches import Batches, MicroBatch
 from trainer.ema import Average
-from trainer.engine import Engine, StepResult
+from trainer.engine import Engine
 from trainer.events import CheckpointSaved, Controls, Event, Notice, Step
 from trainer.guard import Guard
 from trainer.objective import Objective
@@ -64,14 +64,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Pending:
-    """A step whose losses are still on their way from the card."""
+    """A step whose losses (micro-batches, 3) and norm are still on their way from the card; both are there at `ended`."""
 
     step: int
     lr: float
-    started: float
-    ended: float
+    started: float | torch.cuda.Event
+    ended: float | torch.cuda.Event
     micro: list[MicroBatch]
-    result: StepResult
+    losses: torch.Tensor
+    norm: torch.Tensor
 
 
 def run(job: Job, controls: Controls) -> Iterator[Event]:
@@ -103,7 +104,7 @@ def _due(every: int | None, job: Job) -> bool:
 
 
 def _one_step(job: Job) -> Iterator[Event]:
-    started = time.perf_counter()
+    started = job.vitals.mark()
     factor = job.factor(job.done)
     rates = {name: rate * factor for name, rate in job.rates.items()}
     if job.text_stop is not None and job.done >= job.text_stop:
@@ -123,13 +124,15 @@ def _one_step(job: Job) -> Iterator[Event]:
     job.done += 1
     if job.average is not None:
         job.average.update(job.engine.master())
-    job.pending.append(Pending(job.done, rates["unet"], started, time.perf_counter(), micro, result))
+    # into pinned memory without waiting: a plain copy would wait for whatever is queued by then
+    losses, norm = (value.float().to("cpu", non_blocking=True) for value in (result.losses, result.grad_norm))
+    job.pending.append(Pending(job.done, rates["unet"], started, job.vitals.mark(), micro, losses, norm))
 
 
 def _settle(job: Job) -> Step:
     """The oldest pending step as an event; waits for its losses, which are a step old by now."""
     pending = job.pending.pop(0)
-    losses = pending.result.losses.float().cpu()  # (micro-batches, 3): the only value a step sends to the host
+    seconds, losses = job.vitals.seconds(pending.started, pending.ended), pending.losses
     total, instance, prior = losses[:, 0].sum().item(), losses[:, 1].nanmean().item(), losses[:, 2].nanmean().item()
     if not math.isfinite(total):
         raise Diverged(_explain(pending, total))
@@ -142,8 +145,8 @@ def _settle(job: Job) -> Step:
         instance,
         prior,
         pending.lr,
-        float(pending.result.grad_norm),
-        pending.ended - pending.started,
+        float(pending.norm),
+        seconds,
         images,
         **job.vitals.read(),
     )

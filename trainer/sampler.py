@@ -101,9 +101,10 @@ def draw(
     latents = (
         noise(seeds, (channels, look.size[1] // factor, look.size[0] // factor)).to(device) * scheduler.init_noise_sigma
     )
+    on_card = scheduler.timesteps.to(device)  # once: a copy in each step would wait for the step before
     for done, timestep in enumerate(scheduler.timesteps, 1):
         rows = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, timestep)
-        output = predict(denoiser, rows, timestep.expand(len(rows)).to(device), values)
+        output = predict(denoiser, rows, on_card[done - 1].expand(len(rows)), values)
         if guided:
             negative, positive = output.chunk(2)
             output = negative + look.guidance * (positive - negative)

@@ -38,6 +38,21 @@ class Vitals:
             "gpu_celsius": celsius,
         }
 
+    def mark(self) -> float | torch.cuda.Event:
+        """A moment: now, and on a card when everything queued so far is done."""
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self, begun: float | torch.cuda.Event, ended: float | torch.cuda.Event) -> float:
+        """Between two marks, once the second has passed."""
+        if isinstance(begun, float):
+            return ended - begun
+        ended.synchronize()
+        return begun.elapsed_time(ended) / 1000
+
     def peak(self) -> int:
         return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
 
@@ -49,6 +64,6 @@ class Vitals:
             self._nvml_time = time.monotonic()
             try:
                 self._nvml = torch.cuda.utilization(self.device) / 100, float(torch.cuda.temperature(self.device))
-            except (ImportError, RuntimeError):  # no NVML bindings: the two readings stay unknown
+            except Exception:  # no NVML bindings, or a card (a slice of one, a virtual one) that does not say: unknown
                 self._nvml_time = float("inf")
         return self._nvml

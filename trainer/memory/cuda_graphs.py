@@ -5,15 +5,18 @@ eagerly and shows the shapes; then every unit is captured by torch's own make_gr
 into one memory pool.
 
 Saves: nothing; it is about speed.
-Costs: inputs, outputs and saved activations of all units stay allocated. One micro-batch a step, fixed shapes, all
-       weights resident. Not with streaming, boundaries = ram, selective checkpointing, autocast (fp32 weights with
-       16-bit compute) or compile. Written without a GPU at hand: the capture has not been measured yet.
+Costs: inputs, outputs and saved activations of all units stay allocated. One micro-batch a step, all weights resident;
+       shapes other than the first step's (another bucket) run eagerly. Not with streaming, boundaries = ram, selective
+       checkpointing, autocast (fp32 weights with 16-bit compute) or compile. Written without a GPU at hand: the
+       capture has not been measured yet.
 Exact: yes: the same kernels in the same order.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -48,4 +51,12 @@ def capture(units: list[Unit], inputs: list[tuple[Tensor, ...]]) -> list[Unit]:
     """The units with graphed `run`s. `inputs`: an example of each unit's inputs, requiring gradients where it will."""
     modules = tuple(Replayable(unit) for unit in units)
     graphed = torch.cuda.make_graphed_callables(modules, tuple(inputs), allow_unused_input=True)
-    return [replace(unit, run=each) for unit, each in zip(units, graphed, strict=True)]
+    return [
+        replace(unit, run=partial(_choose, unit.run, each, [x.shape for x in example]))
+        for unit, each, example in zip(units, graphed, inputs, strict=True)
+    ]
+
+
+def _choose(eager: Callable, graphed: Callable, shapes: list[torch.Size], *inputs: Tensor):
+    """A graph copies its inputs to where it was captured, so other shapes would fail, or worse, be broadcast."""
+    return (graphed if [x.shape for x in inputs] == shapes else eager)(*inputs)
