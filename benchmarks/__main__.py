@@ -13,6 +13,7 @@ SUITES = {
     "kernels": "our kernels beside reference, torch.compile and bitsandbytes",
     "planner": "planned against measured bytes",
     "fidelity": "update error against fp32 master AdamW, by weight format and learning rate",
+    "formats": "training quality on the built-in model, by weight and moment format",
     "scaling": "batch, resolution, model size",
     "peers": "the same job through diffusers, kohya and OneTrainer (name=checkout ...)",
     "profile": "where a step's time goes",

@@ -156,41 +156,9 @@ def one(
     options: Options,
 ) -> tuple[dict[str, float], list[Image.Image]]:
     """Train once, draw, and measure."""
-    from ..cli import parse
-
-    words = [
-        "--preset",
-        "12gb",
-        "--model.name",
-        base,
-        "--instance_data_dir",
-        str(subject.folder),
-        "--class_name",
-        subject.class_name,
-        "--identifier",
-        subject.identifier,
-        "--seed",
-        str(seed),
-        "--output_dir",
-        str(run),
-        "--cache_dir",
-        str(cache),
-        "--no-watch",
-        "--num_validation_images",
-        "0",
-        "--precision",
-        "fp16",
-        "--formats",
-        "lora_diffusers" if "lora" in flags else "diffusers",
-    ]
-    config = parse(words + flags).config()
     there = _bytes(cache / "class_images") + _bytes(cache / "predictions")
-    began, seconds = time.perf_counter(), {}
-    for event in stages.run(config, Controls()):
-        if isinstance(event, PhaseEnded):
-            seconds[event.phase] = seconds.get(event.phase, 0.0) + event.seconds
-        if isinstance(event, Finished) and event.status != "done":
-            raise RuntimeError(event.error)
+    began = time.perf_counter()
+    seconds = train(words(base, subject, seed, run, cache) + flags)
     whole = time.perf_counter() - began
     kept = _bytes(cache / "class_images") + _bytes(cache / "predictions") - there
     config = overlay.load(file=run / "config.toml")
@@ -202,6 +170,31 @@ def one(
         "prior_seconds": seconds.get("class images", 0.0),
         "prior_bytes": kept,  # 0 where a way before it drew the same class images
     }, after
+
+
+def words(base: str, subject: Subject, seed: int, run: Path, cache: Path) -> list[str]:
+    """The command line that every run of a comparison shares: nothing that costs time beside training."""
+    return [
+        *("--preset", "12gb", "--model.name", base),
+        *("--instance_data_dir", str(subject.folder)),
+        *("--class_name", subject.class_name, "--identifier", subject.identifier),
+        *("--seed", str(seed), "--output_dir", str(run), "--cache_dir", str(cache)),
+        *("--no-watch", "--num_validation_images", "0", "--precision", "fp16"),
+    ]
+
+
+def train(words: list[str]) -> dict[str, float]:
+    """One run of the trainer to its end; seconds by phase."""
+    from ..cli import parse
+
+    formats = [] if "--formats" in words else ["--formats", "lora_diffusers" if "lora" in words else "diffusers"]
+    seconds: dict[str, float] = {}
+    for event in stages.run(parse(words + formats).config(), Controls()):
+        if isinstance(event, PhaseEnded):
+            seconds[event.phase] = seconds.get(event.phase, 0.0) + event.seconds
+        if isinstance(event, Finished) and event.status != "done":
+            raise RuntimeError(event.error)
+    return seconds
 
 
 def _bytes(folder: Path) -> int:
