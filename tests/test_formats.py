@@ -5,18 +5,23 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 import torch
-from trainer import updates
 from trainer.benchmarks import formats, quality
 from trainer.benchmarks.harness import Options
 from trainer.kernels.adamw_lowbit import State, step_
 
+from trainer import updates
+
 TINY = Options(tiny=True)
+
+
+def on_the_cpu(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype)
 
 
 def test_rounding_to_nearest_forgets_what_the_correction_bits_would_have_kept():
     start = torch.randn(256)
     for around, kept in ((nullcontext, True), (formats.nearest, False)):
-        state = State.allocate(256, weights="24bit", moments="8bit", compute_dtype=torch.bfloat16, empty=torch.empty)
+        state = State.allocate(256, weights="24bit", moments="8bit", compute_dtype=torch.bfloat16, empty=on_the_cpu)
         state.initialise(start)
         with around():
             updates.step_(state, torch.ones(256), lr=1e-6, step=1)
