@@ -2,21 +2,24 @@
 `simulate` adds plans of the real-size model, which need no card and are not measured.
 
 On a card the measurement is torch's `max_memory_allocated` for a real-size model with random weights; on a CPU it is the
-allocator's own log for a tiny one. The plan never sees the measurement: it is the same code run on meta tensors.
+allocator's own log for a tiny one, card and host told apart by who asked. The plan never sees the measurement: it is the
+same code run on meta tensors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch._C._profiler import _EventType
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from .. import memory, rehearse
 from ..engine import Engine
+from ..memory import host
 from ..models import family
 from ..models.base import Parts
 from ..policy import Policy
@@ -33,18 +36,16 @@ CASES: dict[str, Policy] = {
     "state streamed": replace(MIXED, checkpointing="blocks", gradients="ram", stream="state"),
     "all streamed": replace(MIXED, checkpointing="blocks", gradients="ram", boundaries="ram", stream="all"),
 }
-OPAQUE = ("trainer::", "aten::convolution")
-# on a CPU host memory is the card's memory, so only what leaves nothing there can be compared
-ON_CPU = ("all kept",)
+# What these allocate and free within themselves on a CPU is no business of a card's: kernels of ours have no temporaries
+# there, a convolution's are the workspaces that the planner books apart, and where fp32 meets 16 bits (the norm of
+# gradients, their sum over micro-batches) a card converts as it reads.
+OPAQUE = ("trainer::", "aten::convolution", "aten::_foreach_norm", "aten::add_")
+HOST = "host memory"
+ON_HOST = (HOST, "aten::linspace")  # the latter is the objective's table of noise levels, which a run keeps in RAM
 
 
 def suite(options: Options) -> Iterator[dict]:
-    real = options.device.type == "cuda" and not options.tiny
     for name, policy in CASES.items():
-        if not real:
-            if name not in ON_CPU:
-                continue
-            policy = replace(policy, channels_last=False)
         yield row(options, name, policy)
     if "simulate" in options.words:
         for name, policy in CASES.items():
@@ -62,7 +63,7 @@ def row(options: Options, name: str, policy: Policy) -> dict:
     planned, measured = (
         (seen.card_peak, on_card(made, policy, shapes, options.device))
         if real
-        else (seen.card_peak - seen.card_kept, on_cpu(made, policy, shapes))
+        else (seen.card_peak - seen.card_kept, on_cpu(made, policy, shapes).card_peak)
     )
     return {"model": options.model, "tiny": not real, "case": name, "planned_bytes": planned, "measured_bytes": measured,
             "off_percent": round(100 * (planned - measured) / measured, 2), "simulation_seconds": round(seen.seconds, 2)}  # fmt: skip
@@ -99,10 +100,11 @@ def on_card(made, policy: Policy, shapes: rehearse.Shapes, device: torch.device)
     return torch.cuda.max_memory_allocated(device)
 
 
-def on_cpu(made, policy: Policy, shapes: rehearse.Shapes) -> int:
-    step, _ = real_step(made, made.tiny(), policy, shapes, torch.device("cpu"))
-    step()  # the first call allocates what stays
-    return allocator_peak(step)
+def on_cpu(made, policy: Policy, shapes: rehearse.Shapes) -> Allocated:
+    """What the first step of a tiny model allocates."""
+    steps = [real_step(made, made.tiny(), policy, shapes, torch.device("cpu"))[0] for _ in range(2)]
+    steps[0]()  # of another engine: the first call of all allocates what stays in the process
+    return allocator_log(steps[1])
 
 
 def real_step(
@@ -110,55 +112,81 @@ def real_step(
 ) -> tuple[Callable[[], object], Engine]:
     memory.prepare(parts.unet, policy, device)
     engine = Engine(made.units(parts), policy, device)
-
-    def step() -> None:
-        micro = [filled(parts, shapes, device) for _ in range(shapes.accumulation)]
-        rehearse.run_step(engine, micro, shapes)
-
-    return step, engine
+    micro = [filled(parts, shapes, device) for _ in range(shapes.accumulation)]
+    return lambda: rehearse.run_step(engine, micro, shapes), engine
 
 
 def filled(
-    parts: Parts, shapes: rehearse.Shapes, device: torch.device
+    parts: Parts, shapes: rehearse.Shapes, device: torch.device, *, text: bool = False
 ) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
     """A rehearsal's micro-batch with zeros in it, on a real device."""
-    values, target, _ = rehearse.batch(parts, shapes, False)
+    values, target, mask = rehearse.batch(parts, shapes, text)
 
     def real(tensor: Tensor) -> Tensor:
         return torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
 
-    return {name: real(value) for name, value in values.items()}, real(target), None
+    return {name: real(value) for name, value in values.items()}, real(target), None if mask is None else real(mask)
 
 
-def allocator_peak(step: Callable[[], object]) -> int:
-    """Largest sum of live bytes that the CPU allocator handed out during `step`, read from its own log. What a kernel of
-    ours allocates and frees within itself on the CPU does not count (on a card it has no temporaries), nor what a
-    convolution does (the planner books workspaces apart)."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+@dataclass(frozen=True)
+class Allocated:
+    """Largest sums of live bytes, and what was left at the end. Host memory is what was asked for through memory/host.py;
+    all else is the card's."""
+
+    card_peak: int
+    host_peak: int
+    card_left: int
+    host_left: int
+
+
+def allocator_log(step: Callable[[], object]) -> Allocated:
+    """What the CPU allocator handed out during `step`, read from its own log."""
+    # a CPU's library for products reorders 16-bit operands into buffers of its own: torch's plain kernels do not
+    plain = torch.backends.mkldnn.flags(enabled=False, allow_tf32=False)
+    with _named_host(), plain, profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
-    events: list[tuple[int, int, int, int]] = []  # time, bytes, address, which kernel of ours (0: none)
+    events: list[tuple[int, int, int, int, bool]] = []  # time, bytes, address, opaque operator (0: none), on the host
 
-    def walk(node, kernel: int) -> None:
+    def walk(node, kernel: int, on_host: bool) -> None:
         if node.tag == _EventType.Allocation:
-            events.append((node.start_time_ns, node.extra_fields.alloc_size, node.extra_fields.ptr, kernel))
+            events.append((node.start_time_ns, node.extra_fields.alloc_size, node.extra_fields.ptr, kernel, on_host))
+        on_host = on_host or node.name in ON_HOST
         for child in node.children:
-            walk(child, node.id if node.name.startswith(OPAQUE) and not kernel else kernel)
+            walk(child, node.id if node.name.startswith(OPAQUE) and not kernel else kernel, on_host)
 
     for root in profiler.profiler.kineto_results.experimental_event_tree():
-        walk(root, 0)
+        walk(root, 0, False)
     events.sort(key=lambda event: event[0])
-    born: dict[int, int] = {}
+    born: dict[int, int] = {}  # address -> index of the event that handed it out
+    asked: dict[int, bool] = {}  # index -> whether its bytes are the host's
     hidden = set()
-    for index, (_, size, address, kernel) in enumerate(events):
+    for index, (_, size, address, kernel, on_host) in enumerate(events):
         if size > 0:
-            born[address] = index
+            born[address], asked[index] = index, on_host
         elif address in born:
             start = born.pop(address)
+            asked[index] = asked[start]
             if kernel and events[start][3] == kernel:
                 hidden |= {start, index}
-    live = peak = 0
-    for index, (_, size, _, _) in enumerate(events):
+    live, peak = {False: 0, True: 0}, {False: 0, True: 0}
+    for index, on_host in asked.items():  # what dies here but was there before is not the step's
         if index not in hidden:
-            live += size
-            peak = max(peak, live)
-    return peak
+            live[on_host] += events[index][1]
+            peak[on_host] = max(peak[on_host], live[on_host])
+    return Allocated(peak[False], peak[True], live[False], live[True])
+
+
+@contextmanager
+def _named_host() -> Iterator[None]:
+    """Requests for host memory carry a name in the profiler's log."""
+    empty = host.empty
+
+    def named(*args) -> Tensor:
+        with record_function(HOST):
+            return empty(*args)
+
+    host.empty = named
+    try:
+        yield
+    finally:
+        host.empty = empty

@@ -84,15 +84,11 @@ def test_kernels_stand_beside_their_rivals_and_the_copy():
     assert all(size < kept[kernel, "eager"] for (kernel, who), size in kept.items() if who == "ours" and "norm+" in kernel)
 
 
-def test_the_plan_of_a_tiny_step_is_within_three_percent_of_the_allocator_log():
-    (row,) = planner.suite(TINY)
-    assert row["measured_bytes"] > 0 and abs(row["off_percent"]) <= 3
-
-
-def test_a_simulated_plan_says_that_it_is_one(monkeypatch):
-    monkeypatch.setattr(planner, "ON_CPU", ())
+def test_plans_of_a_tiny_step_stand_beside_the_allocator_log_and_simulated_ones_say_that_they_are(monkeypatch):
     monkeypatch.setattr(planner, "CASES", {name: planner.CASES[name] for name in ("all kept", "all streamed")})
-    kept, streamed = planner.suite(Options(tiny=True, words=("simulate",)))
+    *measured, kept, streamed = planner.suite(Options(tiny=True, words=("simulate",)))
+    assert len(measured) == 2
+    assert all(row["measured_bytes"] > 0 and abs(row["off_percent"]) <= 1 for row in measured)
     assert "simulated" in kept["case"] and "measured_bytes" not in kept
     assert streamed["planned_bytes"] < 0.5 * kept["planned_bytes"]
     assert streamed["planned_host_bytes"] > kept["planned_host_bytes"]

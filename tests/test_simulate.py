@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
-from trainer.benchmarks.planner import allocator_peak
+from trainer.benchmarks.planner import allocator_log, filled
 
-from trainer import memory
+from trainer import pretend, rehearse, solver
+from trainer.assemble import make_engine
+from trainer.config import Config
 from trainer.engine import Engine
-from trainer.memory import host
+from trainer.memory import checkpointing, clipping, host, recompute_kernels, stream
 from trainer.models import FAMILIES, family
+from trainer.models.base import Parts
+from trainer.phases_planned import Phases
+from trainer.plan_table import BEGIN, END
 from trainer.policy import Policy
 from trainer.pretend import CardAttention
-from trainer.simulate import Tracker
+from trainer.simulate import Tracker, Watched
 
-PLAIN = Policy(max_grad_norm=0.0)
-# in fp32: what 16-bit convolutions convert inside themselves on a CPU is no business of a card's
-MIXED = Policy(moments="8bit", recompute_kernels=True, gradients="ram")
-
-
-def values(parts, device: str, rows: int = 2) -> dict[str, Tensor]:
-    unet = parts.unet.config
-    given = {
-        "sample": torch.zeros(rows, 4, 16, 16, device=device),
-        "timestep": torch.zeros(rows, dtype=torch.int64, device=device),
-        "text": torch.zeros(rows, 77, unet.cross_attention_dim, device=device),
-    }
-    if unet.addition_embed_type == "text_time":
-        given["pooled"] = torch.zeros(rows, parts.text_encoders[-1].config.projection_dim, device=device)
-        given["time_ids"] = torch.zeros(rows, 6, device=device)
-    return given
+SIDE = 64  # pixels of the steps that are taken here
+STAYS = 3  # units that stay on the card, of a tiny model's dozen
 
 
 def watched(step: Callable[[], object], card: str, standing) -> int:
@@ -52,7 +46,7 @@ def test_a_simulated_plain_step_agrees_with_the_allocator_within_one_percent(eac
     def build(device: str):
         parts = each.tiny()
         parts.unet.to(device)
-        given = values(parts, device)
+        given, _, _ = filled(parts, rehearse.Shapes((128, 128)), torch.device(device))
 
         def step() -> None:
             each.denoise(parts, given).square().mean().backward()
@@ -63,53 +57,174 @@ def test_a_simulated_plain_step_agrees_with_the_allocator_within_one_percent(eac
 
     step, _ = build("cpu")
     step()  # the first call allocates what stays: threads, caches
-    independent = allocator_peak(step)
+    independent = allocator_log(step).card_peak
     assert watched(*(lambda b: (b[0], "cpu", b[1]))(build("cpu"))) == pytest.approx(independent, rel=0.01)
     assert watched(*(lambda b: (b[0], "meta", b[1]))(build("meta"))) == pytest.approx(independent, rel=0.01)
 
 
-def engine_step(name: str, policy: Policy, device: str):
-    parts = family(name).tiny()
-    parts.unet.to(device)
-    memory.prepare(parts.unet, policy, device)
-    engine = Engine(family(name).units(parts), policy, device)
-    given = values(parts, device)
-    standing = [block for h in engine.holdings for block in (h.weights.home, h.state.home)]
+@dataclass(frozen=True)
+class Case:
+    """One plan to hold against the allocator. stays: units that stay on the card where others are streamed."""
 
-    def step() -> None:
-        engine.step([given], lambda prediction, _: prediction.float().square().mean(), 1e-6)
+    family: str
+    mode: str
+    checkpointing: str = "off"
+    gradients: str = "card"
+    boundaries: str = "card"
+    stream: str = "off"
+    stays: int = 0
+    compute: str = "bf16"
+    accumulation: int = 1
 
-    return step, [*standing, *given.values()]
+    def __str__(self) -> str:
+        usual = asdict(Case("", ""))
+        return " ".join(f"{name} {value}" for name, value in asdict(self).items() if value != usual[name])
 
+    def config(self) -> Config:
+        made = Config()
+        made.train.method, _, text = self.mode.partition("+")
+        made.train.train_text_encoder = bool(text)
+        made.train.mixed_precision, made.train.gradient_accumulation_steps = self.compute, self.accumulation
+        made.data.resolution, made.data.masked_loss = SIDE, self.accumulation > 1
+        made.prior.with_prior_preservation = True
+        return made
 
-TECHNIQUES = {
-    "fp32, all kept": ("sd1", PLAIN),
-    "kernels, gradients on the card": ("sd1", replace(MIXED, gradients="card")),
-    "selective": ("sd2", replace(MIXED, checkpointing="selective")),
-    "blocks, boundaries in RAM": ("sdxl", replace(MIXED, checkpointing="blocks", boundaries="ram")),
-    "state streamed, some stay": ("sdxl", replace(MIXED, checkpointing="blocks", stream="state", resident_units=5)),
-    "all streamed": ("sd2", replace(MIXED, checkpointing="blocks", boundaries="ram", stream="all", moments="4bit")),
-}
-
-
-@pytest.mark.parametrize("case", TECHNIQUES)
-def test_an_engine_step_is_followed_as_the_allocator_counts_it(case):
-    name, policy = TECHNIQUES[case]
-    step, _ = engine_step(name, policy, "cpu")
-    step()
-    independent = allocator_peak(step)
-    step, standing = engine_step(name, policy, "cpu")
-    step()  # host buffers that stay from step to step are made in the first
-    assert watched(step, "cpu", standing) == pytest.approx(independent, rel=0.01)
+    def policy(self) -> Policy:
+        """As the solver makes it for a card: low-bit weights and moments, kernels that recompute, channels last."""
+        return replace(solver.base(self.config(), "cuda"), **axes(self), resident_units=self.stays)
 
 
-def test_a_meta_step_of_the_engine_takes_what_the_real_one_takes():
-    policy = replace(MIXED, gradients="card", checkpointing="blocks")
-    step, _ = engine_step("sd1", policy, "cpu")
-    step()
-    independent = allocator_peak(step)
-    step, standing = engine_step("sd1", policy, "meta")
-    assert watched(step, "meta", standing) == pytest.approx(independent, rel=0.01)
+def chosen() -> Iterator[Case]:
+    """What the solver chose for every preset, family and mode, read from the README's table (plan_table.py)."""
+    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    for line in text.partition(BEGIN)[2].partition(END)[0].strip().splitlines()[2:]:
+        name, mode, _, _, words, *_ = (cell.strip() for cell in line.strip("|").split("|"))
+        streamed = re.search(r"(state|all) streamed, (\d+) units stay", words)
+        yield Case(
+            name,
+            mode,
+            checkpointing=re.search(r"checkpointing (\w+)", words)[1],
+            gradients="ram" if "gradients in RAM" in words else "card",
+            boundaries="ram" if "boundaries in RAM" in words else "card",
+            stream=streamed[1] if streamed else "off",
+            stays=STAYS if streamed and int(streamed[2]) else 0,
+        )
+
+
+def axes(choice: Case | solver.Rung) -> dict[str, str]:
+    return {axis: getattr(choice, axis) for axis in solver.AXES}
+
+
+PLANS = list(dict.fromkeys(chosen()))
+BETWEEN = [Case("sd1", "full", **axes(rung)) for rung in solver.LADDER if axes(rung) not in map(axes, PLANS)]
+OTHERS = [
+    Case("sd1", "full", compute="fp16"),  # a loss scale, and a flag for overflow
+    Case("sd2", "lora", "blocks", "ram", "ram", compute="fp16"),
+    Case("sd2", "full", accumulation=2),
+    Case("sdxl", "full+text", "blocks", "ram", "ram", accumulation=2),
+]
+
+
+@cache
+def phases(name: str, mode: str, compute: str, accumulation: int) -> Phases:
+    case = Case(name, mode, compute=compute, accumulation=accumulation)
+    with torch.device("meta"):
+        parts = family(name).tiny()
+    return Phases(case.config(), parts, "cuda")
+
+
+def planned(case: Case) -> tuple[int, int]:
+    """(card, host) bytes that the step adds to what stands, as the planner simulates them."""
+    made, policy = phases(case.family, case.mode, case.compute, case.accumulation), case.policy()
+    seen = made.work(policy)
+    return seen.card_peak - seen.card_kept, seen.host_peak - made.standing[policy].host
+
+
+def real_engine(case: Case, parts: Parts) -> Engine:
+    """As a run puts it together."""
+    return make_engine(case.config(), parts, case.policy(), torch.device("cpu"))
+
+
+def real_step(case: Case) -> Callable[[], None]:
+    parts = family(case.family).tiny()
+    engine = real_engine(case, parts)
+    shapes = phases(case.family, case.mode, case.compute, case.accumulation).shapes
+    text = case.config().train.train_text_encoder
+    micro = [filled(parts, shapes, torch.device("cpu"), text=text) for _ in range(case.accumulation)]
+    return lambda: rehearse.run_step(engine, micro, shapes)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm():
+    """The first step of a process allocates what stays."""
+    real_step(Case("sd1", "full"))()
+
+
+def test_the_table_of_plans_is_read():
+    assert {(case.family, case.mode) for case in PLANS} >= {("sd1", "full"), ("sdxl", "lora+text")}
+    assert {"off", "state", "all"} == {case.stream for case in PLANS}
+    assert len(PLANS) > 20
+
+
+@pytest.mark.parametrize("case", PLANS + BETWEEN + OTHERS, ids=str)  # every rung of the ladder is among them
+def test_a_planned_step_takes_what_the_allocator_hands_out_within_one_percent(case):
+    real = allocator_log(real_step(case))
+    assert (real.card_peak, real.host_peak) == pytest.approx(planned(case), rel=0.01)
+
+
+@pytest.mark.parametrize("case", [
+    Case(name, mode, "blocks", "ram", stream=streamed, stays=STAYS if streamed != "off" else 0)
+    for name, mode in (("sd1", "lora+text"), ("sd2", "full"), ("sdxl", "full+text")) for streamed in ("off", "state", "all")
+], ids=str)  # fmt: skip
+def test_what_stands_between_steps_is_what_the_allocator_handed_out_for_it(case):
+    made, policy = phases(case.family, case.mode, case.compute, case.accumulation), case.policy()
+    made.work(policy)
+    standing, parts, kept = made.standing[policy], family(case.family).tiny(), []
+    real = allocator_log(lambda: kept.append(real_engine(case, parts)))
+    assert (real.card_left, real.host_left) == pytest.approx((standing.card, standing.host), rel=0.01)
+
+
+def leave_nothing(monkeypatch, hoard):
+    """Streamed blocks stay on the card after their visit."""
+    leave = stream.Block.leave
+    monkeypatch.setattr(stream.Block, "leave", lambda self, changed: (hoard.append(self.live), leave(self, changed))[1])
+
+
+def keep_gradients(monkeypatch, hoard):
+    """Gradients that wait in RAM stay on the card as well."""
+    store = clipping.Waiting.store
+    monkeypatch.setattr(clipping.Waiting, "store", lambda self, k, grad: (hoard.append(grad), store(self, k, grad))[1])
+
+
+def keep_values(monkeypatch, hoard):
+    """Values between units that were taken to RAM stay on the card as well."""
+    save = stream.Traffic.save
+    monkeypatch.setattr(stream.Traffic, "save", lambda self, to, value: (hoard.append(value), save(self, to, value))[1])
+
+
+def keep_graphs(monkeypatch, hoard):
+    """Units keep their graphs instead of running again."""
+    monkeypatch.setattr(checkpointing, "again", lambda run, draws: run)
+
+
+def keep_norms(monkeypatch, hoard):
+    """Norms and gates are kept for backward instead of made again."""
+    monkeypatch.setattr(recompute_kernels, "_made", lambda output, make, *inputs: output)
+
+
+@pytest.mark.parametrize(("break_it", "case"), [
+    (keep_gradients, Case("sd1", "full", "blocks", "ram")),
+    (keep_graphs, Case("sd1", "full", "blocks", "ram")),
+    (keep_norms, Case("sd1", "full", "off", "ram")),
+    (keep_values, Case("sdxl", "lora", "blocks", "ram", "ram")),
+    (leave_nothing, Case("sd2", "full", "blocks", "ram", stream="state")),
+    (leave_nothing, Case("sd2", "lora", "blocks", "ram", stream="all")),
+], ids=lambda value: getattr(value, "__name__", str(value)))  # fmt: skip
+def test_a_technique_that_saves_less_than_planned_is_caught(monkeypatch, break_it, case):
+    expected, step = planned(case), real_step(case)
+    break_it(monkeypatch, [])
+    real = allocator_log(step)
+    assert (real.card_peak, real.host_peak) != pytest.approx(expected, rel=0.01)
 
 
 def test_a_technique_that_the_simulation_misses_is_caught():
@@ -125,7 +240,7 @@ def test_a_technique_that_the_simulation_misses_is_caught():
         x = torch.zeros(100_000, device=device)
         return lambda: forgetful(x).sum()
 
-    assert watched(step("meta"), "meta", []) < 0.6 * allocator_peak(step("cpu"))
+    assert watched(step("meta"), "meta", []) < 0.6 * allocator_log(step("cpu")).card_peak
 
 
 def test_bytes_die_with_their_last_reader_and_not_before():
@@ -177,16 +292,12 @@ def test_arithmetic_is_counted_as_torch_counts_it():
 def test_remembered_answers_equal_fresh_ones():
     """The second run of a step takes its shapes from memory; bytes and arithmetic must be the same."""
 
-    def once() -> tuple:
-        step, standing = engine_step("sd1", replace(MIXED, checkpointing="blocks"), "meta")
-        tracker = Tracker("meta", host.holds)
-        tracker.keep(standing, "weights")
-        tracker.restart()
-        with CardAttention(), tracker:
-            step()
-        return replace(tracker.watched(), seconds=0.0)
+    case = Case("sd1", "full", "blocks", "ram")
 
-    from trainer import pretend
+    def once() -> Watched:
+        with torch.device("meta"):
+            parts = family(case.family).tiny()
+        return replace(Phases(case.config(), parts, "cuda").work(case.policy()), seconds=0.0)
 
     pretend._ANSWERS.clear()
     first = once()
