@@ -8,6 +8,7 @@ import torch
 
 from trainer import checkpoint
 from trainer.config import ConfigError
+from trainer.safetensors_stream import PIECE_BYTES
 
 
 def save(run, step, value=1.0):
@@ -34,6 +35,23 @@ def test_a_checkpoint_comes_back_with_everything_in_it(tmp_path):
     assert engine["w"].tolist() == [2.5] * 3 and ema["w"].tolist() == [0.0] * 3
     assert batches["decks"] == {"8x8": [1, 0]} and batches["class_deck"] == [2]
     assert torch.equal(batches["generator"], torch.Generator().manual_seed(7).get_state())
+
+
+def test_every_kind_of_tensor_comes_back_bit_for_bit(tmp_path):
+    kinds = (torch.float32, torch.bfloat16, torch.float16, torch.uint8, torch.int8, torch.int64, torch.float64, torch.bool)
+    engine = {str(kind): (torch.arange(7) % 2).to(kind) for kind in kinds}
+    engine |= {
+        "scalar": torch.tensor(3.5),
+        "nothing": torch.empty(0),
+        "channels last": torch.rand(2, 3, 4, 4).contiguous(memory_format=torch.channels_last),
+        "a part": torch.arange(10.0)[2:5],
+        "longer than a piece": torch.arange(PIECE_BYTES // 4 + 5, dtype=torch.int32),
+    }
+    batches = {"generator": torch.get_rng_state()}
+    found = checkpoint.load(checkpoint.save(tmp_path, 1, engine, ema=None, batches=batches, facts={}))[1]
+    assert set(found) == set(engine)
+    for name, tensor in engine.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
 
 
 def test_torchs_own_generator_is_put_back(tmp_path):

@@ -24,6 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trainer.config import ConfigError
+from trainer.mapped import Stored
+from trainer.safetensors_stream import Writer
 
 FORMAT = 1
 NAME = re.compile(r"step-(\d{6,})$")
@@ -75,9 +77,9 @@ def save(
     partial = final.with_name(f".{final.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(_apart(engine), partial / "engine.safetensors")
+    _write(partial / "engine.safetensors", engine)
     if ema is not None:
-        save_file(dict(ema), partial / "ema.safetensors")
+        _write(partial / "ema.safetensors", ema)
     save_file(_generators(batches["generator"]), partial / "random.safetensors")
     state = {"format": FORMAT, "step": step, "batches": {k: v for k, v in batches.items() if k != "generator"}} | facts
     (partial / "state.json").write_text(json.dumps(state, indent=1))
@@ -98,8 +100,9 @@ def read_state(checkpoint: Path) -> dict:
     return state
 
 
-def load(checkpoint: Path) -> tuple[dict, dict[str, Tensor], dict[str, Tensor] | None, dict]:
-    """(state, engine, ema, batches) of a checkpoint; also puts torch's own generators back where they were."""
+def load(checkpoint: Path) -> tuple[dict, Mapping[str, Tensor], Mapping[str, Tensor] | None, dict]:
+    """(state, engine, ema, batches) of a checkpoint; also puts torch's own generators back where they were. The tensors
+    of engine and ema lie in their files: copy what is to stay."""
     state = read_state(checkpoint)
     random = load_file(checkpoint / "random.safetensors")
     torch.set_rng_state(random["torch"])
@@ -107,7 +110,7 @@ def load(checkpoint: Path) -> tuple[dict, dict[str, Tensor], dict[str, Tensor] |
         torch.cuda.set_rng_state(random["cuda"])
     ema = checkpoint / "ema.safetensors"
     batches = state["batches"] | {"generator": random["batches"]}
-    return state, load_file(checkpoint / "engine.safetensors"), load_file(ema) if ema.exists() else None, batches
+    return state, Stored(checkpoint / "engine.safetensors"), Stored(ema) if ema.exists() else None, batches
 
 
 def prune(run: Path, limit: int | None, keep: Path | None = None) -> list[Path]:
@@ -124,16 +127,12 @@ def size_bytes(path: Path) -> int:
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
 
 
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same values without two names for one memory, which safetensors refuses: bitsandbytes' parameters share their
-    code books."""
-    apart: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        shared = tensor.numel() > 0 and tensor.data_ptr() in seen
-        apart[name] = tensor.clone() if shared else tensor.contiguous()
-        seen.add(tensor.data_ptr())
-    return apart
+def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Piece by piece, wherever the tensors are: a checkpoint takes no memory beside what it saves."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    with Writer(path, shapes, {name: tensor.dtype for name, tensor in tensors.items()}, {}) as file:
+        for name, tensor in tensors.items():
+            file.write(name, tensor)
 
 
 def _generators(batches: Tensor) -> dict[str, Tensor]:

@@ -28,4 +28,6 @@ class Average:
 
     def restore(self, values: Mapping[str, Tensor], steps: int) -> None:
         assert values.keys() == self.values.keys(), "the average belongs to another model"
-        self.values, self.steps = dict(values), steps
+        self.steps = steps
+        for name, average in self.values.items():
+            average.copy_(values[name])

@@ -19,13 +19,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from trainer import adapters
 from trainer.config import ConfigError
 from trainer.events import Event, Exported, PhaseEnded, PhaseProgress, PhaseStarted
 from trainer.export_formats import File, files
+from trainer.mapped import Stored, forget
 from trainer.models import load
 from trainer.models.base import Parts
 from trainer.safetensors_stream import Writer, size_bytes
@@ -33,6 +33,7 @@ from trainer.vitals import Vitals
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 LORA = ("lora_diffusers", "lora_kohya")
+PIECE = 2**22  # elements that are compared at a time: a tensor may have 40 million
 Weights = Callable[[], Iterable[tuple[str, Tensor]]] | Mapping[str, Tensor] | None
 
 
@@ -57,7 +58,7 @@ def write(
     folder = Path(folder)
     full = tuple(name for name in formats if name not in LORA)
     dtype = PRECISIONS[precision]
-    parts = _complete(parts, dtype) if full else parts
+    parts = _complete(parts) if full else parts
     trained = _again(weights)
     planned = [file for name in formats for file in files(name, parts, folder, precision, dict(metadata or {}))]
     _check_room(folder, planned, dtype, replace)
@@ -71,15 +72,14 @@ def write(
     yield PhaseEnded("export", time.time() - began, vitals.peak(), vitals.ram(), f"{len(formats)} formats in {folder}")
 
 
-def _complete(parts: Parts, dtype: torch.dtype) -> Parts:
-    """The same parts with freed modules read again from their source (the freed ones were not trained), already in the
-    export's precision: rounding once is rounding once."""
+def _complete(parts: Parts) -> Parts:
+    """The same parts with freed modules read again from their source (the freed ones were not trained)."""
     have = {"vae": parts.vae, "text": parts.text_encoders, "tokenizer": parts.tokenizers}
     assert parts.unet is not None, "the denoiser has been freed"
     missing = [name for name, part in have.items() if not part]
     if not missing:
         return parts
-    again = load(parts.source, parts=missing, dtype=dtype, **parts.options)
+    again = load(parts.source, parts=missing, dtype=None, **parts.options)
     return dataclasses.replace(
         parts,
         vae=parts.vae or again.vae,
@@ -114,6 +114,7 @@ def _values(
             for name, parameter in module.named_parameters():
                 if f"{model}.{name}" not in seen:
                     yield f"{model}.{name}", parameter.detach()
+                    forget(parameter)
 
     if lora:
         return adapter_tensors
@@ -163,9 +164,7 @@ def _export(
                     writer.write(key, tensor)
         for file in own:
             file.finish(temporary)
-        error = max(
-            _compare(file, temporary / file.inside if file.inside else temporary, values(), dtype) for file in own
-        )
+        error = max(_compare(file, temporary / file.inside if file.inside else temporary, values()) for file in own)
     except BaseException:
         _remove(temporary)
         raise
@@ -175,33 +174,37 @@ def _export(
     return Exported(str(target), own[0].format.replace("_", " "), precision, size, error, own[0].usage)
 
 
-def _compare(file: File, path: Path, values: Iterator[tuple[str, Tensor]], dtype: torch.dtype) -> float:
+def _compare(file: File, path: Path, values: Iterator[tuple[str, Tensor]]) -> float:
     """Read the file back: every tensor must be exactly the rounded original; the largest rounding error."""
-    worst, left = 0.0, dict.fromkeys(file.places)
-    with safe_open(path, "pt") as opened:
-        for name, tensor in values:
-            if name not in file.places:
-                continue
-            del left[name]
-            for key, first, change in file.places[name]:
-                expected = change(tensor).detach().cpu().float().reshape(-1)
-                stored = opened.get_tensor(key).reshape(-1)[first : first + expected.numel()]
-                if not torch.equal(stored, expected.to(dtype)):
-                    if expected.isnan().any():
-                        raise ConfigError(
-                            f"{name} holds NaN",
-                            "the training has diverged: export an earlier checkpoint, and lower train.learning_rate",
-                        )
-                    raise ConfigError(
-                        f"{path} differs from what was written ({key})",
-                        "the disk is failing or full; export to another one",
-                    )
-                if expected.numel():
-                    worst = max(worst, (stored.float() - expected).abs().max().item())
-                if worst == float("inf"):
-                    raise ConfigError(f"{name} is too large for this precision", "export.precision=fp32 or bf16")
+    worst, left, written = 0.0, dict.fromkeys(file.places), Stored(path)
+    for name, tensor in values:
+        if name not in file.places:
+            continue
+        del left[name]
+        for key, first, change in file.places[name]:
+            value = change(tensor).detach().reshape(-1)
+            stored = written[key].reshape(-1)[first : first + value.numel()]
+            for expected, found in zip(value.split(PIECE), stored.split(PIECE), strict=True):
+                worst = max(worst, _difference(expected.cpu().float(), found, name, f"{path} ({key})"))
     assert not left, f"never written: {list(left)[:3]}"
     return worst
+
+
+def _difference(expected: Tensor, found: Tensor, name: str, place: str) -> float:
+    """The largest rounding error of what was read back. Raises ConfigError where it is anything but rounding."""
+    if not torch.equal(found, expected.to(found.dtype)):
+        if expected.isnan().any():
+            raise ConfigError(
+                f"{name} holds NaN",
+                "the training has diverged: export an earlier checkpoint, and lower train.learning_rate",
+            )
+        raise ConfigError(
+            f"{place} differs from what was written", "the disk is failing or full; export to another one"
+        )
+    error = (found.float() - expected).abs().max().item() if found.numel() else 0.0
+    if error == float("inf"):
+        raise ConfigError(f"{name} is too large for this precision", "export.precision=fp32 or bf16")
+    return error
 
 
 def _remove(path: Path) -> None:

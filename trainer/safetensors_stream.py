@@ -1,4 +1,4 @@
-"""safetensors files written and read one tensor at a time, so an export never needs a second copy of the model in RAM.
+"""safetensors files written piece by piece, so neither a checkpoint nor an export needs a second copy of anything in RAM.
 
 The format is 8 bytes with the length of a JSON header, the header (name -> dtype, shape, byte range; and a
 `__metadata__` of strings), then the tensors' bytes (https://github.com/huggingface/safetensors). Every place is known
@@ -22,10 +22,15 @@ DTYPES = {
     torch.float16: "F16",
     torch.bfloat16: "BF16",
     torch.float32: "F32",
+    torch.float64: "F64",
     torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
     torch.int8: "I8",
     torch.uint8: "U8",
+    torch.bool: "BOOL",
 }
+PIECE_BYTES = 2**24  # what is on its way from a card to the file at one time
 
 
 @dataclass(frozen=True)
@@ -56,22 +61,32 @@ def size_bytes(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> int
 
 
 class Writer:
-    """Write tensors of one dtype to `path`; on leaving the `with` block all must be there, else the file is removed.
+    """Write tensors to `path`, each in the one dtype or in its own; on leaving the `with` block all must be there, else
+    the file is removed.
 
     with Writer(path, {"a": (2, 3)}, torch.float16, {"format": "pt"}) as file:
         file.write("a", tensor)
     """
 
     def __init__(
-        self, path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, metadata: Mapping[str, str]
+        self,
+        path: Path,
+        shapes: Mapping[str, tuple[int, ...]],
+        dtype: torch.dtype | Mapping[str, torch.dtype],
+        metadata: Mapping[str, str],
     ):
-        self.path, self.dtype = path, dtype
+        self.path = path
+        self.dtypes = dtype if isinstance(dtype, Mapping) else dict.fromkeys(shapes, dtype)
         self.offsets: dict[str, int] = {}
-        entries: dict[str, object] = {"__metadata__": dict(metadata)}
+        entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
         place = 0
-        for name, shape in shapes.items():
-            end = place + math.prod(shape) * dtype.itemsize
-            entries[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [place, end]}
+        for name in sorted(shapes, key=lambda name: -self.dtypes[name].itemsize):  # so that every tensor is aligned
+            end = place + math.prod(shapes[name]) * self.dtypes[name].itemsize
+            entries[name] = {
+                "dtype": DTYPES[self.dtypes[name]],
+                "shape": list(shapes[name]),
+                "data_offsets": [place, end],
+            }
             self.offsets[name] = place
             place = end
         text = json.dumps(entries).encode()
@@ -81,11 +96,13 @@ class Writer:
         self.file.write(len(text).to_bytes(8, "little") + text)
 
     def write(self, name: str, tensor: Tensor, first: int = 0) -> None:
-        """Write `tensor` (any float dtype, any device) as `name`, from its element `first` on."""
-        data = tensor.detach().to("cpu", self.dtype).contiguous().reshape(-1).view(torch.uint8).numpy()
-        self.file.seek(self.start + self.offsets[name] + first * self.dtype.itemsize)
-        self.file.write(data)
-        self.missing_bytes -= data.nbytes
+        """Write `tensor` (any dtype, any device) as `name`, from its element `first` on."""
+        dtype = self.dtypes[name]
+        self.file.seek(self.start + self.offsets[name] + first * dtype.itemsize)
+        for piece in tensor.detach().reshape(-1).split(PIECE_BYTES // dtype.itemsize):
+            data = piece.to("cpu", dtype).view(torch.uint8).numpy()
+            self.file.write(data)
+            self.missing_bytes -= data.nbytes
 
     def __enter__(self) -> Writer:
         return self
