@@ -11,6 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.small_unet import Model, batch, take_step, train, train_plainly
 from trainer.config import ConfigError
 from trainer.engine import Engine, Policy
+from trainer.memory import channels_last
+from trainer.memory.stream import Traffic
+from trainer.residency import Holding
+from trainer.units import Unit
 
 RESIDENCIES = {
     "everything kept": {},
@@ -287,3 +291,47 @@ def test_a_step_runs_on_meta_tensors_and_books_host_memory_as_such(stream):
     engine.step([values], lambda prediction, i: (prediction.float() - target).pow(2).mean(), 1e-6)
     assert (engine.bytes["host"] > 0) == (stream == "all")
     assert (engine.bytes["weights"] > 0) == (stream == "off")
+
+
+PAIR = {"weights": "24bit", "moments": "8bit"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_a_24_bit_weight_is_any_fp16_file_s_weight_exactly(dtype):
+    """All 63,488 finite values, subnormals included."""
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    every = every[every.isfinite()]
+    assert len(every) == 63488
+    module = torch.nn.Linear(len(every), 1, bias=False).half()
+    module.weight.data = every[None].clone()
+    holding = Holding(Unit("unet.x", module, ("x",), ("y",), module), Policy(compute=dtype, **PAIR), Traffic(torch.device("cpu")),
+                      weights_stay=True, state_stays=True)  # fmt: skip
+    ((_, master),) = holding.master()
+    assert torch.equal(master.view(-1).view(torch.int32), every.float().view(torch.int32))
+
+
+@pytest.mark.parametrize("policy", [Policy(), Policy(compute=torch.bfloat16, **PAIR), Policy(channels_last=True)],
+                         ids=["fp32", "24bit", "channels last"])  # fmt: skip
+def test_weights_in_16_bits_are_taken_over_as_the_numbers_they_are(policy):
+    half, wide = Model(), Model()
+    for ours, theirs in zip(half.parameters(), wide.parameters(), strict=True):
+        ours.data = ours.data.half()
+        theirs.data = ours.data.float()
+    engines = [Engine(model.units(), policy, "cpu") for model in (half, wide)]
+    for step in range(2):
+        losses = [take_step(engine, step).losses for engine in engines]
+        assert torch.equal(*losses)
+    assert equal(*(engine.state_dict() for engine in engines))
+
+
+def test_the_engine_lays_convolutions_out_channels_last_whatever_order_they_came_in():
+    states = []
+    for before in (False, True):
+        model = Model()
+        if before:
+            channels_last.apply(model)
+        engine = Engine(model.units(), Policy(channels_last=True), "cpu")
+        kernels = [p for p in model.parameters() if p.dim() == 4]
+        assert kernels and all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+        states.append({name: tensor for name, tensor in engine.state_dict().items() if not name.startswith("engine.")})
+    assert equal(*states)

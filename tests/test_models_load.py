@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -183,6 +184,61 @@ def test_parts_dtype_and_prediction_are_as_asked(exported):
     assert parts.vae is None and parts.text_encoders == [] and parts.tokenizers == []
     assert parts.unet.dtype == torch.bfloat16 and parts.prediction_type == "v_prediction"
     assert all(p.requires_grad for p in parts.unet.parameters()) and not parts.unet.training
+
+
+HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def in_its_file(tensor):
+    """Whether a tensor's bytes are a mapped file's."""
+    with open("/proc/self/maps") as maps:
+        for line in maps:
+            span, *_, last = line.split()
+            first, end = (int(side, 16) for side in span.split("-"))
+            if first <= tensor.data_ptr() < end:
+                return last.endswith(".safetensors")
+    return False
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
+def test_a_model_as_its_file_has_it_is_neither_rounded_nor_copied(tmp_path, precision):
+    list(export.write(SD2.tiny(), None, tmp_path, ["diffusers", "single_file"], precision))
+    for source in (tmp_path / "diffusers", tmp_path / "model.safetensors"):
+        wide, stored = load(str(source)), load(str(source), dtype=None)
+        for name, module in stored.modules().items():
+            assert {p.dtype for p in module.parameters()} == {HALF.get(precision, torch.float32)}, name
+            for ours, theirs in zip(module.parameters(), wide.modules()[name].parameters(), strict=True):
+                assert torch.equal(ours.float(), theirs), name
+            if Path("/proc/self/maps").exists():
+                assert all(in_its_file(p) for p in module.parameters()), name
+
+
+def test_parts_of_one_file_keep_their_own_precision_and_mixed_ones_the_wider(tmp_path):
+    parts = SD1.tiny()
+    names = {entry.key: entry for entry in ldm.layout(parts.modules(), "sd1")}
+    odd = next(key for key in names if key.startswith(ldm.UNET))
+    dtypes = dict.fromkeys(names, torch.float16)
+    dtypes |= {key: torch.float32 for key in names if key.startswith(ldm.VAE)} | {odd: torch.float32}
+    path = tmp_path / "m.safetensors"
+    metadata = {"trainer.parts": json.dumps(configurations(parts))}
+    generator = torch.Generator().manual_seed(0)
+    values = {key: torch.rand(entry.shape, generator=generator) for key, entry in names.items()}
+    with Writer(path, {key: entry.shape for key, entry in names.items()}, dtypes, metadata) as file:
+        for key, value in values.items():
+            file.write(key, value)
+    found = load(str(path), dtype=None)
+    assert (found.text_encoders[0].dtype, found.vae.dtype, found.unet.dtype) == (torch.float16, torch.float32, torch.float32)
+    first = dict(found.unet.named_parameters())[names[odd].names[0].removeprefix("unet.")]
+    assert torch.equal(first, values[odd])  # as the file has it, not by way of fp16
+
+
+def test_of_several_variants_the_one_that_is_read_decides_the_precision(tmp_path):
+    list(export.write(SD1.tiny(), None, tmp_path, ["diffusers"], "fp32"))
+    list(export.write(SD1.tiny(), None, tmp_path / "half", ["diffusers"], "fp16"))
+    name = "diffusion_pytorch_model"
+    shutil.copy(tmp_path / "half/diffusers/unet" / f"{name}.safetensors", tmp_path / "diffusers/unet" / f"{name}.fp16.safetensors")
+    for variant, dtype in (("fp16", torch.float16), (None, torch.float32)):
+        assert load(str(tmp_path / "diffusers"), parts=("unet",), dtype=None, variant=variant).unet.dtype == dtype
 
 
 def test_the_digest_follows_the_weights_not_what_was_loaded(tmp_path, exported):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from peft import LoraConfig
@@ -18,6 +19,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from trainer.config import ConfigError, Lora
+from trainer.mapped import forget
 from trainer.models.base import Parts
 
 ADAPTER = "default"  # peft's own name for the only adapter; it is left out of saved names
@@ -44,21 +46,44 @@ def inject(
         for name, model in _adapted(parts, text):
             targets = settings.targets if name == "unet" else TEXT_TARGETS
             _check_targets(model, targets, settings.rank)
-            model.add_adapter(
-                LoraConfig(
-                    r=settings.rank,
-                    lora_alpha=settings.alpha or settings.rank,
-                    lora_dropout=settings.dropout,
-                    target_modules=targets,
-                    use_dora=dora,
-                    init_lora_weights="gaussian",
-                ),
-                ADAPTER,
-            )
+            with _wide(model, targets, dora):
+                model.add_adapter(
+                    LoraConfig(
+                        r=settings.rank,
+                        lora_alpha=settings.alpha or settings.rank,
+                        lora_dropout=settings.dropout,
+                        target_modules=targets,
+                        use_dora=dora,
+                        init_lora_weights="gaussian",
+                    ),
+                    ADAPTER,
+                )
     for _, parameter in trainable(parts):
         parameter.data = parameter.data.to(dtype)
     dropout(parts, True)
     return sum(parameter.numel() for _, parameter in trainable(parts))
+
+
+@contextmanager
+def _wide(model: nn.Module, targets: list[str], values: bool) -> Iterator[None]:
+    """peft rounds a new adapter to the precision of the weight beside it, and with it DoRA's magnitudes, which are that
+    weight's norms. So the weights appear in fp32 meanwhile: as copies where `values` are read, else as shapes alone."""
+    found = [
+        parameter
+        for name, module in model.named_modules()
+        if any(name == target or name.endswith("." + target) for target in targets)
+        for parameter in module.parameters()
+        if parameter.dtype in (torch.float16, torch.bfloat16) and not parameter.is_meta
+    ]
+    homes = [parameter.data for parameter in found]
+    for parameter, home in zip(found, homes, strict=True):
+        parameter.data = home.float() if values else torch.zeros(1).expand(home.shape)
+    try:
+        yield
+    finally:
+        for parameter, home in zip(found, homes, strict=True):
+            parameter.data = home
+            forget(home)
 
 
 def dropout(parts: Parts, active: bool) -> None:
@@ -178,6 +203,7 @@ def merged(parts: Parts, values: Mapping[str, Tensor] | None = None) -> Iterator
         for name, parameter in module.named_parameters():
             if not inside or not name.startswith(inside):
                 yield f"{prefix}.{name}", parameter.detach().float()
+                forget(parameter)
 
 
 def remove(parts: Parts) -> None:

@@ -36,6 +36,7 @@ from trainer.dataset import Dataset, Example
 from trainer.ema import Average
 from trainer.engine import Engine
 from trainer.events import Event, Notice
+from trainer.mapped import give_back
 from trainer.models import Parts
 from trainer.objective import Objective
 from trainer.phases import Phase
@@ -57,6 +58,7 @@ def build(
     parts = models.load(
         model.name,
         family=model.family,
+        dtype=None,  # as their file has them: the weights cost no RAM until the engine has its own
         revision=model.revision,
         variant=model.variant,
         vae=model.vae,
@@ -67,8 +69,9 @@ def build(
     )
     yield from identifier.warnings_for(config.data.identifier, config.data.class_name, parts.tokenizers[0])
 
+    texts = yield from _class_texts(config, parts, device, folder)  # by encoders that the engine has not taken over yet
     engine = make_engine(config, parts, plan.policy, device) if plan.policy.stream == "all" else None
-    class_images, predictions = yield from _prior(config, parts, plan, device, folder, engine)
+    class_images, predictions = yield from _prior(config, parts, plan, device, folder, texts, engine)
     dataset = yield from cache.ensure(
         parts,
         photos,
@@ -159,17 +162,31 @@ def make_engine(config: Config, parts: Parts, policy: Policy, device: torch.devi
             seed=config.train.seed,
         )
     memory.prepare(parts.unet, policy, device)
-    return Engine(parts.family.units(parts, text=config.train.train_text_encoder), policy, device)
+    engine = Engine(parts.family.units(parts, text=config.train.train_text_encoder), policy, device)
+    give_back()
+    return engine
+
+
+def _class_texts(config: Config, parts: Parts, device: torch.device, folder: Path) -> Iterator[Event]:
+    """What the class is drawn from, where it is."""
+    if not config.prior.with_prior_preservation:
+        return {}
+    cached = folder if config.memory.cache_text else None
+    return (yield from cache.encode_prompts(parts, [data.class_prompt(config), ""], device, cached))
 
 
 def _prior(
-    config: Config, parts: Parts, plan: Plan, device: torch.device, folder: Path, engine: Engine | None
+    config: Config,
+    parts: Parts,
+    plan: Plan,
+    device: torch.device,
+    folder: Path,
+    texts: sampler.Texts,
+    engine: Engine | None,
 ) -> Iterator[Event]:
     """(class images, predictions) by the untouched model: one of them, or neither."""
     if not config.prior.with_prior_preservation:
         return None, None
-    cached = folder if config.memory.cache_text else None
-    texts = yield from cache.encode_prompts(parts, [data.class_prompt(config), ""], device, cached)
     settings = {
         "batch_size": config.prior.sample_batch_size or plan.sample_batch,
         "unet_dtype": plan.sample_dtype,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.kernels.adamw_lowbit import ALIGN, State, block_bytes, layout, views
+from trainer.mapped import forget
 from trainer.memory import host
 from trainer.memory.stream import Block, Traffic
 from trainer.policy import Policy
@@ -37,13 +38,13 @@ class Place:
         self.view(flat).copy_(value)
 
 
-def _places(named: list[tuple[str, nn.Parameter]]) -> tuple[list[Place], int]:
+def _places(named: list[tuple[str, nn.Parameter]], channels_last: bool) -> tuple[list[Place], int]:
+    """Where each parameter will lie. Convolutions change to channels last on the way: no copy in RAM beforehand."""
     places, end = [], 0
     for name, parameter in named:
-        dense = parameter.is_contiguous() or (
-            parameter.dim() == 4 and parameter.is_contiguous(memory_format=torch.channels_last)
-        )
-        stride = parameter.stride() if dense else torch.empty(parameter.shape, device="meta").stride()
+        like = torch.empty_strided(parameter.shape, parameter.stride(), device="meta")
+        last = parameter.dim() == 4 and (channels_last or like.is_contiguous(memory_format=torch.channels_last))
+        stride = like.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format).stride()
         places.append(Place(name, parameter, end, parameter.shape, stride))
         end += -(-parameter.numel() // ALIGN) * ALIGN
     return places, end
@@ -54,8 +55,9 @@ class Holding:
 
     def __init__(self, unit: Unit, policy: Policy, traffic: Traffic, *, weights_stay: bool, state_stays: bool):
         named = list(unit.module.named_parameters())
-        self.trained, self.n = _places([(name, p) for name, p in named if p.requires_grad])
-        self.frozen, self.n_frozen = _places([(name, p) for name, p in named if not p.requires_grad])
+        trained, frozen = ([(name, p) for name, p in named if p.requires_grad is learns] for learns in (True, False))
+        self.trained, self.n = _places(trained, policy.channels_last)
+        self.frozen, self.n_frozen = _places(frozen, policy.channels_last)
         self.policy, self.traffic = policy, traffic
         ours = policy.optimizer == "adamw"
         tensors = layout(
@@ -65,23 +67,24 @@ class Holding:
             tensors = {"weight": tensors["weight"]}
         self.tensors = tensors
         self.state_names = tuple(name for name in tensors if name != "weight")
-        frozen = {"frozen": ((self.n_frozen,), policy.math)}
-        self.weight_tensors = {"weight": tensors["weight"]} | frozen
+        self.weight_tensors = {"weight": tensors["weight"], "frozen": ((self.n_frozen,), policy.math)}
         self.weights = Block.make(block_bytes(self.weight_tensors, self.weight_tensors), weights_stay, traffic)
         self.state = Block.make(block_bytes(tensors, self.state_names), state_stays, traffic)
         self._take_over(unit)
 
     def _take_over(self, unit: Unit) -> None:
-        """Copy the module's weights into the blocks and point its parameters there."""
+        """Copy the module's weights into the blocks and point its parameters there, which lets go of what they were."""
         parts = self.weight_views(self.weights.home)
         if self.weights.home.device.type != "meta":
             master = torch.zeros(self.n, dtype=torch.float32, device=parts["weight"].device)
             for place in self.trained:
                 place.fill(master, place.parameter.detach())
+                forget(place.parameter)
             self._state_over(self.weights.home, self.state.home).initialise(master)
             parts["frozen"].zero_()
             for place in self.frozen:
                 place.fill(parts["frozen"], place.parameter.detach())
+                forget(place.parameter)
         self.point(self.weights.home)
         for buffer_owner in unit.module.modules():
             for name, buffer in buffer_owner._buffers.items():

@@ -101,7 +101,7 @@ def no_checkpoint(run: Path) -> ConfigError:
 
 def restore(point: Path, config: Config, device: torch.device) -> tuple[Parts, Engine]:
     """The model and the engine as they were when `point` was written; the engine holds the moving average where there is one."""
-    parts, _ = _load(config)
+    parts, _ = _load(config, None)
     with torch.random.fork_rng():  # loading a checkpoint puts torch's generators back, which is for resuming only
         state, weights, average, _ = checkpoint.load(point)
     if state["model"] != parts.digest:
@@ -117,11 +117,12 @@ def restore(point: Path, config: Config, device: torch.device) -> tuple[Parts, E
     return parts, engine
 
 
-def _load(config: Config) -> tuple[Parts, None]:
+def _load(config: Config, dtype: torch.dtype | None = torch.float32) -> tuple[Parts, None]:
     model = config.model
     return models.load(
         model.name or "demo",
         family=model.family,
+        dtype=dtype,
         revision=model.revision,
         variant=model.variant,
         vae=model.vae,

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trainer.config import ConfigError
+from trainer.mapped import forget
 
 
 def key(**facts: object) -> str:
@@ -39,6 +40,7 @@ def module_digest(*modules: nn.Module) -> str:
         for name, tensor in sorted(module.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            forget(tensor)
     return digest.hexdigest()[:32]
 
 

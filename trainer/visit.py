@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
+from trainer.mapped import forget, give_back
+
 
 @contextmanager
 def visiting(module: nn.Module, device: torch.device | str, dtype: torch.dtype | None = None) -> Iterator[nn.Module]:
-    """`module` on `device`, in `dtype` where one is given; afterwards all is as before and the card's memory free.
+    """`module` computing on `device` in `dtype` (default fp32, whatever precision its file has); afterwards all is as
+    before and the card's memory free.
 
-    Another precision is a copy, because rounding a module there and back would leave it changed.
+    Tensors travel one by one while their originals stay where they are, so RAM never holds a second copy, and rounding
+    changes nothing that stays.
     """
-    device, home = torch.device(device), next(module.parameters()).device
-    if dtype is not None and dtype != next(module.parameters()).dtype:
-        guest = copy.deepcopy(module).to(device, dtype)
-    else:
-        guest = module.to(device)
+    device, dtype = torch.device(device), dtype or torch.float32
+    homes = [(tensor, tensor.data) for tensor in (*module.parameters(), *module.buffers())]
     try:
-        yield guest
+        for tensor, home in homes:
+            tensor.data = home.to(device, dtype if home.is_floating_point() else None)
+            if tensor.data_ptr() != home.data_ptr():
+                forget(home)
+        yield module
     finally:
-        if guest is module:
-            module.to(home)
-        del guest
+        for tensor, home in homes:
+            tensor.data = home
+            forget(home)
+        give_back()
         if device.type == "cuda":
             torch.cuda.empty_cache()

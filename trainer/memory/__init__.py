@@ -31,7 +31,7 @@ TECHNIQUES = (
     allocator,  # before CUDA starts
     attention,  # which kernels the modules call
     recompute_kernels,
-    channels_last,  # before the engine takes the weights over: it keeps their strides
+    channels_last,  # while the engine takes the weights over
     compile,  # the modules as they now are
     weights,  # how the engine stores what it takes over
     moments,
@@ -56,8 +56,6 @@ def prepare(unet: nn.Module, policy, device: torch.device | str) -> Callable[[],
     undo = [attention.apply(unet, policy.attention, device)]
     if recompute_kernels.enabled(policy):
         undo.append(recompute_kernels.apply(unet))
-    if channels_last.enabled(policy):
-        channels_last.apply(unet)
     if compile.enabled(policy) and device.type != "meta":  # a simulation runs the eager code, which needs more
         undo.append(compile.apply(unet))
 

@@ -1,7 +1,7 @@
 """Channels last: convolution weights (and with them all pictures inside the model) in NHWC order, as tensor cores want.
 
-cuDNN otherwise converts on the way in and out of every convolution. The engine's flat buffers keep the strides, so the
-optimizer does not notice.
+cuDNN otherwise converts on the way in and out of every convolution. The engine lays its flat buffers out like this, one
+unit at a time (residency.py); the optimizer does not notice.
 
 Saves: transient copies of the largest activations around convolutions.
 Costs: nothing on CUDA with 16-bit compute; on a CPU it depends. Combines with everything.
@@ -25,7 +25,7 @@ def check(policy, facts) -> None:
 
 
 def apply(module: nn.Module) -> None:
-    """Before the engine takes the weights over."""
+    """For modules that no engine takes over."""
     for parameter in module.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

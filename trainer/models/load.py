@@ -6,7 +6,8 @@ A single file needs no network: the configurations and the vocabulary are ours, 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,16 @@ def load(
     *,
     family: str = "auto",
     parts: Sequence[str] = ALL,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     revision: str | None = None,
     variant: str | None = None,
     vae: str | None = None,
     prediction_type: str = "auto",
 ) -> Parts:
-    """Load `parts` of `source` in `dtype` on the CPU, in eval mode. `vae` is another VAE (folder, hub id or file)."""
+    """Load `parts` of `source` in `dtype` on the CPU, in eval mode. `vae` is another VAE (folder, hub id or file).
+
+    `dtype` None: every part as its file has it. Its tensors then lie in the file and take no memory (see mapped.py).
+    """
     for library in (diffusers, transformers):  # the screen has bars of its own
         library.utils.logging.disable_progress_bar()
     found, facts = describe(source, family=family, revision=revision, variant=variant, prediction_type=prediction_type)
@@ -80,7 +84,7 @@ def load(
     )
 
 
-def _from_folder(path: Path, wanted: list[str], dtype: torch.dtype, variant: str | None) -> dict[str, nn.Module]:
+def _from_folder(path: Path, wanted: list[str], dtype: torch.dtype | None, variant: str | None) -> dict[str, nn.Module]:
     modules = {}
     for part in wanted:
         place = path / part
@@ -91,7 +95,11 @@ def _from_folder(path: Path, wanted: list[str], dtype: torch.dtype, variant: str
             )
         try:
             modules[part] = CLASSES[part].from_pretrained(
-                place, torch_dtype=dtype, use_safetensors=True, variant=variant, local_files_only=True
+                place,
+                torch_dtype=dtype or _stored(place, variant),
+                use_safetensors=True,
+                variant=variant,
+                local_files_only=True,
             )
         except (OSError, SafetensorError, ValueError) as error:
             raise ConfigError(
@@ -99,6 +107,21 @@ def _from_folder(path: Path, wanted: list[str], dtype: torch.dtype, variant: str
                 "copy or download them again; check model.variant",
             ) from error
     return modules
+
+
+def _stored(place: Path, variant: str | None = None) -> torch.dtype:
+    """The precision of a part's files; where several variants lie there, of the one that will be read."""
+    files = sorted(place.glob("*.safetensors"))
+    mine = [
+        file for file in files if (variant in re.split(r"[.-]", file.name) if variant else file.name.count(".") == 1)
+    ]
+    return widest(word for file in mine or files for word, _ in header(file).tensors.values())
+
+
+def widest(words: Iterable[str]) -> torch.dtype:
+    """The precision that holds all of a file's floating-point tensors, given their dtypes in safetensors' words."""
+    kinds = {word for word in words if word.startswith(("F", "BF"))}
+    return {frozenset({"F16"}): torch.float16, frozenset({"BF16"}): torch.bfloat16}.get(frozenset(kinds), torch.float32)
 
 
 def empty(part: str, config: dict[str, Any]) -> nn.Module:
@@ -110,32 +133,33 @@ def empty(part: str, config: dict[str, Any]) -> nn.Module:
 
 
 def _from_file(
-    path: Path, family: StableDiffusion, facts: Facts, wanted: list[str], dtype: torch.dtype
+    path: Path, family: StableDiffusion, facts: Facts, wanted: list[str], dtype: torch.dtype | None
 ) -> dict[str, nn.Module]:
     """Fill the modules from an original checkpoint, tensor by tensor."""
     modules = {part: empty(part, facts.configs[part]) for part in wanted}
-    entries = ldm.layout({NAMES[part]: module for part, module in modules.items()}, family.name)
-    try:
-        tensors = _read(path, entries, "", dtype)
-    except KeyError as error:
-        no_vae = str(error.args[0]).startswith(ldm.VAE)
-        raise ConfigError(
-            f"{path.name} is incomplete: it has no " + ("VAE" if no_vae else f"tensor {error.args[0]}"),
-            "take the full checkpoint" + (", or name a VAE with model.vae" if no_vae else ""),
-        ) from error
     for part, module in modules.items():
+        try:
+            tensors = _read(path, ldm.layout({NAMES[part]: module}, family.name), "", dtype)
+        except KeyError as error:
+            no_vae = str(error.args[0]).startswith(ldm.VAE)
+            raise ConfigError(
+                f"{path.name} is incomplete: it has no " + ("VAE" if no_vae else f"tensor {error.args[0]}"),
+                "take the full checkpoint" + (", or name a VAE with model.vae" if no_vae else ""),
+            ) from error
         _fill(module, NAMES[part], tensors, path)
     return modules
 
 
-def _read(path: Path, entries: list[ldm.Entry], prefix: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Our named tensors from a checkpoint whose keys lack `prefix`. KeyError names the first that is missing."""
+def _read(path: Path, entries: list[ldm.Entry], prefix: str, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+    """Our named tensors from a checkpoint whose keys lack `prefix`, in `dtype` or as one precision holds them all.
+    KeyError names the first that is missing."""
     tensors: dict[str, torch.Tensor] = {}
+    words = {name: word for name, (word, _) in header(path).tensors.items()}
+    for entry in entries:
+        if entry.key.removeprefix(prefix) not in words:
+            raise KeyError(entry.key)
+    dtype = dtype or widest(words[entry.key.removeprefix(prefix)] for entry in entries)
     with safe_open(path, "pt") as file:
-        there = set(file.keys())
-        for entry in entries:
-            if entry.key.removeprefix(prefix) not in there:
-                raise KeyError(entry.key)
         for entry in entries:
             stored = file.get_tensor(entry.key.removeprefix(prefix)).to(dtype)
             tensors |= {name: tensor.contiguous() for name, tensor in entry.unpack(stored).items()}
@@ -167,7 +191,7 @@ def check_vae(source: str) -> None:
         _vae_folder(path, source)
 
 
-def _another_vae(source: str, dtype: torch.dtype) -> nn.Module:
+def _another_vae(source: str, dtype: torch.dtype | None) -> nn.Module:
     """A VAE from its own folder, a `vae` subfolder, a diffusers-format .safetensors file's folder, or the hub."""
     path = Path(source).expanduser()
     if path.suffix == ".safetensors" and path.is_file():
@@ -184,6 +208,7 @@ def _another_vae(source: str, dtype: torch.dtype) -> nn.Module:
             ],
         )
     place = _vae_folder(path, source)
+    dtype = dtype or _stored(place)
     return AutoencoderKL.from_pretrained(place, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
 
 
@@ -200,7 +225,7 @@ def _vae_folder(path: Path, source: str) -> Path:
     return place
 
 
-def _vae_file(path: Path, dtype: torch.dtype) -> nn.Module:
+def _vae_file(path: Path, dtype: torch.dtype | None) -> nn.Module:
     """A VAE in the original key names, alone (`encoder.down...`) or inside a checkpoint (`first_stage_model....`)."""
     from trainer.models.sd1 import SD1
 
