@@ -1,7 +1,8 @@
 """The phases of a run as sizes: each one rehearsed, with what stands beside it on the card and in RAM.
 
-Which module is where in which phase follows stages.py: everything is loaded in fp32 in RAM; a module visits the card
-alone; the engine takes the trained weights over; a streamed denoiser (stream = all) also draws through the engine.
+Which module is where in which phase follows stages.py: a loaded model lies in its files and takes no RAM (mapped.py); a
+module visits the card alone; the engine has its own copy of what it holds; a streamed denoiser (stream = all) also draws
+through the engine. Without a card the card's bytes are RAM.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from trainer.engine import Engine
 from trainer.events import PHASES
 from trainer.models.base import Parts
 from trainer.policy import Policy
+from trainer.safetensors_stream import PIECE_BYTES
 from trainer.simulate import Watched
 
 TILE = 512  # pixels: what makes a 1024 px picture cost the VAE no more than a 512 px one
@@ -37,14 +39,12 @@ class PhasePlan:
 
 @dataclass(frozen=True)
 class Standing:
-    """What an engine keeps between steps. card: all of it there, weights: the weights among it; state: optimizer state
-    wherever it is; saved: what a checkpoint holds; trained: weights that learn, as wide as their gradients;
-    blocks: what a streamed unit moves, largest first."""
+    """What an engine keeps between steps. card: all of it there, weights: the weights among it; saved: what a checkpoint
+    holds; trained: weights that learn, as wide as their gradients; blocks: what a streamed unit moves, largest first."""
 
     card: int = 0
     weights: int = 0
     host: int = 0
-    state: int = 0
     saved: int = 0
     trained: int = 0
     blocks: tuple[int, ...] = ()
@@ -106,7 +106,7 @@ class Phases:
         """Numbers of units to keep on the card, largest first: the largest that should fit, then somewhat fewer."""
         empty, standing = self.step_bytes(policy), self.standing[policy]
         if policy.stream == "all":  # what stays is there from the beginning, beside the encoders and the drawing
-            early = max(self._encode() if self.prior or not self.text else 0, self._draw(policy, 1), self._small_vae())
+            early = max(0 if self.text else self._encode(), self._draw(policy, 1), self._small_vae())
             empty = max(empty, _process(early))
         spare = (budget - empty) / (1 + calibration.ALLOCATOR_SHARE.amount)
         best, kept = 0, 0
@@ -136,34 +136,36 @@ class Phases:
     def all(self, policy: Policy, budget: int | None) -> tuple[PhasePlan, ...]:
         """In the order of events.PHASES."""
         work, standing = self.work(policy), self.standing[policy]
-        process, loaded = int(calibration.PROCESS_RAM_BYTES.amount), sum(self.sizes.values())
-        taken = sum(size for name, size in self.sizes.items() if name == "unet" or (self.text and name != "vae"))
-        full, beside = process + loaded, process + loaded - taken
-        if self.kind == "cpu":  # the card's bytes are RAM here
-            ram = beside + work.card_peak + work.host_peak + self._average()
-            return PhasePlan("load", 0, full), PhasePlan("train", 0, ram, self.split[policy])
+        process = int(calibration.PROCESS_RAM_BYTES.amount)
+        if self.kind == "cuda":
+            self._fit_sampling(policy, budget)
         early = standing if policy.stream == "all" else Standing()  # then the engine draws the class images, too
-        if policy.stream == "all":
-            full = beside + standing.host
-        self._fit_sampling(policy, budget)
-        ram = beside + work.host_peak + self._average()
-        parked = standing.state if policy.stream == "off" else 0
+        before, ram = process + early.host, process + work.host_peak + self._average()
+        parked = standing.card - standing.weights if self.kind == "cuda" else 0  # the state, while pictures are drawn
         drawing = max(self._draw(policy, self.sample_batch), self._vae(decode=True))
+        unit = self._export(policy)  # one unit's weights in fp32, where they are
+        away, on_card = policy.stream == "all", policy.stream != "all" or policy.resident_units > 0
         found = [
-            _phase("load", early.card, 0, max(process + loaded, beside + standing.host)),
-            _phase("cache images", early.card, self._vae(decode=False), full),
-            _phase("train", work.card_kept, work.card_peak - work.card_kept, ram, self.split[policy]),
-            _phase("sample", standing.weights, drawing, ram + parked),
-            _phase("save", standing.card, 0, ram + standing.saved),  # safetensors takes a copy in RAM
-            _phase("export", standing.card, self._export(policy), ram),
+            self._phase("load", 0, 0, process),
+            self._phase("cache images", early.card, self._vae(decode=False), before),
+            self._phase("train", work.card_kept, work.card_peak - work.card_kept, ram, self.split[policy]),
+            self._phase("sample", standing.card - parked, drawing, ram + parked),
+            self._phase("save", standing.card, 0, ram + PIECE_BYTES),
+            self._phase("export", standing.card, unit if on_card else 0, ram + PIECE_BYTES + (unit if away else 0)),
         ]
         if self.prior and self.config.prior.by == "images":
-            guest = 0 if policy.stream == "all" else self.sizes["unet"]  # visiting in 16 bits is a copy in RAM first
             visiting = max(self._draw_base(policy, self.sample_batch), early.card + self._vae(decode=True))
-            found.append(_phase("class images", 0, visiting, full + guest))
-        if self.prior or not self.text:
-            found.append(_phase("cache text", early.card, self._encode(), full))
+            found.append(self._phase("class images", 0, visiting, before))
+        if self.prior or not self.text:  # a text encoder that learns is read before the engine takes it over
+            found.append(self._phase("cache text", 0 if self.text else early.card, self._encode(), before))
         return tuple(sorted(found, key=lambda phase: PHASES.index(phase.name)))
+
+    def _phase(self, name: str, standing: int, own: int, ram: int, parts: dict[str, int] | None = None) -> PhasePlan:
+        tensors, parts = standing + own, parts or {"standing": standing, "phase": own}
+        parts = {kind: size for kind, size in parts.items() if size}
+        if self.kind == "cpu":
+            return PhasePlan(name, 0, ram + tensors, parts)
+        return PhasePlan(name, _process(tensors), ram, parts | calibration.overhead(tensors))
 
     def _fit_sampling(self, policy: Policy, budget: int | None) -> None:
         """The least approximate way for the VAE, and the largest batch of pictures, that fit the budget."""
@@ -224,11 +226,12 @@ class Phases:
         if policy.stream == "all":
             return standing.card + self._draw(policy, pictures)
 
-        def run() -> int:
-            return _own(rehearse.draw(self.parts, _cast(self.parts.unet, policy.math), self.shapes.size, 1))
+        dtype = policy.math if self.kind == "cuda" else torch.float32
 
-        weights = self.sizes["unet"] // 4 * policy.math.itemsize
-        return weights + pictures * self._once(("draw base", policy.math), run)
+        def run() -> int:
+            return _own(rehearse.draw(self.parts, _cast(self.parts.unet, dtype), self.shapes.size, 1))
+
+        return self.sizes["unet"] // 4 * dtype.itemsize + pictures * self._once(("draw base", dtype), run)
 
     def _export(self, policy: Policy) -> int:
         def run() -> int:
@@ -283,13 +286,6 @@ def _process(tensors: int) -> int:
     return tensors + sum(calibration.overhead(tensors).values())
 
 
-def _phase(name: str, standing: int, own: int, ram: int, parts: dict[str, int] | None = None) -> PhasePlan:
-    tensors = standing + own
-    parts = parts or {"standing": standing, "phase": own}
-    parts = {kind: size for kind, size in parts.items() if size} | calibration.overhead(tensors)
-    return PhasePlan(name, _process(tensors), ram, parts)
-
-
 def _standing(made: Engine, policy: Policy) -> Standing:
     holdings = made.holdings
     card = {
@@ -299,6 +295,5 @@ def _standing(made: Engine, policy: Policy) -> Standing:
     moving = [h.state.home.nbytes + (h.weights.home.nbytes if policy.stream == "all" else 0) for h in holdings]
     saved = sum(h.state.home.nbytes + h.weights.home.nbytes for h in holdings if h.n)
     trained = sum(h.n * h.tensors["weight"][1].itemsize for h in holdings)
-    state = sum(h.state.home.nbytes for h in holdings)
     blocks = tuple(sorted(moving, reverse=True))
-    return Standing(card["weights"] + card["state"], card["weights"], host, state, saved, trained, blocks)
+    return Standing(card["weights"] + card["state"], card["weights"], host, saved, trained, blocks)
