@@ -13,8 +13,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from trainer.kernels import adamw_lowbit, geglu, groupnorm_silu, layernorm
+from triton.runtime import interpreter
 
 distances: dict[str, float] = {}
+
+
+def _accept_numpy() -> None:
+    """Triton 3.6 makes a loop's bound a number by int(array of one), which numpy 2.4 refuses."""
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor, scope) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patched
 
 
 def compare(name, mine, expected):
@@ -80,6 +92,7 @@ def activations():
 
 
 if __name__ == "__main__":
+    _accept_numpy()
     torch.manual_seed(0)
     adamw()
     activations()
