@@ -166,6 +166,21 @@ def test_a_kernel_with_wrong_gradients_is_found(monkeypatch):
         attention.verify([attention.Shape(1, 1, 16, 16, 8)], torch.float32, "cpu")
 
 
+def test_a_check_of_many_tokens_needs_little_memory_and_still_finds_what_is_wrong(monkeypatch):
+    attend, scores = attention.attend, []
+
+    def late(query, key, value, name="sdpa"):
+        scores.append(query.shape[2] * key.shape[2])
+        value = torch.cat([value[:, :, :-1], value[:, :, -1:] * 3], 2) if name == "sdpa" else value
+        return attend(query, key, value, name)
+
+    attention.verify([attention.Shape(1, 2, 1100, 300, 16)], torch.float32, "cpu")
+    monkeypatch.setattr(attention, "attend", late)
+    with pytest.raises(ConfigError, match="wrong"):
+        attention.verify([attention.Shape(1, 2, 1100, 300, 16)], torch.float32, "cpu")
+    assert scores[-1] <= attention.SAMPLE * 300
+
+
 def test_the_name_of_the_kernel_in_use_is_known():
     q = torch.randn(1, 1, 16, 8)
     assert attention.kernel_for(q, q, q) == "flash"

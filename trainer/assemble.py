@@ -87,6 +87,7 @@ def build(
     dataset, held_class = guard.hold_out_class(dataset) if config.guard.watch else (dataset, [])
 
     engine = engine or make_engine(config, parts, plan.policy, device)
+    yield from _attention(config, parts, plan.policy, dataset, device)
     objective = Objective(
         models.abar(parts, train.zero_terminal_snr),
         parts.prediction_type,
@@ -165,6 +166,16 @@ def make_engine(config: Config, parts: Parts, policy: Policy, device: torch.devi
     engine = Engine(parts.family.units(parts, text=config.train.train_text_encoder), policy, device)
     give_back()
     return engine
+
+
+def _attention(config: Config, parts: Parts, policy: Policy, dataset: Dataset, device: torch.device) -> Iterator[Event]:
+    """On a card: the attention kernel that takes this run's shapes, compared with plain mathematics before it trains."""
+    if device.type != "cuda" or not memory.attention.enabled(policy):
+        return
+    rows = config.train.train_batch_size * (2 if config.prior.with_prior_preservation else 1)
+    kinds = {kind: None for size in dataset.groups for kind in memory.attention.shapes(parts.unet, rows, *size)}
+    yield Notice("\n".join(memory.attention.verify(kinds, policy.math, device, policy.attention)))
+    memory.allocator.release()
 
 
 def _class_texts(config: Config, parts: Parts, device: torch.device, folder: Path) -> Iterator[Event]:
