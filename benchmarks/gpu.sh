@@ -17,10 +17,10 @@ measure() {  # seconds, then the suite and its options
     (( limit > left )) && limit=$left
     (( limit < 5 )) && { echo "== $1 left out: no time"; return; }
     echo "== $* (at most ${limit}s)"
-    timeout "$limit" "$python" -m benchmarks "$@" $tiny --out "$out" || echo "== $1 ended early ($?)"
+    timeout -k 5 "$limit" "$python" -m benchmarks "$@" $tiny --out "$out" || echo "== $1 ended early ($?)"
 }
 
-"$python" -m trainer doctor | tee "$out/doctor.txt"
+timeout -k 5 60 "$python" -m trainer doctor 2>&1 | tee "$out/doctor.txt"
 measure 100 ladder   --model sd1
 measure 110 presets  --model sd1
 measure  60 planner  --model sd1
@@ -30,5 +30,7 @@ measure  80 ladder   --model sdxl --repeats 3
 measure  60 peers    --model sd1 ${PEERS:-}
 measure  40 scaling  --repeats 3
 left=$((${BUDGET:-570} - 15 - SECONDS))
-(( left > 5 )) && [ -z "${TINY:-}" ] && timeout "$left" "$python" -m pytest -q -m gpu tests | tail -n 30 | tee "$out/gpu-tests.txt"
-"$python" -m benchmarks report --results "$out" --out "$out" --no-readme
+if (( left > 5 )) && [ -z "${TINY:-}" ]; then
+    timeout -k 5 "$left" "$python" -m pytest -q -n 4 -m gpu tests 2>&1 | tail -n 60 | tee "$out/gpu-tests.txt"
+fi
+timeout -k 5 30 "$python" -m benchmarks report --results "$out" --out "$out" --no-readme
