@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 
-from trainer import budget, calibration, cards, planner, rehearse
+from trainer import budget, calibration, cards, overlay, planner, rehearse
 from trainer.calibration import GIB
 from trainer.config import Config, ConfigError
 from trainer.models import family
+from trainer.phases_planned import Phases
+from trainer.plan_inputs import meta_parts
 from trainer.planner import Machine
 from trainer.policy import Policy
+from trainer.safetensors_stream import PIECE_BYTES
 
 FULL = Policy(weights="24bit", moments="8bit", compute=torch.bfloat16, recompute_kernels=True, channels_last=True, gradients="ram",
               checkpointing="blocks")  # fmt: skip
@@ -119,6 +123,36 @@ def test_an_impossible_budget_is_refused_with_the_nearest_plan(facts):
     assert "--vram_gb" in refused.value.fix
 
 
+def test_every_way_out_that_a_refusal_names_fits(facts):
+    asked = {"memory__vram_gb": 0.75, "train__train_batch_size": 64, "train__train_text_encoder": True}
+    made = draft(facts, Machine("cuda"), **asked)
+    batch = re.search(r"--train_batch_size (\d+)", made.refusal.fix)
+    assert batch
+    assert draft(facts, Machine("cuda"), **asked | {"train__train_batch_size": int(batch[1])}).fits
+    for words, change in (("no --train_text", {"train__train_text_encoder": False}), ("lora", {"train__method": "lora"})):
+        assert (words in made.refusal.fix) == draft(facts, Machine("cuda"), **asked | change).fits
+
+
+def test_a_way_out_that_does_not_fit_either_is_not_named(facts):
+    made = draft(facts, Machine("cuda"), memory__vram_gb=0.605, train__train_batch_size=2, train__train_text_encoder=True)
+    assert made.refusal.fix.startswith("Nearest plans that fit: --vram_gb 0.7 (")
+    assert ", or" not in made.refusal.fix
+
+
+class Greedy(Phases):
+    """Pictures that take more than any card has, unless units are brought one by one."""
+
+    def _draw_base(self, policy: Policy, pictures: int) -> int:
+        return 0 if policy.stream == "all" else 1 << 40
+
+
+def test_another_phase_that_does_not_fit_sends_the_solver_further_down(facts):
+    config = small(memory__vram_gb=4.0, memory__checkpointing="blocks", memory__boundaries="ram")
+    made = planner.draft(config, facts, Machine("cuda"), Greedy(config, meta_parts(config, facts), "cuda"))
+    assert made.fits
+    assert made.policy.stream == "all"
+
+
 def test_what_somebody_set_wins_and_a_warning_says_that_it_does_not_fit(facts):
     free = draft(facts)
     tight = draft(facts, memory__vram_gb=10.0, train__train_batch_size=8)
@@ -148,6 +182,30 @@ def test_on_a_cpu_the_plan_is_fp32_and_speaks_of_ram(facts):
     assert plan.steps_per_second is None
 
 
+def test_on_a_cpu_every_phase_is_planned_with_what_visits_in_fp32(facts):
+    plan = draft(facts, Machine("cpu", None, None, 64 * GIB))
+    ram = {phase.name: phase.ram_bytes - calibration.PROCESS_RAM_BYTES.amount for phase in plan.phases}
+    assert list(ram) == ["load", "class images", "cache images", "cache text", "train", "sample", "save", "export"]
+    weights = 4 * sum(p.numel() for p in planner.meta_parts(small(), facts).unet.parameters())
+    assert weights < ram["class images"] < 3 * weights  # the UNet as it computes, and activations
+    assert ram["train"] > 4 * weights  # weights, gradients, two moments
+    assert ram["load"] < 0.01 * weights
+
+
+@pytest.mark.parametrize("stream", ["off", "state", "all"])
+def test_the_ram_of_a_card_s_run_is_what_the_engine_keeps_there_and_no_copy_of_the_model(facts, stream):
+    plan = draft(facts, memory__vram_gb=4.0, memory__stream=stream, memory__checkpointing="blocks", memory__resident_units=0)
+    with rehearse.engine(planner.meta_parts(small(), facts), plan.policy, text=False) as made:
+        host = made.bytes["host"]
+        state = sum(h.state.home.nbytes for h in made.holdings)
+    ram = {phase.name: phase.ram_bytes - int(calibration.PROCESS_RAM_BYTES.amount) for phase in plan.phases}
+    early = host if stream == "all" else 0
+    assert ram["load"] == 0
+    assert ram["class images"] == ram["cache images"] == ram["cache text"] == early
+    assert ram["train"] >= host and ram["sample"] == ram["train"] + (state if stream == "off" else 0)
+    assert 0 < ram["save"] - ram["train"] <= PIECE_BYTES
+
+
 def test_too_little_ram_is_said(facts):
     plan = draft(facts, Machine("cpu", None, None, 1000))
     assert "RAM" in plan.warnings[0]
@@ -174,6 +232,37 @@ def test_speed_is_an_estimate_that_follows_the_card(facts):
     assert fast.steps_per_second >= slow.steps_per_second > 0
     text = planner.table(fast)
     assert "not measured" in text
+
+
+def test_a_preset_without_a_card_is_estimated_for_the_card_it_is_meant_for(capsys):
+    for preset, name in cards.USUAL.items():
+        assert planner.supposed(small(), Machine("cuda")).card is None
+        config = overlay.load({"preset": preset})
+        card = planner.supposed(config, Machine("cuda")).card
+        assert card.name == name and card.bf16  # so that the settings are those of a plan without a card
+        assert card.vram_gb >= config.memory.vram_gb
+    config = overlay.load({"preset": "12gb", "model.name": "demo"})
+    assert planner.main(config, json=True) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["steps_per_second"] > 0
+
+
+def test_a_card_that_is_here_is_not_taken_for_another_one():
+    config = overlay.load({"preset": "12gb"})
+    here = Machine("cuda", None, 8 * GIB, 8 * GIB)  # its rates are unknown
+    assert planner.supposed(config, here) is here
+    assert planner.supposed(config, Machine("cpu")).card is None
+
+
+def test_a_plan_that_nothing_limits_says_so(facts):
+    assert "--vram_gb" in draft(facts, Machine("cuda")).warnings[0]
+    assert draft(facts, Machine("cuda"), memory__vram_gb=4.0).warnings == ()
+
+
+def test_editions_of_a_card_are_told_apart_by_their_memory():
+    assert cards.find("RTX 4060 Ti 8 GB").vram_gb == 8
+    assert cards.find("NVIDIA A100-PCIE-40GB").vram_gb == 40
+    assert cards.find("RTX 3050 6GB").bandwidth < cards.find("RTX 3050").bandwidth
+    assert cards.match("RTX 3060 Laptop GPU") is None
 
 
 def test_published_rates_are_found_by_any_usual_name():

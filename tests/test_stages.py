@@ -223,6 +223,23 @@ def test_an_unknown_checkpoint_is_refused_before_anything_is_loaded(place):
         next(stages.run(config, Controls()))
 
 
+@pytest.mark.parametrize("more", [["--train_text_encoder", "--ema"], ["--method", "dora", "--rank", "2"]], ids=["full", "dora"])
+def test_a_run_from_a_file_in_16_bits_is_the_run_from_the_same_numbers_in_fp32(place, more):
+    """The weights are loaded as the file has them, and nowhere computed with in that precision."""
+    engines = []
+    for name, dtype in (("half", torch.float16), ("wide", torch.float32)):
+        pipeline = SDXL.pipeline(SDXL.tiny()).to(torch.float16).to(dtype)
+        pipeline.save_pretrained(place / name)
+        run = f"{name}-{more[0]}"
+        found = events(place, *more, "--checkpointing_steps", 2, model=name, run=run)
+        assert of(Finished, found)[0].status == "done"
+        files = sorted(checkpoint.found(place / run)[-1].glob("e*.safetensors"))
+        engines.append([load_file(file) for file in files])
+    for ours, theirs in zip(*engines, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
 def test_the_log_holds_every_event(place):
     found = events(place, run="logged")
     lines = [json.loads(line) for line in (place / "logged" / "log.jsonl").read_text().splitlines()]

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trainer.config import ConfigError
-from trainer.mapped import Stored
+from trainer.mapped import Stored, give_back
 from trainer.safetensors_stream import Writer
 
 FORMAT = 1
@@ -77,6 +77,7 @@ def save(
     partial = final.with_name(f".{final.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    give_back()  # what the steps freed
     _write(partial / "engine.safetensors", engine)
     if ema is not None:
         _write(partial / "ema.safetensors", ema)
