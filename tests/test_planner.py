@@ -124,7 +124,7 @@ def test_an_impossible_budget_is_refused_with_the_nearest_plan(facts):
 
 
 def test_every_way_out_that_a_refusal_names_fits(facts):
-    asked = {"memory__vram_gb": 0.75, "train__train_batch_size": 64, "train__train_text_encoder": True}
+    asked = {"memory__vram_gb": 0.75, "train__train_batch_size": 256, "train__train_text_encoder": True}
     made = draft(facts, Machine("cuda"), **asked)
     batch = re.search(r"--train_batch_size (\d+)", made.refusal.fix)
     assert batch

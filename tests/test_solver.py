@@ -83,6 +83,15 @@ def test_a_budget_below_everything_returns_the_smallest_plan_and_says_that_it_do
     assert len(answer.tried) > 8
 
 
+def test_the_smallest_plan_is_measured_where_only_bounds_were_known():
+    made = config()
+    ladder = solver.rungs(made, solver.base(made, "cuda"), None)
+    misleading = {policy: 60 + k for k, (_, policy) in enumerate(ladder)}  # the largest plan has the lowest bound
+    answer = solver.solve(ladder, 50, bytes_of, residents, at_least=misleading.get)
+    assert not answer.fits
+    assert answer.step_bytes == bytes_of(answer.policy) == min(bytes_of(policy) for _, policy in ladder)
+
+
 def test_a_rung_that_cannot_fit_is_not_simulated():
     made = config()
     ladder = solver.rungs(made, solver.base(made, "cuda"), None)

@@ -8,7 +8,8 @@ GA102, Ada AD102, Blackwell GB202); GeForce halves it where fp16 or bf16 product
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 from trainer import calibration
 from trainer.config import ConfigError
@@ -51,11 +52,13 @@ def geforce(
     )
 
 
+DROPPED = ("nvidia", "geforce", "tesla", "gpu", "pcie", "sxm4", "sxm")  # words of a card's name that say nothing here
 X8 = 12.0  # GB/s that 8 lanes of PCIe 4.0, or 16 of 3.0, carry in practice (half of the study's 24 for 16 lanes of 4.0)
 
 CARDS: tuple[Card, ...] = (
     geforce("RTX 2060", 6, 240, 1680, 336, bus=X8, fma=64, bf16=False),
     geforce("RTX 2080 Ti", 11, 544, 1545, 616, bus=X8, fma=64, bf16=False),
+    geforce("RTX 3050 6GB", 6, 72, 1470, 168, bus=X8),
     geforce("RTX 3050", 8, 80, 1777, 224, bus=X8),
     geforce("RTX 3060", 12, 112, 1777, 360),
     geforce("RTX 3060 Ti", 8, 152, 1665, 448),
@@ -78,6 +81,16 @@ CARDS: tuple[Card, ...] = (
 )
 
 
+USUAL = {
+    "4gb": "RTX 3050",
+    "6gb": "RTX 3050 6GB",
+    "8gb": "RTX 3060 Ti",
+    "12gb": "RTX 3060",
+    "16gb": "RTX 4060 Ti",
+    "24gb": "RTX 3090",
+}  # preset -> the card whose speed a plan estimates where none is named
+
+
 def find(name: str) -> Card:
     """The card that `name` means: 'RTX 3060', '3060' or 'NVIDIA GeForce RTX 3060'. Raises ConfigError for an unknown one."""
     card = match(name)
@@ -88,23 +101,26 @@ def find(name: str) -> Card:
 
 
 def match(name: str) -> Card | None:
-    """As `find`, but None for an unknown card (a detected one may well be unknown)."""
+    """As `find`, but None for an unknown card (a detected one may well be unknown). A size in the name, such as 8GB, is
+    another edition's memory; laptop editions are other cards under the same name, so they are unknown."""
     wanted = _words(name)
-    for card in CARDS:
-        words = _words(card.name)
-        if wanted in (words, [word for word in words if word != "rtx"]):
-            return card
-    return None
+    known = {tuple(_words(card.name)): card for card in CARDS}
+    for words in (wanted, ["rtx", *wanted]):
+        if tuple(words) in known:
+            return known[tuple(words)]
+    sizes = [float(word[:-2]) for word in wanted if _is_size(word)]
+    edition = match(" ".join(word for word in wanted if not _is_size(word))) if sizes else None
+    return replace(edition, vram_gb=sizes[0]) if edition else None
 
 
 def _words(name: str) -> list[str]:
-    drop = {"nvidia", "geforce", "tesla", "laptop", "gpu"}
-    words = [word for word in name.lower().replace("-", " ").split() if word not in drop]
-    return [
-        word
-        for word in words
-        if not (word.endswith("gb") and word[:-2].isdigit()) and word not in ("pcie", "sxm4", "sxm")
-    ]
+    """'NVIDIA GeForce RTX 4060 Ti 8 GB' -> rtx, 4060, ti, 8gb"""
+    joined = re.sub(r"(\d+) gb\b", r"\1gb", name.lower().replace("-", " "))
+    return [word for word in joined.split() if word not in DROPPED]
+
+
+def _is_size(word: str) -> bool:
+    return word.endswith("gb") and word[:-2].isdigit()
 
 
 def seconds(work: Watched, card: Card) -> float:

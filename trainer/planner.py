@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from trainer import calibration, cards, solver
+from trainer import cards, solver
 from trainer.budget import compare, enforce, probe, spill_watch
 from trainer.config import Config, ConfigError
 from trainer.events import Event, Notice, PlanReady
@@ -24,6 +24,7 @@ from trainer.plan_disk import disk_bytes
 from trainer.plan_inputs import Machine, budget_bytes, facts_for, look, meta_parts, public_facts
 from trainer.plan_text import gib, table
 from trainer.policy import Policy
+from trainer.refusal import asked_for, flags, nearest, refuse
 
 __all__ = ["Machine", "Plan", "compare", "draft", "enforce", "main", "plan", "probe", "public_facts", "spill_watch"]
 
@@ -101,14 +102,7 @@ def draft(config: Config, facts: Facts, machine: Machine, phases: Phases | None 
     ladder = solver.rungs(config, start, facts)
     if machine.kind == "cpu":
         ladder, budget = ladder[:1], None
-    found = _solve(config, ladder, budget, phases)
-    planned = phases.all(found.policy, budget)
-    while budget is not None and found.policy.resident_units and config.memory.resident_units is None:
-        if max(phase.vram_bytes for phase in planned) <= budget:
-            break  # else another phase than the step has less room for units that stay
-        fewer = max(0, found.policy.resident_units - max(2, found.policy.resident_units // 4))
-        found = replace(found, policy=replace(found.policy, resident_units=fewer))
-        planned = phases.all(found.policy, budget)
+    found, planned = _place(config, ladder, budget, phases)
     work = phases.work(found.policy)
     card = machine.card if machine.kind == "cuda" else None
     result = Plan(
@@ -130,13 +124,38 @@ def draft(config: Config, facts: Facts, machine: Machine, phases: Phases | None 
         sample_dtype=found.policy.math if machine.kind == "cuda" else None,
     )
     result = replace(result, explanation=explain(result, found, phases))
-    asked = _asked(config)
+    asked = asked_for(config)
     better = _unbound(config, asked, result, machine, facts, phases) if asked and not result.fits else None
     result = replace(result, warnings=_warnings(config, asked, result, better, machine))
-    kept = (
-        better is not None and better.fits
-    )  # somebody's own setting is what makes it not fit: it wins, with a warning
-    return replace(result, refusal=None if result.fits or kept else refuse(result, better, config))
+    kept = better is not None and better.fits  # somebody's own setting that does not fit wins, with a warning
+    if result.fits or kept:
+        return result
+    return replace(result, refusal=refuse(result, better, config, list(nearest(config, result, machine, facts))))
+
+
+def _place(
+    config: Config, ladder: list[tuple[solver.Rung, Policy]], budget: int | None, phases: Phases
+) -> tuple[solver.Found, tuple[PhasePlan, ...]]:
+    """The first rung whose whole run fits: the solver looks at the step, and another phase may need more. Where none
+    does, the one that needs least."""
+    best: tuple[int, solver.Found] | None = None
+    while ladder:
+        found = _solve(config, ladder, budget, phases)
+        planned = phases.all(found.policy, budget)
+        while (peak := max(phase.vram_bytes for phase in planned)) > (budget or peak):
+            if not found.policy.resident_units or config.memory.resident_units is not None:
+                break  # else units that stay leave another phase too little room
+            fewer = max(0, found.policy.resident_units - max(2, found.policy.resident_units // 4))
+            found = replace(found, policy=replace(found.policy, resident_units=fewer))
+            planned = phases.all(found.policy, budget)
+        if best is None or peak < best[0]:
+            best = peak, found
+        if budget is None or peak <= budget or not found.fits:
+            break
+        words = [rung.words for rung, _ in ladder]
+        ladder = ladder[words.index(found.words) + 1 :]
+    assert best is not None
+    return best[1], phases.all(best[1].policy, budget)
 
 
 def _solve(
@@ -187,36 +206,6 @@ def explain(made: Plan, found: solver.Found, phases: Phases) -> str:
     return text
 
 
-def refuse(made: Plan, better: solver.Found | None, config: Config) -> ConfigError:
-    """Nothing fits: say what is largest, and the nearest plan that would fit. `better`: without the memory settings that
-    somebody made."""
-    worst = max(made.phases, key=lambda phase: phase.vram_bytes)
-    size = made.vram_peak_bytes
-    ways = [f"--vram_gb {size / calibration.GIB + 0.05:.1f} (this plan takes {gib(size)})"]
-    if better is not None and better.step_bytes < size:
-        ways.append(f"no {_flags(config, _asked(config))} (the step then takes {gib(better.step_bytes)})")
-    if config.train.train_text_encoder:
-        ways.append("no --train_text_encoder")
-    if config.train.method == "full":
-        ways.append("--method lora")
-    if config.train.train_batch_size > 1:
-        ways.append("--train_batch_size 1 with --gradient_accumulation_steps")
-    ways.append("a lower --resolution")
-    return ConfigError(f"{made.model} ({made.mode}) does not fit {gib(made.budget_bytes)}: "
-                       f"the phase {worst.name!r} needs {gib(worst.vram_bytes)} at least.",
-                       "Nearest plans that fit: " + ", or ".join(ways) + ".")  # fmt: skip
-
-
-def _asked(config: Config) -> list[str]:
-    """The memory settings that somebody made, by name."""
-    axes = (*solver.AXES, "weights", "moments", "recompute_kernels")
-    return [axis for axis in axes if getattr(config.memory, axis) != "auto"]
-
-
-def _flags(config: Config, asked: list[str]) -> str:
-    return " ".join(f"--{axis} {getattr(config.memory, axis)}" for axis in asked)
-
-
 def _unbound(
     config: Config, asked: list[str], made: Plan, machine: Machine, facts: Facts, phases: Phases
 ) -> solver.Found:
@@ -232,8 +221,11 @@ def _warnings(
     config: Config, asked: list[str], made: Plan, better: solver.Found | None, machine: Machine
 ) -> tuple[str, ...]:
     found = []
+    if machine.kind == "cuda" and made.budget_bytes is None:
+        found.append("No card is here and no budget was named, so nothing limits this plan. "
+                     "Say what to plan for: --preset 12gb, --vram_gb 10.5, or --card 'RTX 3060'.")  # fmt: skip
     if better is not None and better.fits:
-        found.append(f"{_flags(config, asked)} is kept as asked, but makes the plan not fit: "
+        found.append(f"{flags(config, asked)} is kept as asked, but makes the plan not fit: "
                      f"{gib(made.vram_peak_bytes)} of {gib(made.budget_bytes)}. "
                      f"Without it {gib(better.step_bytes)} would do ({better.words}).")  # fmt: skip
     if machine.free_ram_bytes is not None and made.ram_peak_bytes > machine.free_ram_bytes:
@@ -249,10 +241,18 @@ def main(config: Config, json: bool = False) -> int:
     config = config.model_copy(deep=True)
     facts = facts_for(config)
     machine = look(config, torch.device("cpu" if config.run.device == "cpu" else "cuda"))
-    made = draft(config, facts, machine)
+    made = draft(config, facts, supposed(config, machine))
     print(table(made))
     if made.refusal is not None:
         print(f"error: {made.refusal.what}\n  fix: {made.refusal.fix}")
     if json:
         print(json_lines.dumps(made.as_json()))
     return 0 if made.refusal is None else 2
+
+
+def supposed(config: Config, machine: Machine) -> Machine:
+    """The card that a preset is usually meant for, where none is here and none was named: its speed is then estimated."""
+    usual = cards.USUAL.get(config.preset or "")
+    if machine.kind == "cuda" and machine.card is None and machine.free_vram_bytes is None and usual:
+        return replace(machine, card=cards.find(usual))
+    return machine

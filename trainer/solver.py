@@ -125,8 +125,7 @@ def solve(
     at_least(policy): a lower bound that costs nothing, so that hopeless rungs are not simulated. residents(policy,
     budget): numbers of units worth trying to keep on the card, largest first, for a streaming rung that fits with none.
     """
-    tried: list[tuple[str, int]] = []
-    smallest: tuple[int, Rung, Policy] | None = None
+    tried: list[tuple[int, Rung, Policy]] = []
     for rung, policy in ladder:
         size = at_least(policy)
         if budget is None or size <= budget:
@@ -134,13 +133,23 @@ def solve(
         if budget is None or size <= budget:
             if policy.stream != "off" and not fixed_residents and budget is not None:
                 policy, size = _fill(policy, size, budget, measure, residents)
-            return Found(policy, size, rung.words, True, tuple(tried))
-        tried.append((rung.words, size))
-        if smallest is None or size < smallest[0]:
-            smallest = (size, rung, policy)
-    assert smallest is not None
-    _, rung, policy = smallest
-    return Found(policy, measure(policy), rung.words, False, tuple(tried))
+            return Found(policy, size, rung.words, True, tuple((rung.words, size) for size, rung, _ in tried))
+        tried.append((size, rung, policy))
+    size, rung, policy = _smallest(tried, measure)
+    return Found(policy, size, rung.words, False, tuple((rung.words, size) for size, rung, _ in tried))
+
+
+def _smallest(tried: list[tuple[int, Rung, Policy]], measure: Callable[[Policy], int]) -> tuple[int, Rung, Policy]:
+    """The smallest plan, measured: what was tried may be known by a lower bound only."""
+    best: tuple[int, Rung, Policy] | None = None
+    for bound, rung, policy in sorted(tried, key=lambda each: each[0]):
+        if best is not None and bound >= best[0]:
+            break
+        size = measure(policy)
+        if best is None or size < best[0]:
+            best = size, rung, policy
+    assert best is not None
+    return best
 
 
 def _fill(policy: Policy, size: int, budget: int, measure, residents) -> tuple[Policy, int]:
