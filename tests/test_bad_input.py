@@ -1,6 +1,7 @@
 """Whatever a person can get wrong ends in one message with its fix and exit code 2, and nothing was written."""
 
 import errno
+import shutil
 
 import pytest
 import torch
@@ -27,6 +28,12 @@ def place(tmp_path_factory):
     (folder / "corrupt" / "a.png").write_bytes(whole[: len(whole) // 2])
     (folder / "full" / "mine.txt").write_text("keep me")
     (folder / "junk.safetensors").write_text("no weights")
+    for name in ("cut", "pickled"):
+        shutil.copytree(folder / "model", folder / name)
+    (weights,) = (folder / "cut" / "unet").glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    for weights in (folder / "pickled" / "vae").glob("*.safetensors"):
+        weights.rename(weights.with_suffix(".bin"))
     (folder / "old.ckpt").write_bytes(b"pickle")
     save_file({"lora_unet_x.lora_up.weight": torch.zeros(1)}, folder / "adapter.safetensors")
     return folder
@@ -70,6 +77,8 @@ def test_photos_that_cannot_be_used(refusal, photos, said):
     ("old.ckpt", "is a pickle"),
     ("junk.safetensors", "is not a safetensors file"),
     ("adapter.safetensors", "is an adapter (LoRA), not a model"),
+    ("cut", "is cut short"),
+    ("pickled", "vae has no .safetensors weights"),
     ("empty", "is not a diffusers folder"),
 ])  # fmt: skip
 def test_models_that_are_none(refusal, model, said):

@@ -120,13 +120,19 @@ def test_a_run_that_was_interrupted_and_resumed_equals_one_that_was_not(place, m
             controls.quit = True
     assert 0 < checkpoint.step_of(checkpoint.found(half)[-1]) < 4
     again = events(place, *more, "--resume_from_checkpoint", "latest", run=half.name)
-    assert of(Finished, again)[0].status == "done"
+    assert of(Finished, again)[0].status == "done" and of(Finished, again)[0].step == 4
     expected, found = (load_file(checkpoint.found(run)[-1] / "engine.safetensors") for run in (whole, half))
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[key], found[key]) for key in expected)
     if "--ema" in more:
         averages = [load_file(checkpoint.found(run)[-1] / "ema.safetensors") for run in (whole, half)]
         assert all(torch.equal(averages[0][key], averages[1][key]) for key in averages[0])
+
+
+def test_a_run_resumed_at_its_end_says_how_far_it_is(place):
+    events(place, run="ended")
+    again = events(place, "--resume_from_checkpoint", "latest", run="ended")
+    assert of(Finished, again)[0].step == 4 and not of(Step, again)
 
 
 def test_quitting_saves_and_says_how_to_go_on(place):

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from trainer import log, tui, watch
 from trainer.events import Controls, Event, Finished, Notice, PhaseEnded, PhaseProgress, PhaseStarted, Step
-from trainer.view.charts import bar, braille, sparkline
+from trainer.view.charts import bar, braille, limits, sparkline
 from trainer.view.dashboard import frame
 from trainer.view.ink import plain
 from trainer.view.keys import interrupts, press
@@ -364,6 +364,38 @@ def test_on_a_real_terminal_keys_work_resizing_works_and_everything_is_put_back(
     finally:
         run.kill()
     assert termios.tcgetattr(theirs) == before
+
+
+@pytest.mark.parametrize("mode", ["on", "off"])
+def test_a_lost_connection_asks_to_save_and_quit(tmp_path: Path, mode: str) -> None:
+    ours, theirs = pty.openpty()
+    arguments = [str(SCRIPT), "0.3", "--steps", "40", "--until", "train", "--folder", str(tmp_path), "--mode", mode]
+    run = start(arguments, theirs)
+    try:
+        os.close(theirs)
+        seen(ours, "instance")
+        run.send_signal(signal.SIGHUP)
+        os.close(ours)  # from here on, whatever is written to the terminal fails
+        assert run.wait(60) == 0, "the run came to its end instead of dying of its output"
+    finally:
+        run.kill()
+    assert replay(log.read(tmp_path / "run")).step
+
+
+def test_nohup_is_left_to_ignore_a_lost_connection() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        controls = Controls()
+        with interrupts(controls):
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.01)
+        assert not controls.quit and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_curve_of_losses_has_no_room_below_zero() -> None:
+    assert limits([0.01, 0.4])[0] == 0.0 and limits([-0.1, 0.4])[0] < -0.1
 
 
 def test_watching_finds_pictures_of_a_run_that_was_moved(tmp_path: Path) -> None:

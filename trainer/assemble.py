@@ -7,6 +7,7 @@ and the engine only when they have gone. A denoiser that does not fit the card w
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +41,7 @@ from trainer.mapped import give_back
 from trainer.models import Parts
 from trainer.objective import Objective
 from trainer.phases import Phase
+from trainer.phases_planned import parks
 from trainer.planner import Plan
 from trainer.policy import Policy
 from trainer.sampler import Look
@@ -67,7 +69,8 @@ def build(
     yield phase.end(
         f"{parts.family.title}, {sum(p.numel() for p in parts.unet.parameters()) / 1e6:.1f} million parameters in the denoiser"
     )
-    yield from identifier.warnings_for(config.data.identifier, config.data.class_name, parts.tokenizers[0])
+    if config.model.name != "demo" or config.chosen("data.identifier"):  # the small model has never heard of rifles
+        yield from identifier.warnings_for(config.data.identifier, config.data.class_name, parts.tokenizers[0])
 
     texts = yield from _class_texts(config, parts, device, folder)  # by encoders that the engine has not taken over yet
     engine = make_engine(config, parts, plan.policy, device) if plan.policy.stream == "all" else None
@@ -277,7 +280,7 @@ def _pictures(
     def draw(prompts: list[str], seeds: list[int]) -> list[Image.Image]:
         texts = dataset.texts or live_texts(engine, dataset.tokens, [*prompts, chosen.negative])
         latents = []
-        with engine.parked():
+        with engine.parked() if parks(plan.phases) else nullcontext():
             for start in range(0, len(prompts), batch):
                 rows = slice(start, start + batch)
                 latents.append(

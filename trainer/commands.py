@@ -19,7 +19,7 @@ def train(command: Command) -> int:
     config = command.config()
     notices = command.notices + check(config, tolerant=command.foreign)
 
-    from trainer import log, stages, tui
+    from trainer import log, tui
 
     log.check(config)
     controls = Controls()
@@ -27,6 +27,8 @@ def train(command: Command) -> int:
 
     def events() -> Iterator[Event]:
         yield from (Notice(text) for text in notices)
+        from trainer import stages  # torch and diffusers take seconds, which a screen may already fill
+
         for event in stages.run(config, controls):
             if isinstance(event, RunStarted):
                 run_dir[:] = [event.run_dir]

@@ -36,9 +36,20 @@ from trainer.config import Config, ConfigError
 from trainer.data import Photo, PhotoSet
 from trainer.dataset import Dataset
 from trainer.engine import Engine
-from trainer.events import Controls, Event, Finished, Notice, PhaseEnded, PhotosScanned, RunStarted, Step
+from trainer.events import (
+    CheckpointSaved,
+    Controls,
+    Event,
+    Finished,
+    Notice,
+    PhaseEnded,
+    PhotosScanned,
+    RunStarted,
+    Step,
+)
 from trainer.models import Parts
 from trainer.phases import Phase
+from trainer.phases_planned import parks
 
 
 @dataclass
@@ -68,7 +79,7 @@ def run(config: Config, controls: Controls) -> Iterator[Event]:
     status, done, why, error = "failed", 0, "", ""
     try:
         for event in _work(ready, controls):
-            if isinstance(event, Step):
+            if isinstance(event, (Step, CheckpointSaved)):  # a run resumed at its end takes no step
                 done = event.step
             if isinstance(event, PhaseEnded):
                 measured[event.phase] = max(measured.get(event.phase, 0), event.vram_peak_bytes)
@@ -98,6 +109,7 @@ def prepare(config: Config) -> Prepared:
         variant=config.model.variant,
         prediction_type=config.model.prediction_type,
     )
+    models.check_weights(facts)
     if config.model.vae:
         models.check_vae(config.model.vae)
     if config.guard.watch:
@@ -240,7 +252,7 @@ def _preview(ready: Prepared, job: loop.Job, parts: Parts, dataset: Dataset, ste
     rows = [(prompt, config.train.seed + i) for prompt in prompts for i in range(per_prompt)]
     texts = dataset.texts or live_texts(job.engine, dataset.tokens, [*prompts, config.sample.negative_prompt])
     try:
-        with job.engine.parked() if ready.device.type == "cuda" else nullcontext():
+        with job.engine.parked() if parks(plan.phases) else nullcontext():
             yield from sample.preview(
                 parts,
                 job.engine.as_module(parts.unet),

@@ -142,9 +142,10 @@ class Screen:
         """Columns and rows the terminal has now. rich prefers COLUMNS and LINES, which stay as they were when somebody
         drags the window's corner (readline leaves them in the environment of whatever it starts)."""
         try:
-            return tuple(os.get_terminal_size(self.console.file.fileno()))
+            columns, rows = os.get_terminal_size(self.console.file.fileno())
         except (OSError, ValueError):  # no terminal, or a file without a descriptor
-            return tuple(self.console.size)
+            columns, rows = 0, 0
+        return (columns, rows) if columns and rows else tuple(self.console.size)  # a serial line says 0 x 0
 
     def draw(self) -> float:
         """Paint the state there is; gives the processor seconds it took."""

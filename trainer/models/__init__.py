@@ -1,7 +1,7 @@
 """The model families. Adding one is a file here and a line in `FAMILIES`."""
 
 from trainer.models.base import Defaults, Family, Parts, abar
-from trainer.models.describe import Facts, describe
+from trainer.models.describe import Facts, check_weights, describe
 from trainer.models.load import check_vae, load
 from trainer.models.sd1 import DEMO, SD1
 from trainer.models.sd2 import SD2
@@ -21,6 +21,7 @@ __all__ = [
     "Parts",
     "abar",
     "check_vae",
+    "check_weights",
     "describe",
     "family",
     "load",

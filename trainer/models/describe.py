@@ -83,6 +83,22 @@ def describe(
     return replace(found, resolution=facts.resolution), facts
 
 
+def check_weights(facts: Facts) -> None:
+    """Refuse a folder's missing and broken weights by their headers, before a run has begun."""
+    for part in (part for part in facts.configs if part != "scheduler" and facts.kind == "folder"):
+        files = sorted((facts.path / part).glob("*.safetensors"))
+        if not files:
+            raise ConfigError(
+                f"{facts.path / part} has no .safetensors weights",
+                "take a version of the model with safetensors files; pickled .bin files are not read",
+            )
+        for file in files:
+            try:
+                header(file)
+            except ValueError as error:
+                raise ConfigError(str(error), "copy or download the model again") from error
+
+
 def _folder(kind: str, path: Path, source: str) -> tuple[StableDiffusion, Facts]:
     index = path / "model_index.json"
     if not index.is_file():

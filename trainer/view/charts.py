@@ -34,13 +34,13 @@ def braille(values: Sequence[float], width: int, height: int, low: float, high: 
 
 
 def limits(values: Sequence[float]) -> tuple[float, float]:
-    """A range that holds `values` with a little air, and is never empty."""
+    """A range that holds `values` with a little air, and is never empty; losses do not reach below zero."""
     known = [value for value in values if math.isfinite(value)]
     if not known:
         return 0.0, 1.0
     low, high = min(known), max(known)
     air = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
-    return low - air, high + air
+    return max(0.0, low - air) if low >= 0 else low - air, high + air
 
 
 def sparkline(values: Sequence[float], width: int) -> str:

@@ -16,6 +16,8 @@ from types import FrameType
 
 from ..events import Controls
 
+HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)  # Windows has none
+
 
 @contextmanager
 def keyboard() -> Iterator[Callable[[float], str]]:
@@ -41,7 +43,7 @@ def keyboard() -> Iterator[Callable[[float], str]]:
 
 @contextmanager
 def interrupts(controls: Controls) -> Iterator[None]:
-    """Ctrl-C (or a polite kill) asks the run to save and quit; the second Ctrl-C breaks off at once."""
+    """Ctrl-C, a polite kill or a lost connection asks the run to save and quit; the second Ctrl-C breaks off at once."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set signal handlers
         return
@@ -49,10 +51,17 @@ def interrupts(controls: Controls) -> Iterator[None]:
     def ask(number: int, frame: FrameType | None) -> None:
         if controls.quit and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if number == HANGUP:  # nobody reads on, and writing to a terminal that is gone would end the run before it saves
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for stream in (1, 2):
+                os.dup2(nowhere, stream)
         controls.quit = True
         controls.pause = False
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    asking = [signal.SIGINT, signal.SIGTERM]
+    if HANGUP is not None and signal.getsignal(HANGUP) == signal.SIG_DFL:  # nohup ignores it, and is to be left so
+        asking.append(HANGUP)
+    before = {number: signal.signal(number, ask) for number in asking}
     try:
         yield
     finally:
