@@ -106,3 +106,23 @@ def test_meta_tensors_get_the_shapes_layouts_and_dtypes_of_real_ones(name):
     y = ours(*tensors)
     fake = (y, *torch.autograd.grad(y, tensors, torch.empty_like(y)))
     assert [(t.shape, t.stride(), t.dtype) for t in fake] == [(t.shape, t.stride(), t.dtype) for t in real]
+
+
+def test_a_block_with_recompute_kernels_compiles_to_one_graph():
+    """Python that the compiler cannot read would split every block, and cost more than compiling gains."""
+    from trainer import models
+    from trainer.memory import recompute_kernels
+
+    unet = models.family("sd1").tiny().unet
+    recompute_kernels.apply(unet)
+    resnet, block = (
+        next(part for part in unet.modules() if type(part).__name__ == kind)
+        for kind in ("ResnetBlock2D", "BasicTransformerBlock")
+    )
+    x, time = inputs((2, resnet.in_channels, 4, 4), (2, resnet.time_emb_proj.in_features), dtype=torch.float32)
+    tokens, text = inputs(
+        (2, 16, block.norm1.normalized_shape[0]), (2, 77, unet.config.cross_attention_dim), dtype=torch.float32
+    )
+    for part, given in ((resnet, (x, time)), (block, (tokens, None, text))):
+        compiled = torch.compile(part._call_impl, fullgraph=True, backend="eager")
+        assert torch.equal(compiled(*given), part(*given))

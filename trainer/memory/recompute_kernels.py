@@ -106,9 +106,10 @@ _kitchen = _Kitchen()
 def _remade(forward: Callable, *args, **kwargs):
     """Run a block; where autograd would keep what a norm or gate made (for the weight gradient of the matrix product
     behind it), keep the recipe instead: backward makes the tensor again from the input, which is kept anyway."""
-    inside = _kitchen.recipes is not None or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-    if inside or not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return forward(*args, **kwargs)  # someone else (selective checkpointing, the compiler) decides what is kept
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # the compiler decides itself, and asks first
+        return forward(*args, **kwargs)
+    if _kitchen.recipes is not None or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+        return forward(*args, **kwargs)  # an outer block of ours, or selective checkpointing, decides what is kept
     recipes = _kitchen.recipes = {}
 
     def pack(tensor: Tensor):
@@ -131,7 +132,7 @@ def _remade(forward: Callable, *args, **kwargs):
 
 
 def _made(output: Tensor, make: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    if _kitchen.recipes is not None:
+    if not torch.compiler.is_compiling() and _kitchen.recipes is not None:
         inputs = tuple(tensor.detach() for tensor in inputs)
         # the tensor stays in the table while the block runs, so that no other can take the place of its storage
         _kitchen.recipes[output.untyped_storage()._cdata] = (output.detach(), partial(make, *inputs))
