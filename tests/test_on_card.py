@@ -110,6 +110,20 @@ def test_replayed_graphs_compute_what_the_kernels_compute(checkpointing):
     assert torch.allclose(*results, rtol=1e-3)
 
 
+def test_a_captured_model_meets_another_bucket_eagerly():
+    results = []
+    for graphs in (False, True):
+        policy = Policy(weights="24bit", moments="8bit", compute=torch.bfloat16, attention="math", cuda_graphs=graphs)
+        engine, step = tiny("sd1", policy, text=False, accumulation=1)
+        wide, text = torch.ones(3, 4, 8, 16, device=DEVICE), torch.ones(3, 77, 32, device=DEVICE)
+        given = {"sample": wide, "timestep": torch.ones(3, dtype=torch.int64, device=DEVICE), "text": text}
+        with repeatable():
+            step()
+            losses = engine.step([given], lambda out, i: out.float().pow(2).mean(), 1e-5).losses
+            results.append(torch.cat([losses, step()]))
+    assert torch.allclose(*results, rtol=1e-3)
+
+
 def test_losses_are_there_before_the_next_step_is_done():
     """As the loop reads them: what is queued behind a mark is not waited for."""
     vitals = Vitals(DEVICE)
