@@ -14,8 +14,7 @@ from trainer import budget, calibration, cards, overlay, planner, rehearse
 from trainer.calibration import GIB
 from trainer.config import Config, ConfigError
 from trainer.models import family
-from trainer.phases_planned import parks
-from trainer.phases_planned import Phases
+from trainer.phases_planned import Phases, parks
 from trainer.plan_inputs import meta_parts
 from trainer.planner import Machine
 from trainer.policy import Policy
