@@ -51,11 +51,14 @@ def main(argv: list[str]) -> int:
         (work / "decoder.done").touch()
     if "judge" in wanted and not (work / "judge/judge.json").exists():
         judge.train(work / "scenes", parts.classes, work / "judge", ask.minutes * 0.1, device)
+    if not {"unet", "assets", "evaluate"} & set(wanted):
+        return 0
     kind = "calm" if ask.designs == "few" else "train"
     latents, shows = np.load(work / f"latents-{kind}.npy", mmap_mode="r"), vae.pictures(work / "scenes", kind)[1].numpy()
     tokenizer = load_tokenizer(work)
     if "unet" in wanted:
-        unet.train(latents, shows, parts.classes, tokenizer, work / "unet", ask.minutes * 0.6, device, ask.batch, ask.lr)
+        unet.train(latents, shows, parts.classes, tokenizer, work / "unet", ask.minutes * 0.6, device, ask.batch, ask.lr,
+                   Path(ask.start) if ask.start else None)
     if "assets" in wanted:
         captions = unet.Captions(tokenizer, parts.classes, shows)
         assets.write_model(assets.average_from(work / "unet/state.pt", captions), coder, work / "tokenizer", out / "model")
@@ -79,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--scenes", type=int, default=14, help="files of 4,096 training scenes")
     options.add_argument("--batch", type=int, default=32, help="pictures a step of the denoiser; half in the first part")
     options.add_argument("--lr", type=float, default=1e-3)
+    options.add_argument("--start", help="a finished demo model to go on from, instead of from random weights")
     options.add_argument("--threads", type=int, default=1)
     options.add_argument("--work", default="demo_build", help="scratch folder; what is there is not made again")
     options.add_argument("--out", default=str(judges.ASSETS))
@@ -111,7 +115,8 @@ def training(work: Path, device: str, ask, scene_count: int, shows: np.ndarray) 
 
     state = torch.load(work / "unet/state.pt", map_location="cpu")
     count = sum(v.numel() for k, v in state["model"].items() if k.startswith("unet."))
-    words = (f"Denoiser and text encoder from scratch: {state['step']:,} steps, {state['pictures']:,} pictures drawn from "
+    begun = "going on from an earlier model" if ask.start else "from scratch"
+    words = (f"Denoiser and text encoder, {begun}: {state['step']:,} steps, {state['pictures']:,} pictures drawn from "
              f"{scene_count:,} scenes of {len(np.unique(shows[:, 1]))} drawings, {state['seconds'] / 60:.0f} minutes on {device} "
              f"({platform.processor() or platform.machine()}, {ask.threads} thread(s)); AdamW {ask.lr:g}, min-SNR 5, EMA. "
              f"The recipe draws more classes when given more compute: `python -m benchmarks demo --classes 45 --designs all` on a GPU.")

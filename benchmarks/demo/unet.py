@@ -83,6 +83,23 @@ def build(captions: Captions, device: str):
     return unet.to(device), encoder.to(device)
 
 
+def take_over(model: torch.nn.ModuleDict, folder: Path) -> None:
+    """Fill `model` with the finished parts in `folder`, a diffusers pipeline of the same shapes. The head start that text.teach
+    gives is in them."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    model["unet"].load_state_dict(UNet2DConditionModel.from_pretrained(folder / "unet").float().state_dict())
+    plain = CLIPTextModel.from_pretrained(folder / "text_encoder").float()
+    table = token_embedding_owner(plain).token_embedding.weight.detach()
+    mine = token_embedding_owner(model["text"]).token_embedding
+    others = {key: value for key, value in plain.state_dict().items() if "token_embedding." not in key}
+    missing = model["text"].load_state_dict(others, strict=False).missing_keys
+    assert all("token_embedding." in key for key in missing), missing
+    mine.table.copy_(table)
+    mine.learned.data.copy_(table[mine.rows])
+
+
 def timesteps(batch: int, rng: np.random.Generator, late: bool) -> np.ndarray:
     """Stratified; late in training half of them are noisy ones (650 and up), where the caption decides what is drawn.
 
@@ -98,25 +115,29 @@ def token_embedding_owner(encoder: torch.nn.Module) -> torch.nn.Module:
 
 
 def train(data: np.ndarray, shows: np.ndarray, classes: tuple[str, ...], tokenizer, folder: Path, minutes: float,
-          device: str = "cpu", batch_size: int = 32, base_lr: float = 1e-3, on_checkpoint=None, every_seconds: float = 180) -> None:
-    """Trains for `minutes` altogether, however often it is stopped; `folder/state.pt` holds everything to go on."""
+          device: str = "cpu", batch_size: int = 32, base_lr: float = 1e-3, start: Path | None = None, every_seconds: float = 180) -> None:
+    """Trains for `minutes` altogether, however often it is stopped; `folder/state.pt` holds everything to go on. `start` is a
+    finished model to begin with instead of random weights."""
     captions = Captions(tokenizer, classes, shows)
     unet, encoder = build(captions, device)
     model = torch.nn.ModuleDict({"unet": unet, "text": encoder})
+    state = folder / "state.pt"
+    if start and not state.exists():
+        take_over(model, start)
     average = copy.deepcopy(model).requires_grad_(False)
     weights = [p for p in model.parameters() if p.requires_grad]
     decay = [p for p in weights if p.ndim > 1]
     plain = [p for p in weights if p.ndim <= 1]
     optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}],
                                   lr=base_lr, betas=(0.9, 0.99), fused=True)
-    pace, step, seen, state = Pace(minutes, base_lr), 0, 0, folder / "state.pt"
+    pace, step, seen = Pace(minutes, base_lr), 0, 0
     if state.exists():
         saved = torch.load(state, map_location=device)
         model.load_state_dict(saved["model"])
         average.load_state_dict(saved["average"])
         optimizer.load_state_dict(saved["optimizer"])
         step, pace.used_before, seen = saved["step"], saved["seconds"], saved.get("pictures", 0)
-    else:
+    elif not start:
         text.teach(encoder, captions, minutes * 0.02, device)
         average["text"].load_state_dict(encoder.state_dict())
     betas = torch.linspace(SCHEDULER["beta_start"] ** 0.5, SCHEDULER["beta_end"] ** 0.5, 1000) ** 2
@@ -129,7 +150,7 @@ def train(data: np.ndarray, shows: np.ndarray, classes: tuple[str, ...], tokeniz
         rows = rng.integers(0, len(data), batch)
         z = torch.from_numpy(data[rows]).to(device)                       # (B, 4, 16, 16)
         words = encoder(captions.batch(rows, rng).to(device))[0]          # (B, 77, 64)
-        t = torch.from_numpy(timesteps(batch, rng, late=pace.progress > 0.8)).to(device)
+        t = torch.from_numpy(timesteps(batch, rng, late=bool(start) or pace.progress > 0.8)).to(device)
         a = alpha[t].view(-1, 1, 1, 1)
         noise = torch.randn_like(z)
         guess = unet(a.sqrt() * z + (1 - a).sqrt() * noise, t, words).sample
@@ -153,8 +174,6 @@ def train(data: np.ndarray, shows: np.ndarray, classes: tuple[str, ...], tokeniz
         if pace.used_seconds - pace.used_before > every_seconds or pace.progress >= 1:
             pace.used_before, pace.started = pace.used_seconds, time.monotonic()
             save(state, model, average, optimizer, {"step": step, "pictures": seen, "seconds": pace.used_before})
-            if on_checkpoint:
-                on_checkpoint(average, step)
 
 
 def save(path: Path, model, average, optimizer, counts: dict[str, float]) -> None:
