@@ -29,12 +29,14 @@ MAX_SAMPLE_BATCH = 8
 
 @dataclass(frozen=True)
 class PhasePlan:
-    """vram_bytes: of the whole process, 0 without a card; parts: what they consist of, by kind."""
+    """vram_bytes: of the whole process, 0 without a card; parts: what they consist of, by kind; parked_bytes: optimizer
+    state that makes room on the card by waiting in RAM."""
 
     name: str
     vram_bytes: int
     ram_bytes: int
     parts: dict[str, int] = field(default_factory=dict)
+    parked_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,11 @@ class Standing:
     saved: int = 0
     trained: int = 0
     blocks: tuple[int, ...] = ()
+
+
+def parks(phases: tuple[PhasePlan, ...]) -> bool:
+    """Whether the optimizer state leaves the card while pictures are drawn."""
+    return any(phase.parked_bytes for phase in phases)
 
 
 class Phases:
@@ -65,6 +72,7 @@ class Phases:
                                       config.data.masked_loss)  # fmt: skip
         self.sizes = {name: _fp32(module) for name, module in parts.modules().items()}
         self.sample_batch, self.vae_tile, self.vae_dtype = 4, config.memory.vae_tile, torch.float32
+        self.parks = False
         self.steps: dict[Policy, Watched] = {}
         self.standing: dict[Policy, Standing] = {}
         self.split: dict[Policy, dict[str, int]] = {}
@@ -141,7 +149,7 @@ class Phases:
             self._fit_sampling(policy, budget)
         early = standing if policy.stream == "all" else Standing()  # then the engine draws the class images, too
         before, ram = process + early.host, process + work.host_peak + self._average()
-        parked = standing.card - standing.weights if self.kind == "cuda" else 0  # the state, while pictures are drawn
+        parked = standing.card - standing.weights if self.parks else 0
         drawing = max(self._draw(policy, self.sample_batch), self._vae(decode=True))
         unit = self._export(policy)  # one unit's weights in fp32, where they are
         away, on_card = policy.stream == "all", policy.stream != "all" or policy.resident_units > 0
@@ -149,7 +157,7 @@ class Phases:
             self._phase("load", 0, 0, process),
             self._phase("cache images", early.card, self._vae(decode=False), before),
             self._phase("train", work.card_kept, work.card_peak - work.card_kept, ram, self.split[policy]),
-            self._phase("sample", standing.card - parked, drawing, ram + parked),
+            replace(self._phase("sample", standing.card - parked, drawing, ram + parked), parked_bytes=parked),
             self._phase("save", standing.card, 0, ram + PIECE_BYTES),
             self._phase("export", standing.card, unit if on_card else 0, ram + PIECE_BYTES + (unit if away else 0)),
         ]
@@ -168,7 +176,8 @@ class Phases:
         return PhasePlan(name, _process(tensors), ram, parts | calibration.overhead(tensors))
 
     def _fit_sampling(self, policy: Policy, budget: int | None) -> None:
-        """The least approximate way for the VAE, and the largest batch of pictures, that fit the budget."""
+        """The least approximate way for the VAE, and the largest batch of pictures, that fit the budget. The optimizer state
+        stays on the card where four pictures then still take less than the step: RAM is scarcer than a preview's seconds."""
         room = float("inf") if budget is None else budget
         standing = self.standing[policy]
         tiles = [self.config.memory.vae_tile] if self.config.memory.vae_tile else [None, TILE, TILE // 2]
@@ -178,12 +187,14 @@ class Phases:
             decoding, encoding = standing.weights + self._vae(decode=True), early + self._vae(decode=False)
             if _process(max(decoding, encoding)) <= room:
                 break
-        for self.sample_batch in (MAX_SAMPLE_BATCH, 4, 2, 1):
-            drawing = (
-                standing.weights + self._draw(policy, self.sample_batch),
-                self._draw_base(policy, self.sample_batch),
+        batches = (MAX_SAMPLE_BATCH, 4, 2, 1)
+        ways = [(False, batch) for batch in batches[:2]] + [(True, batch) for batch in batches]
+        for self.parks, self.sample_batch in ways:
+            own = max(self._draw(policy, self.sample_batch), self._vae(decode=True))
+            drawing = max(
+                (standing.weights if self.parks else standing.card) + own, self._draw_base(policy, self.sample_batch)
             )
-            if _process(max(drawing)) <= room:
+            if _process(drawing) <= (room if self.parks else min(room, self.step_bytes(policy))):
                 break
 
     def _vae(self, decode: bool) -> int:
