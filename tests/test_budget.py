@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -46,6 +47,7 @@ def test_a_card_that_does_not_tell_its_load_is_no_reason_to_stop(monkeypatch):
 
     for name in ("memory_allocated", "max_memory_allocated", "memory_reserved"):
         monkeypatch.setattr(torch.cuda, name, lambda device: 5)
+    monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(NVMLError=Refusal))
     monkeypatch.setattr(torch.cuda, "utilization", refuse)
     vitals = Vitals(torch.device("cuda"))
     assert [vitals.read()["vram_bytes"] for _ in range(2)] == [5, 5]

@@ -6,6 +6,7 @@ includes the CUDA context. Load and temperature come from NVML where it is insta
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass, field
 
@@ -64,6 +65,12 @@ class Vitals:
             self._nvml_time = time.monotonic()
             try:
                 self._nvml = torch.cuda.utilization(self.device) / 100, float(torch.cuda.temperature(self.device))
-            except Exception:  # no NVML bindings, or a card (a slice of one, a virtual one) that does not say: unknown
+            except _refusals():  # a slice of a card, or a virtual one, does not say: both stay unknown
                 self._nvml_time = float("inf")
         return self._nvml
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What NVML raises, which is of a kind of its own, and what torch does where it is missing."""
+    nvml = sys.modules.get("pynvml")
+    return ImportError, RuntimeError, *([nvml.NVMLError] if nvml else [])
