@@ -25,6 +25,7 @@ from trainer.simulate import Watched
 
 TILE = 512  # pixels: what makes a 1024 px picture cost the VAE no more than a 512 px one
 MAX_SAMPLE_BATCH = 8
+PHOTOS = 5  # DreamBooth's three to six, where the folder is not known
 
 
 @dataclass(frozen=True)
@@ -148,14 +149,14 @@ class Phases:
         if self.kind == "cuda":
             self._fit_sampling(policy, budget)
         early = standing if policy.stream == "all" else Standing()  # then the engine draws the class images, too
-        before, ram = process + early.host, process + work.host_peak + self._average()
+        before, ram = process + early.host, process + work.host_peak + self._average() + self.latents()
         parked = standing.card - standing.weights if self.parks else 0
         drawing = max(self._draw(policy, self.sample_batch), self._vae(decode=True))
         unit = self._export(policy)  # one unit's weights in fp32, where they are
         away, on_card = policy.stream == "all", policy.stream != "all" or policy.resident_units > 0
         found = [
             self._phase("load", 0, 0, process),
-            self._phase("cache images", early.card, self._vae(decode=False), before),
+            self._phase("cache images", early.card, self._vae(decode=False), before + self.latents()),
             self._phase("train", work.card_kept, work.card_peak - work.card_kept, ram, self.split[policy]),
             replace(self._phase("sample", standing.card - parked, drawing, ram + parked), parked_bytes=parked),
             self._phase("save", standing.card, 0, ram + PIECE_BYTES),
@@ -267,6 +268,17 @@ class Phases:
             for module in self.parts.modules().values():
                 module.requires_grad_(True)
             self.adapted = True
+
+    def class_images(self) -> int:
+        """How many class images there will be."""
+        config = self.config.prior
+        return (config.num_class_images or self.parts.family.defaults.class_images) if self.prior else 0
+
+    def latents(self) -> int:
+        """Encoded photos and class images, in the cache and in RAM: fp32 means and deviations."""
+        (width, height), parts = self.shapes.size, self.parts
+        one = 2 * 4 * parts.vae.config.latent_channels * (width * height // parts.latent_factor**2)
+        return (PHOTOS + self.class_images()) * one
 
     def _average(self) -> int:
         """The moving average: fp32 copies of what is trained, in RAM (ema.py)."""

@@ -5,19 +5,13 @@ from __future__ import annotations
 from trainer.config import Config
 from trainer.phases_planned import Phases
 
-PHOTOS = 5  # DreamBooth's three to six, where the folder is not known
 PNG_SHARE = 0.6  # of the bytes of its pixels that a generated picture keeps as PNG: assumed
 
 
 def disk_bytes(config: Config, phases: Phases, saved_bytes: int) -> int:
     """`saved_bytes`: the weights and optimizer state of one checkpoint."""
-    (width, height), parts = phases.shapes.size, phases.parts
-    defaults = parts.family.defaults
-    classes = (config.prior.num_class_images or defaults.class_images) if phases.prior else 0
-    latents = (
-        2 * 4 * parts.vae.config.latent_channels * (width * height // parts.latent_factor**2)
-    )  # fp32 mean and deviation
-    pictures = int(classes * 3 * width * height * PNG_SHARE)
+    (width, height), defaults = phases.shapes.size, phases.parts.family.defaults
+    pictures = int(phases.class_images() * 3 * width * height * PNG_SHARE)
     checkpoints = 1
     if config.checkpoint.checkpointing_steps:
         checkpoints = -(-(config.train.max_train_steps or defaults.steps) // config.checkpoint.checkpointing_steps)
@@ -25,4 +19,4 @@ def disk_bytes(config: Config, phases: Phases, saved_bytes: int) -> int:
     whole = sum(phases.sizes.values()) // 4 * (4 if config.export.precision == "fp32" else 2)
     formats = len(config.export.formats or ("", ""))
     exports = formats * (whole if config.train.method == "full" else saved_bytes)
-    return (PHOTOS + classes) * latents + pictures + checkpoints * saved_bytes + exports
+    return phases.latents() + pictures + checkpoints * saved_bytes + exports
