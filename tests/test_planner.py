@@ -305,6 +305,8 @@ def test_a_probe_corrects_the_phases_it_measured_and_no_others(facts):
     train = next(p for p in after.phases if p.name == "train")
     assert train.vram_bytes == 3 * GIB + sum(calibration.overhead(3 * GIB).values())
     assert [p for p in after.phases if p.name != "train"] == [p for p in plan.phases if p.name != "train"]
+    assert "Measured by the probe" in next(iter(after.events())).text
+    assert "does not fit" in budget.corrected(plan, {"train": 4 * GIB}).warnings[0]
     with pytest.raises(ConfigError, match="CUDA"):
         budget.probe(plan, "cpu", {})
 

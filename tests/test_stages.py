@@ -97,6 +97,30 @@ def test_saving_comes_before_drawing(place):
     assert kinds.index(CheckpointSaved) < kinds.index(Sampled) < kinds.index(Exported)
 
 
+def outcome(generator):
+    """What a generator of events returns."""
+    while True:
+        try:
+            next(generator)
+        except StopIteration as end:
+            return end.value
+
+
+@pytest.mark.parametrize("more", [(), ("--train_text_encoder", "--method", "lora")], ids=["full", "text lora"])
+def test_a_probe_does_what_the_phases_do_and_changes_nothing(place, more):
+    ready = stages.prepare(cli.parse(words(place, *more, run="probed")).config())
+    job, parts, dataset = outcome(stages.build(ready.config, ready.photos, None, ready.plan, ready.device, ready.run))
+    before, position = {k: v.clone() for k, v in job.engine.state_dict().items()}, job.batches.state()
+    runs = stages.probes(ready, job, parts, dataset)
+    assert runs.keys() == {"train", "sample", "save", "export"}
+    for run in runs.values():
+        run()
+    after = job.engine.state_dict()
+    assert all(torch.equal(before[k], after[k]) or before[k].isnan().all() for k in before)
+    assert str(job.batches.state()) == str(position)
+    assert not (ready.run / "samples").exists()
+
+
 @pytest.mark.parametrize(
     "more",
     [

@@ -130,4 +130,10 @@ def corrected(plan: Plan, peaks: Mapping[str, int]) -> Plan:
             tensors, extra = peaks[phase.name], calibration.overhead(peaks[phase.name])
             phase = replace(phase, vram_bytes=tensors + sum(extra.values()), parts={"measured": tensors} | extra)
         phases.append(phase)
-    return replace(plan, phases=tuple(phases))
+    after = replace(plan, phases=tuple(phases), warnings=())
+    of = f" of {gib(plan.budget_bytes)}" if plan.budget_bytes is not None else ""
+    words = f"Measured by the probe: {gib(after.vram_peak_bytes)}{of}."
+    if after.fits:
+        return replace(after, explanation=words)
+    warning = "What the probe measured does not fit: use a smaller --preset (or --vram_gb), which leaves more room."
+    return replace(after, explanation=words, warnings=(warning,))

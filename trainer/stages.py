@@ -7,9 +7,9 @@ cheap checks come first: whatever the person at the keyboard can mend is said be
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,13 +29,13 @@ from trainer import (
     planner,
     prior,
     sample,
+    sampler,
     settle,
 )
 from trainer.assemble import build, live_texts, look, resumed
 from trainer.config import Config, ConfigError
 from trainer.data import Photo, PhotoSet
 from trainer.dataset import Dataset
-from trainer.engine import Engine
 from trainer.events import (
     CheckpointSaved,
     Controls,
@@ -193,7 +193,7 @@ def _work(ready: Prepared, controls: Controls) -> Iterator[Event]:
     job, parts, dataset = yield from _quittable(built, controls)
     job.preview = lambda step: _preview(ready, job, parts, dataset, step)
     if ready.config.run.probe:
-        yield from _probe(ready, job)
+        yield from _probe(ready, job, parts, dataset)
     if job.guard is not None:
         yield from job.guard.begin()  # before resuming: what it compares with is the base model
     if ready.resume:
@@ -310,31 +310,46 @@ def metadata(config: Config) -> dict[str, str]:
     return {key: str(config.value(key)) for key in keys}
 
 
-def _probe(ready: Prepared, job: loop.Job) -> Iterator[Event]:
-    """One step that teaches nothing, one picture and one pass over all weights, on a card: the plan corrected by doing."""
+def _probe(ready: Prepared, job: loop.Job, parts: Parts, dataset: Dataset) -> Iterator[Event]:
+    """One step that teaches nothing, one picture and one dummy save, on a card: the plan corrected by doing."""
+    ready.plan = budget.probe(ready.plan, ready.device, probes(ready, job, parts, dataset))
+    yield from ready.plan.events()
+
+
+def probes(ready: Prepared, job: loop.Job, parts: Parts, dataset: Dataset) -> dict[str, Callable[[], object]]:
+    """Phase -> what stands for it: the stages' own calls, shortened where they repeat themselves."""
+    config, plan, device = ready.config, ready.plan, ready.device
     state = job.batches.state()
-    micro = [batch.to(ready.device) for batch in job.batches.step()]
+    micro = [batch.to(device) for batch in job.batches.step()]
     job.batches.restore(state)
 
-    def step() -> Engine:
-        return job.engine.step(
-            [m.values for m in micro],
-            lambda out, i: job.objective.loss(out, micro[i].target, micro[i].weights, micro[i].instances),
-            job.rates,
-            update=False,
-        )
+    def step() -> object:
+        def loss(prediction: torch.Tensor, i: int) -> tuple[torch.Tensor, ...]:
+            return job.objective.loss(prediction, micro[i].target, micro[i].weights, micro[i].instances, micro[i].mask)
+
+        return job.engine.step([m.values for m in micro], loss, job.rates, update=False)
+
+    def draw() -> None:
+        rows, prompt = config.sample.batch_size or plan.sample_batch, config.sample.validation_prompt[0]
+        texts = dataset.texts or live_texts(job.engine, dataset.tokens, [prompt, config.sample.negative_prompt])
+        short = replace(look(config), steps=2)
+        with job.engine.parked() if parks(plan.phases) else nullcontext():
+            unet = job.engine.as_module(parts.unet)
+            *_, latents = sampler.draw(parts, unet, texts, [prompt] * rows, list(range(rows)), short, device)
+            sample.to_pictures(parts, latents[:1], device, plan.vae_tile, plan.vae_dtype)
+
+    def save() -> None:
+        for tensor in job.engine.state_dict().values():
+            tensor.cpu()
 
     def every_weight() -> None:
         for _ in job.engine.master():
             pass
 
-    runs = {
-        "train": step,
-        "sample": lambda: job.engine.forward({k: v[:1] for k, v in micro[0].values.items()}),
-        "save": every_weight,
-    }
-    ready.plan = budget.probe(ready.plan, ready.device, runs)
-    yield from ready.plan.events()
+    found = {"train": step, "save": save, "export": every_weight}
+    if config.sample.num_validation_images and config.sample.validation_prompt:
+        found["sample"] = draw
+    return found
 
 
 def _against_plan(ready: Prepared, measured: dict[str, int]) -> Iterator[Event]:
