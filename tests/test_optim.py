@@ -45,6 +45,23 @@ def test_steps_inside_the_engine_equal_steps_over_the_whole_model(name):
 
 
 @pytest.mark.parametrize("name", THEIRS)
+def test_what_an_optimizer_changes_is_what_the_engine_holds_in_every_memory_format(name):
+    """Channels last is the default on a card."""
+    skip_where_missing(name)
+    lr = 1.0 if name == "prodigy" else 1e-3
+    start = dict(Engine(Model().units(), Policy(), "cpu").master())
+    model = Model()
+    _, weights, engine = train(Policy(optimizer=name, channels_last=True), steps=2, lr=lr, model=model)
+    plain = train(Policy(optimizer=name), steps=2, lr=lr)[1]
+    held = {n: p.detach() for unit in model.units() for n, p in unit.module.named_parameters()}
+    for n, value in engine.master():
+        assert torch.equal(value, held[n]), n
+        assert torch.equal(value, start[n]) == torch.equal(plain[n], start[n]), n
+    moved, expected = (torch.cat([(w[n] - start[n]).flatten() for n in start]) for w in (weights, plain))
+    assert (moved - expected).norm() < 0.2 * expected.norm()
+
+
+@pytest.mark.parametrize("name", THEIRS)
 def test_every_optimizer_resumes_exactly(name):
     skip_where_missing(name)
     policy, lr = Policy(optimizer=name), 1.0 if name == "prodigy" else 1e-3

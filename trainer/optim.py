@@ -19,6 +19,9 @@ from trainer.policy import AdamHyper, Policy
 
 OURS = "adamw"
 NEEDS_ALL = {"prodigy"}  # gradients of the whole model at once
+# bitsandbytes replaces a parameter that is not contiguous (channels last) by a copy, which the engine would never see: these
+# get a parameter's numbers in a row, as they lie
+IN_A_ROW = {"bnb_adamw8bit", "bnb_paged_adamw8bit"}
 PACKAGES = {
     "bnb_adamw8bit": "bitsandbytes",
     "bnb_paged_adamw8bit": "bitsandbytes",

@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainer import optim
 from trainer.config import ConfigError
 from trainer.kernels.adamw_lowbit import step_
 from trainer.policy import Policy
-from trainer.residency import Holding
+from trainer.residency import Holding, Place
 
 GROWTH_INTERVAL = 2000
 FIRST_SCALE = 2.0**16
@@ -44,6 +44,11 @@ def norms(holding: Holding, flat: Tensor) -> Tensor:
     """The norm of each parameter's gradient, fp32 (k,). One per parameter as clip_grad_norm_ takes them, so that the
     order of sums is the same."""
     return torch.stack(torch._foreach_norm([place.view(flat) for place in holding.trained], 2.0, dtype=torch.float32))
+
+
+def _row(place: Place, flat: Tensor) -> Tensor:
+    """A parameter's numbers in the order in which they lie, whatever its memory format."""
+    return flat[place.start : place.start + place.shape.numel()]
 
 
 class Updates:
@@ -113,21 +118,28 @@ class Updates:
     def _step_theirs(self, index: int, holding: Holding, grad: Tensor, lr: float) -> None:
         if self.clip is not None:
             grad.mul_(self.clip)
-        for place in holding.trained:
-            place.parameter.grad = place.view(grad)
         if self.policy.optimizer in optim.NEEDS_ALL:
+            for place in holding.trained:
+                place.parameter.grad = place.view(grad)
             self.together[index] = lr  # stepped by `finish`, when all gradients hang on their parameters
             return
         optimizer = self.theirs(index, holding, lr)
-        optimizer.param_groups[0]["lr"] = lr
+        group = optimizer.param_groups[0]
+        group["lr"] = lr
+        for place, parameter in zip(holding.trained, group["params"], strict=True):
+            parameter.grad = _row(place, grad) if self.policy.optimizer in optim.IN_A_ROW else place.view(grad)
         optimizer.step()
-        for place in holding.trained:
-            place.parameter.grad = None
+        for parameter in group["params"]:
+            parameter.grad = None
 
     def theirs(self, index: int, holding: Holding, lr: float = 0.0) -> torch.optim.Optimizer:
-        """The torch optimizer of one unit."""
+        """The torch optimizer of one unit. Its weights stay on the card, so a row of them stays one."""
         if index not in self.optimizers:
-            groups = [{"params": [place.parameter for place in holding.trained], "lr": lr}]
+            parameters = [place.parameter for place in holding.trained]
+            if self.policy.optimizer in optim.IN_A_ROW:
+                flat = holding.weight_views(holding.weights.home)["weight"]
+                parameters = [nn.Parameter(_row(place, flat)) for place in holding.trained]
+            groups = [{"params": parameters, "lr": lr}]
             self.optimizers[index] = optim.make(self.policy.optimizer, groups, self.policy.hyper)
         return self.optimizers[index]
 
