@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 from pathlib import Path
 
@@ -23,6 +24,9 @@ OTHERS = {
     "report": "rows to plots, a summary and the README's tables",
     "demo": "rebuild the built-in model from its recipe",
 }
+MODELS = {"sd15": "sd1", "sd21": "sd2", "sdxl": "sdxl"}
+TAKE_PRESET = ("presets", "peers")
+TAKE_WORDS = ("planner", "peers", "quality", "formats")
 
 
 def main(words: list[str] | None = None) -> int:
@@ -35,33 +39,55 @@ def main(words: list[str] | None = None) -> int:
     )
     parser.add_argument("suite", choices=[*SUITES, *OTHERS], metavar="SUITE", help="one of the list below")
     if words and words[0] in OTHERS:
-        return _package(words[0]).main(words[1:])
+        return _package(f"benchmarks.{words[0]}").main(words[1:])
     parser.add_argument("words", nargs="*", help="further words of a suite, such as diffusers=/path/to/checkout")
     parser.add_argument("--model", default="sd1", help="sd1 (sd15), sd2 or sdxl")
     parser.add_argument("--preset", help="for suites that run presets")
     parser.add_argument("--tiny", action="store_true", help="a tiny model: under a minute on two CPU cores")
-    parser.add_argument("--repeats", type=int, help="timed runs of each row; default 5, with --tiny 2")
+    parser.add_argument("--repeats", type=int, help="timed runs of each row; default 5 (peers: 2), with --tiny 2")
     parser.add_argument(
         "--out", type=Path, help="where rows are appended; default benchmarks/results (nowhere with --tiny)"
     )
     parser.add_argument("--json", action="store_true", help="only the JSON line, no table")
     given = parser.parse_intermixed_args(words)  # further words may stand behind options
-    harness = _package("harness")
-    model = {"sd15": "sd1", "sd21": "sd2"}.get(given.model, given.model)
-    repeats, warmup = given.repeats or (2 if given.tiny else 5), 1 if given.tiny else 2
+    harness, suite = _package("benchmarks.harness"), _package(f"benchmarks.{given.suite}")
+    error = _package("config").ConfigError
+    repeats, warmup = given.repeats or (2 if given.tiny else getattr(suite, "REPEATS", 5)), 1 if given.tiny else 2
+    model = MODELS.get(given.model, given.model)
     options = harness.Options(model, given.preset, given.tiny, repeats, warmup, tuple(given.words))
     folder = given.out or (None if given.tiny else harness.RESULTS)
-    rows = ({"tiny": options.tiny} | row for row in _package(given.suite).suite(options))
-    harness.run(given.suite, rows, folder=folder, quiet=given.json)
-    return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a time-out still shows what there is, and ends its jobs
+    try:
+        _check(given, error)
+        rows = ({"tiny": options.tiny} | row for row in suite.suite(options))
+        kept = harness.run(given.suite, rows, folder=folder, quiet=given.json)
+    except error as wrong:
+        print(f"error: {wrong.what}\n  fix: {wrong.fix}", file=sys.stderr)
+        return 2
+    return int(any("failed" in row for row in kept))
+
+
+def _check(given: argparse.Namespace, error: type) -> None:
+    """Refuse what cannot be run, or would have no effect, before anything is built."""
+    presets = _package("overlay").presets()
+    if given.model not in (*MODELS, *MODELS.values()):
+        raise error(f"--model {given.model} cannot be built here.", "Choose sd1 (sd15), sd2 (sd21) or sdxl.")
+    if given.preset and given.suite not in TAKE_PRESET:
+        raise error(f"{given.suite} runs no preset.", f"Leave --preset out; {' and '.join(TAKE_PRESET)} take one.")
+    if given.preset and given.preset not in presets:
+        raise error(f"There is no preset {given.preset}.", f"Choose one of {', '.join(presets)}.")
+    if given.words and given.suite not in TAKE_WORDS:
+        raise error(f"{given.suite} takes no further words, such as {given.words[0]!r}.", "Leave them out.")
+    if given.repeats is not None and given.repeats < 1:
+        raise error("Nothing is measured in less than one repeat.", "Choose --repeats 1 or more.")
 
 
 def _package(name: str):
-    """A module of this folder under its one true name, `trainer.benchmarks`, whichever way this was started."""
+    """A module of `trainer` (of this folder: `trainer.benchmarks`) under its one true name, whichever way this was started."""
     root = str(Path(__file__).resolve().parent.parent)
     if (Path(root) / "pyproject.toml").exists() and root not in sys.path:
         sys.path.insert(0, root)
-    return importlib.import_module(f"trainer.benchmarks.{name}")
+    return importlib.import_module(f"trainer.{name}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
+from .. import export
 from . import work
 from .harness import Options
 
@@ -30,7 +32,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Ran:
-    """seconds: start to finish; peak_bytes: of the whole card (or the process tree's resident set on a CPU)."""
+    """seconds: start to finish; peak_bytes: on the card beyond what was used there before (on a CPU: the resident set of
+    the process and its children)."""
 
     seconds: float
     peak_bytes: int
@@ -40,7 +43,7 @@ class Ran:
 
 @dataclass(frozen=True)
 class Material:
-    """What a job needs on disk. model: a diffusers folder; single: one checkpoint file, where it was asked for."""
+    """What a job needs on disk. model: a diffusers folder."""
 
     folder: Path
     model: Path
@@ -50,17 +53,18 @@ class Material:
 
 
 def material(options: Options, folder: Path) -> Material:
-    """Write a model with random weights, photos of noise and class images into `folder`."""
+    """Write a model with random weights, photos of noise and class images into `folder`. The model is spelled as those on
+    the hub are, which old releases of transformers read, too."""
     made = work.parts(options)
     pixels = work.side(options, made)
-    model = folder / "model"
-    made.family.pipeline(made).save_pretrained(model, safe_serialization=True)
+    for _ in export.write(made, None, folder, ["diffusers"], "fp32"):
+        pass
     for name, count in (("photos", PHOTOS), ("classes", CLASS_IMAGES)):
         (folder / name).mkdir()
         for index in range(count):
             noise = np.random.default_rng(index).integers(0, 255, (pixels // 8, pixels // 8, 3), dtype=np.uint8)
             Image.fromarray(noise).resize((pixels, pixels)).save(folder / name / f"{index}.png")
-    return Material(folder, model, folder / "photos", folder / "classes", pixels)
+    return Material(folder, folder / "diffusers", folder / "photos", folder / "classes", pixels)
 
 
 def workplace() -> tempfile.TemporaryDirectory:
@@ -72,13 +76,13 @@ def ours(words: Sequence[object]) -> list[str]:
     return [sys.executable, "-m", "trainer", *map(str, words)]
 
 
-def run(command: Sequence[object], cwd: Path | None = None, timeout: float = 600) -> Ran:
-    """Run a command to its end, watching memory; its output's end is kept for when it fails."""
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-        "HF_HUB_OFFLINE": "1",
-    }
-    with tempfile.TemporaryFile("w+") as output:
+def run(command: Sequence[object], cwd: Path | None = None, timeout: float = 1800, own: bool = True) -> Ran:
+    """Run a command to its end, watching memory; its output's end is kept for when it fails. own: a program of this
+    checkout, which is then on its path; another trainer must not find our folders there."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    if own:
+        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    with tempfile.TemporaryFile("w+", errors="replace") as output, Watch() as watch:
         began = time.perf_counter()
         process = subprocess.Popen(
             [*map(str, command)],
@@ -88,48 +92,75 @@ def run(command: Sequence[object], cwd: Path | None = None, timeout: float = 600
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
         )
-        watch = Watch(process.pid)
+        watch.pid, said = process.pid, ""
         try:
             code = process.wait(timeout)
         except subprocess.TimeoutExpired:
-            process.kill()
-            code = process.wait()
+            code, said = -1, f"\nstopped after {timeout:.0f} s"
+        finally:  # also where this process is being ended: a job that goes on would sit on the card
+            end(process)
         seconds = time.perf_counter() - began
-        peak = watch.stop()
+        watch.stop()
         output.seek(0)
-        return Ran(seconds, peak, code, output.read()[-2000:])
+        return Ran(seconds, watch.peak, code, output.read()[-2000:] + said)
+
+
+def end(process: subprocess.Popen) -> None:
+    """End a process with everything it started."""
+    if process.poll() is None:
+        tree = psutil.Process(process.pid)
+        for each in (*tree.children(recursive=True), tree):
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+        process.wait()
 
 
 class Watch:
-    """Polls memory every 50 ms until stopped."""
+    """Follows memory until stopped: one nvidia-smi that prints every 50 ms, or the resident set of process `pid`, polled as
+    often. What the card holds when the watch begins belongs to others and is taken off."""
 
-    def __init__(self, pid: int):
-        self.pid, self.peak, self.done = pid, 0, threading.Event()
-        self.smi = shutil.which("nvidia-smi")
-        self.thread = threading.Thread(target=self._poll, daemon=True)
+    def __init__(self):
+        self.pid, self.peak, self.done = None, 0, threading.Event()
+        smi = shutil.which("nvidia-smi")
+        self.smi = None
+        if smi:
+            card = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or "0"
+            query = ["-i", card, "--query-gpu=memory.used", "--format=csv,noheader,nounits", "-lms", "50"]
+            self.smi = subprocess.Popen([smi, *query], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            self.before = self._card(self.smi.stdout.readline())
+        self.thread = threading.Thread(target=self._follow if self.smi else self._poll, daemon=True)
         self.thread.start()
 
-    def stop(self) -> int:
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.stop()
+
+    def stop(self) -> None:
         self.done.set()
+        if self.smi:
+            self.smi.kill()
+            self.smi.wait()
         self.thread.join()
-        return self.peak
+
+    def _follow(self) -> None:
+        for line in self.smi.stdout:
+            self.peak = max(self.peak, self._card(line) - self.before)
+
+    @staticmethod
+    def _card(line: str) -> int:
+        return int(line) * 2**20 if line.strip().isdigit() else 0
 
     def _poll(self) -> None:
         while not self.done.wait(0.05):
-            self.peak = max(self.peak, self._card() if self.smi else self._resident())
+            if self.pid is not None:
+                self.peak = max(self.peak, self._resident(self.pid))
 
-    def _card(self) -> int:
-        said = subprocess.run(
-            [self.smi, "--query-gpu=memory.used", "--format=csv,noheader,nounits"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return int(said.stdout.splitlines()[0]) * 2**20
-
-    def _resident(self) -> int:
+    @staticmethod
+    def _resident(pid: int) -> int:
         try:
-            process = psutil.Process(self.pid)
+            process = psutil.Process(pid)
             return sum(each.memory_info().rss for each in (process, *process.children(recursive=True)))
         except psutil.NoSuchProcess:
             return 0

@@ -21,16 +21,14 @@ from trainer.kernels.layernorm import layernorm
 
 from trainer.memory import attention
 
-from .harness import Options, timed
+from .harness import Options, Timed, guarded, timed
 
 FORMATS = (("24bit", "8bit"), ("24bit", "4bit"), ("16bit_sr", "8bit"), ("fp32", "fp32"))
 
 
 def suite(options: Options) -> Iterator[dict]:
-    if options.tiny:
-        options = replace(options, repeats=min(options.repeats, 2), warmup=min(options.warmup, 1))
     bench = Bench(options)
-    yield {"kernel": "copy", "who": "torch", "bytes_moved": bench.copied, "gb_per_second": round(bench.copy / 1e9, 2)}
+    yield {"kernel": "copy", "who": "torch", "moved_bytes": bench.copied, "gb_per_second": bench.copy / 1e9}
     yield from _adamw(bench)
     yield from _norms(bench)
     if bench.cuda:
@@ -45,29 +43,34 @@ class Bench:
         self.cuda = self.device.type == "cuda"
         self.small = options.tiny or not self.cuda
         self.dtype = torch.bfloat16
-        source = torch.ones(1 << (22 if self.small else 29), dtype=torch.uint8, device=self.device)
+        source = torch.ones(1 << (26 if self.small else 29), dtype=torch.uint8, device=self.device)
         target = torch.empty_like(source)
         self.copied = 2 * source.numel()
-        self.copy = self.copied / self.seconds(lambda: target.copy_(source))
+        self.copy = self.copied / min(self.seconds(lambda: target.copy_(source)).seconds)  # what this device can do at best
 
-    def seconds(self, call: Callable[[], object]) -> float:
-        """Median time of one call; on CUDA many calls a measurement, so that launching does not count."""
+    def seconds(self, call: Callable[[], object]) -> Timed:
+        """Of one call; on CUDA many calls a measurement, so that launching does not count."""
         calls = 20 if self.cuda else 1
 
         def several() -> None:
             for _ in range(calls):
                 call()
 
-        measured = sorted(timed(several, self.options).seconds)
-        return measured[len(measured) // 2] / calls
+        measured = timed(several, self.options)
+        return replace(measured, seconds=tuple(seconds / calls for seconds in measured.seconds))
 
     def row(self, kernel: str, who: str, call: Callable[[], object], moved: int, **more: object) -> dict:
         """moved: bytes that this way of computing must read and write at least"""
-        seconds = self.seconds(call)
-        return {
-            "kernel": kernel, "who": who, "microseconds": round(seconds * 1e6, 1), "bytes_moved": moved,
-            "gb_per_second": round(moved / seconds / 1e9, 2), "of_copy": round(moved / seconds / self.copy, 3), **more,
-        }  # fmt: skip
+
+        def measure() -> dict:
+            measured = self.seconds(call)
+            return {
+                "microseconds": round(measured.median * 1e6, 1), "spread": round(measured.spread * 1e6, 1),
+                "moved_bytes": moved, "gb_per_second": moved / measured.median / 1e9,
+                "of_copy": round(moved / measured.median / self.copy, 4), **more,
+            }  # fmt: skip
+
+        return guarded({"kernel": kernel, "who": who}, measure)
 
 
 def _adamw(bench: Bench) -> Iterator[dict]:
@@ -194,7 +197,8 @@ def _attention(bench: Bench) -> Iterator[dict]:
             except RuntimeError as refusal:  # this kernel does not take this shape on this card
                 yield {"kernel": name, "who": attention.NAMES[kernel], "refused": str(refusal).splitlines()[0][:80]}
                 continue
-            seconds = bench.seconds(call)
+            measured = bench.seconds(call)
             flops = 2 * 2 * 2 * heads * tokens * keys * size * 3.5
-            row = {"kernel": name, "who": attention.NAMES[kernel], "microseconds": round(seconds * 1e6, 1)}
-            yield row | {"tflop_per_second": round(flops / seconds / 1e12, 1)}
+            row = {"kernel": name, "who": attention.NAMES[kernel], "microseconds": round(measured.median * 1e6, 1)}
+            row["spread"] = round(measured.spread * 1e6, 1)
+            yield row | {"tflop_per_second": round(flops / measured.median / 1e12, 1)}

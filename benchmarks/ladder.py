@@ -8,7 +8,7 @@ be compared with each other. On a CPU the bytes are those of live tensors, follo
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -17,7 +17,7 @@ import torch
 from .. import memory
 from ..policy import Policy
 from . import baseline, work
-from .harness import Options, timed
+from .harness import Options, guarded, timed
 
 PAIRS = 1
 
@@ -58,40 +58,48 @@ def policies(half: torch.dtype) -> list[tuple[str, Policy]]:
 
 def suite(options: Options) -> Iterator[dict]:
     half, above = torch.bfloat16, None
-    for name, recipe in recipes(half):
-        made = work.parts(options)
-        stays, step = baseline.stepper(made, recipe, work.side(options, made), PAIRS, options.device)
-        above = yield from _row(name, step, options, above, stays)
-        del made, stays, step
+    ways = [(name, partial(_baseline, options, recipe)) for name, recipe in recipes(half)]
+    ways += [(name, partial(_engine, options, policy)) for name, policy in policies(half)]
+    for name, way in ways:
+        row = guarded({"technique": name, "model": options.model}, way)
         _release()
-    for name, policy in policies(half):
-        made = work.parts(options)
-        undo = memory.prepare(made.unet, policy, options.device)
-        batches = [work.batch(made, work.side(options, made), PAIRS, options.device, seed) for seed in range(4)]
-        engine, step = work.stepper(made, policy, batches, options.device)
-        above = yield from _row(name, step, options, above, partial(work.standing, engine))
+        if above is not None and "failed" not in row:
+            row["bytes_against_above"] = f"{(peak(row) - peak(above)) / 2**20:+.1f} MiB"
+            row["speed_against_above"] = f"{row['images_per_second'] / above['images_per_second'] - 1:+.0%}"
+        yield row
+        above = above if "failed" in row else row
+
+
+def _baseline(options: Options, recipe: baseline.Recipe) -> dict:
+    made = work.parts(options, *(["unet"] if recipe.cached else []), device=options.device)
+    stays, step = baseline.stepper(made, recipe, work.side(options, made), PAIRS, options.device)
+    return _measured(step, options, stays)
+
+
+def _engine(options: Options, policy: Policy) -> dict:
+    made = work.parts(options, "unet", device=options.device)
+    undo = memory.prepare(made.unet, policy, options.device)
+    batches = [work.batch(made, work.side(options, made), PAIRS, options.device, seed) for seed in range(4)]
+    engine, step = work.stepper(made, policy, batches, options.device)
+    try:
+        return _measured(step, options, partial(work.standing, engine))
+    finally:
         undo()
-        del made, engine, step, batches
-        _release()
 
 
-def _row(
-    name: str, step: Callable, options: Options, above: dict | None, stays: Callable
-) -> Generator[dict, None, dict]:
-    row = {"technique": name, "model": options.model, "tiny": options.tiny}
-    row |= timed(step, options).row(2 * PAIRS)
-    key = "peak_allocated_bytes"
+def _measured(step: Callable, options: Options, stays: Callable) -> dict:
+    _release()  # what building the model left in the allocator's hands
+    row = timed(step, options).row(2 * PAIRS)
     if options.device.type == "cpu":
-        key = "live_peak_bytes"
-        row[key], losses = work.live_peak(step, stays())
+        row["live_peak_bytes"], losses = work.live_peak(step, stays())
     else:
         losses = step()
-    row["loss"], row["steps"] = round(losses.flatten()[0].item(), 5), options.warmup + options.repeats + 1
-    if above is not None:
-        row["bytes_against_above"] = f"{(row[key] - above[key]) / 2**20:+.1f} MiB"
-        row["speed_against_above"] = f"{row['images_per_second'] / above['images_per_second'] - 1:+.0%}"
-    yield row
-    return row
+    return row | {"loss": round(losses.flatten()[0].item(), 5), "steps": options.warmup + options.repeats + 1}
+
+
+def peak(row: dict) -> int:
+    """Bytes of tensors at the worst moment: allocated on a card, followed operator by operator on a CPU."""
+    return row.get("peak_allocated_bytes") or row["live_peak_bytes"]
 
 
 def _release() -> None:

@@ -8,9 +8,11 @@ same code run on meta tensors.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,7 +25,8 @@ from ..memory import host
 from ..models import family
 from ..models.base import Parts
 from ..policy import Policy
-from .harness import Options
+from . import work
+from .harness import Options, guarded
 
 MIXED = Policy(weights="24bit", moments="8bit", compute=torch.bfloat16, recompute_kernels=True, channels_last=True)
 CASES: dict[str, Policy] = {
@@ -46,7 +49,7 @@ ON_HOST = (HOST, "aten::linspace")  # the latter is the objective's table of noi
 
 def suite(options: Options) -> Iterator[dict]:
     for name, policy in CASES.items():
-        yield row(options, name, policy)
+        yield guarded({"model": options.model, "case": name}, partial(row, options, name, policy))
     if "simulate" in options.words:
         for name, policy in CASES.items():
             yield simulated(options, name, policy)
@@ -84,19 +87,14 @@ def simulated(options: Options, name: str, policy: Policy) -> dict:
 
 def on_card(made, policy: Policy, shapes: rehearse.Shapes, device: torch.device) -> int:
     """Bytes allocated at the peak of the second step of a real-size model with random weights."""
-    with device:
-        parts = made._build("random", {})
-    parts.vae.to("cpu")
-    for encoder in parts.text_encoders:
-        encoder.to("cpu")
-    step, engine = real_step(made, parts, policy, shapes, device)
+    gc.collect()  # the case before
+    step, _ = real_step(made, work.real(made.name, "unet", device=device), policy, shapes, device)
     step()
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     step()
     torch.cuda.synchronize(device)
-    del engine
     return torch.cuda.max_memory_allocated(device)
 
 

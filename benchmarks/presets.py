@@ -1,12 +1,13 @@
 """Every preset under its own hard cap, through all phases of a real run: class images, cache, step, sample, save, export.
 
-Each runs as a user would start it, in a process of its own; the rows are read from its log. `over_budget` is the whole
-card's peak minus the budget (negative: it stayed inside), where there is a card.
+Each runs as a user would start it, in a process of its own; the rows are read from its log. `over_budget` is what the
+process took of the card at its peak, context included, minus the budget (negative: it stayed inside).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from statistics import median
 
 from .. import log
 from ..events import Finished, PhaseEnded, PlanReady, Step
@@ -60,20 +61,19 @@ def measure(options: Options, made: jobs.Material, root: jobs.Path, preset: str)
     row = {
         "preset": preset,
         "model": options.model,
-        "tiny": options.tiny,
         "exit": ran.code,
         "seconds": round(ran.seconds, 2),
         "peak_bytes": ran.peak_bytes,
     }
     if ran.code != 0 or not (run / "log.jsonl").exists():
-        return row | {"said": ran.tail.strip().splitlines()[-1] if ran.tail.strip() else ""}
+        return row | {"failed": ran.tail.strip()[-400:]}
     events = list(log.read(run))
     plan = next(event for event in events if isinstance(event, PlanReady))
-    row |= {"budget_bytes": plan.budget_bytes, "planned_bytes": max(plan.phases.values(), default=0)}
-    if options.device.type == "cuda":
+    if options.device.type == "cuda":  # on a CPU there is no budget
+        row |= {"budget_bytes": plan.budget_bytes, "planned_bytes": max(plan.phases.values(), default=0)}
         row["over_budget_bytes"] = ran.peak_bytes - plan.budget_bytes
-    steps = [event for event in events if isinstance(event, Step)][2:]
-    row["images_per_second"] = round(sum(s.images for s in steps) / max(sum(s.seconds for s in steps), 1e-9), 3)
+    rates = [event.images / event.seconds for event in events if isinstance(event, Step)][2:]
+    row |= {"images_per_second": round(median(rates), 3), "spread": round((max(rates) - min(rates)) / 2, 3)}
     for event in events:
         if isinstance(event, PhaseEnded):
             key = f"{event.phase.replace(' ', '_')}_bytes"

@@ -57,14 +57,17 @@ COLUMNS: dict[str, dict[str, str]] = {
         "bytes_against_above": "bytes against above",
         "speed_against_above": "speed against above",
         "loss": "loss",
+        "failed": "failed",
     },
     "presets": {
         "preset": "preset",
         "model": "model",
         "budget_bytes": "budget MiB",
-        "peak_bytes": "whole card MiB",
+        "peak_bytes": "whole process MiB",
+        "over_budget_bytes": "beyond the budget MiB",
         "planned_bytes": "planned MiB",
         "images_per_second": "images/s",
+        "failed": "failed",
     },
     "peers": {
         "trainer": "trainer",
@@ -72,6 +75,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "images_per_second": "images/s",
         "peak_bytes": "peak MiB",
         "start_to_finish_seconds": "start to finish s",
+        "failed": "failed",
     },
 }
 
@@ -90,7 +94,11 @@ def main(argv: list[str]) -> int:
     newest = {suite: rows for suite, rows in newest.items() if rows}
     summary = ["# Results", *(f"\n## {suite}\n\n{section(suite, rows)}" for suite, rows in newest.items())]
     (out / "summary.md").write_text("\n".join(summary) + "\n", encoding="utf-8")
-    drawn = [str(plot(rows, out / f"{suite}.png")) for suite, plot in PLOTS.items() if (rows := newest.get(suite))]
+    drawn = [
+        str(plot(rows, out / f"{suite}.png"))
+        for suite, plot in PLOTS.items()
+        if (rows := [row for row in newest.get(suite, ()) if "failed" not in row])
+    ]
     changed = [] if given.no_readme or not README.exists() else fill_readme(README, newest)
     print(json.dumps({"suites": list(newest), "plots": drawn, "readme": changed, "summary": str(out / "summary.md")}))
     return 0
@@ -152,7 +160,8 @@ def cell(name: str, row: Row) -> str:
     value = row.get(name)
     text = shown(name, round(value, 3) if isinstance(value, float) and 0.1 <= abs(value) < 100 else value)
     spread = row.get(f"{name}_sd")
-    return f"{text} ± {spread:.2g}" if isinstance(spread, float) and spread else text
+    text = f"{text} ± {spread:.2g}" if isinstance(spread, float) and spread else text
+    return text.replace("|", "\\|")
 
 
 def provenance(row: Row) -> str:

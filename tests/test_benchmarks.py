@@ -4,12 +4,31 @@ saving bytes fails here."""
 import contextlib
 import io
 import json
+import sys
 from importlib import import_module
 
+import psutil
 import pytest
+import torch
+from safetensors import safe_open
 from trainer.benchmarks import __main__ as command
-from trainer.benchmarks import fidelity, harness, kernels, ladder, peers, planner, presets, profile, report, scaling
+from trainer.benchmarks import (
+    fidelity,
+    harness,
+    jobs,
+    kernels,
+    ladder,
+    peers,
+    planner,
+    presets,
+    profile,
+    report,
+    scaling,
+    work,
+)
 from trainer.benchmarks.harness import Options
+
+from trainer.config import ConfigError
 
 TINY = Options(tiny=True, repeats=1, warmup=0)
 
@@ -61,10 +80,28 @@ def test_exact_techniques_on_the_ladder_do_not_change_the_loss(rungs):
 
 def test_ladder_rows_have_their_columns(rungs):
     assert len(rungs) == len(ladder.recipes(None)) + len(ladder.policies(None))
-    columns = {"technique", "model", "tiny", "seconds", "spread", "images_per_second", "loss", "steps", "live_peak_bytes"}
+    columns = {"technique", "model", "seconds", "spread", "images_per_second", "loss", "steps", "live_peak_bytes"}
     for row in rungs.values():
         assert columns <= row.keys()
-        assert row["tiny"] and row["seconds"] > 0 and row["steps"] == 2
+        assert row["seconds"] > 0 and row["steps"] == 2 and row["peak_rss_bytes"] > row["live_peak_bytes"]
+
+
+def test_a_rung_that_fails_loses_only_itself_and_the_command_says_so(monkeypatch, capsys):
+    names = [("plain", ladder.baseline.Recipe()), ("next", ladder.baseline.Recipe(cached=True))]
+    monkeypatch.setattr(ladder, "recipes", lambda half: names)
+    monkeypatch.setattr(ladder, "policies", lambda half: [])
+    true = ladder._baseline
+
+    def broken(options, recipe):
+        if not recipe.cached:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80 GiB.\nmore")
+        return true(options, recipe)
+
+    monkeypatch.setattr(ladder, "_baseline", broken)
+    assert command.main(["ladder", "--tiny", "--repeats", "1", "--json"]) == 1
+    failed, well = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert failed["failed"] == "OutOfMemoryError: CUDA out of memory. Tried to allocate 80 GiB."
+    assert well["live_peak_bytes"] > 0 and "bytes_against_above" not in well
 
 
 def test_fidelity_names_each_format_with_its_error(monkeypatch):
@@ -94,8 +131,8 @@ def test_plans_of_a_tiny_step_stand_beside_the_allocator_log_and_simulated_ones_
     assert streamed["planned_host_bytes"] > kept["planned_host_bytes"]
 
 
-def test_scaling_grows_with_batch_and_resolution(monkeypatch):
-    rows = [scaling.measure(TINY, scaling.Policy(recompute_kernels=True), "batch", 64, pairs) for pairs in (1, 2)]
+def test_scaling_grows_with_batch_and_resolution():
+    rows = [scaling.measure(TINY, scaling.Policy(recompute_kernels=True), 64, pairs) for pairs in (1, 2)]
     assert rows[0]["parameters"] == rows[1]["parameters"]
     assert rows[0]["live_peak_bytes"] < rows[1]["live_peak_bytes"]
 
@@ -108,16 +145,101 @@ def test_the_profile_accounts_for_the_step():
     assert len(operators) == profile.TOP and operators[0]["seconds"] >= operators[-1]["seconds"]
 
 
+def test_kernels_that_overlap_on_several_streams_count_once():
+    assert profile.covered([(0, 4), (2, 3), (10, 12), (11, 15)]) == 9
+
+
 def test_a_preset_goes_through_all_phases_of_a_run():
     (row,) = presets.suite(Options(preset="24gb", tiny=True))
     assert row["exit"] == 0, row
     assert row["status"] == "done"
-    assert {"planned_bytes", "budget_bytes", "images_per_second", "peak_bytes"} <= row.keys()
+    assert {"images_per_second", "spread", "peak_bytes"} <= row.keys()
     assert row["train_bytes"] > 0 and row["export_bytes"] > 0
 
 
 def test_the_built_in_baseline_needs_no_checkout():
-    assert list(peers.peers(TINY, {})) == ["ours", "plain diffusers"]
+    assert list(peers.peers(TINY)) == ["ours", "plain diffusers"]
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A folder that looks like a checkout of OneTrainer; its script says what it was called with and fails."""
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts/train.py").write_text("import sys, os\nprint(sys.executable, os.getcwd())\nsys.exit(3)\n")
+    return tmp_path
+
+
+def test_a_checkout_runs_in_its_own_folder_with_its_own_python_and_its_failure_is_a_row(checkout, tmp_path):
+    python = tmp_path / "own-python"
+    python.symlink_to(sys.executable)
+    options = Options(tiny=True, words=(f"onetrainer={checkout},python={python}",))
+    peer = peers.peers(options)["onetrainer"]
+    made = jobs.Material(tmp_path, tmp_path, tmp_path, tmp_path, 64)
+    row = peers.measure(peer, made, tmp_path / "runs", 4, 8, 1)
+    assert row == {"exit": 3, "failed": f"{python} {checkout}"}
+
+
+def test_speed_is_the_difference_between_a_long_and_a_short_job(tmp_path):
+    code = "import time, sys; time.sleep(0.2 + 0.05 * int(sys.argv[1]))"
+    peer = peers.Peer(lambda made, run, steps: [sys.executable, "-S", "-c", code, steps])
+    row = peers.measure(peer, None, tmp_path / "runs", 4, 24, 2)
+    assert row["exit"] == 0 and row["steps"] == 24 and row["peak_bytes"] > 0
+    assert 0.5 * 40 < row["images_per_second"] <= 2 * 40  # 2 images in 0.05 s, on a machine that does other things, too
+
+
+@pytest.mark.parametrize(
+    "words,fix",
+    [
+        (["ladder", "--model", "sd9"], "Choose sd1"),
+        (["ladder", "--preset", "12gb"], "Leave --preset out"),
+        (["presets", "--preset", "9gb"], "Choose one of 4gb, 6gb"),
+        (["ladder", "word"], "Leave them out"),
+        (["kernels", "--repeats", "0"], "--repeats 1"),
+        (["peers", "--tiny", "kohyaa=/x"], "NAME is one of diffusers, kohya, onetrainer"),
+        (["peers", "--tiny", "diffusers=/nowhere"], "root folder"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_with_a_fix_before_anything_is_built(words, fix, capsys):
+    assert command.main(words) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and fix in said.err
+
+
+def test_a_peer_that_cannot_do_the_job_is_refused_with_the_reason(checkout):
+    for script in ("train_db.py", "examples/dreambooth/train_dreambooth.py"):
+        (checkout / script).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / script).touch()
+    with pytest.raises(ConfigError, match="original_unet"):
+        peers.peers(Options(tiny=True, words=(f"kohya={checkout}",)))
+    with pytest.raises(ConfigError, match="only LoRA"):
+        peers.peers(Options("sdxl", words=(f"diffusers={checkout}",)))
+    with pytest.raises(ConfigError, match="names no Python"):
+        peers.peers(Options(words=(f"diffusers={checkout},python=/nowhere",)))
+
+
+def test_a_job_that_takes_too_long_is_ended_with_everything_it_started(tmp_path):
+    code = "import subprocess, sys, time; print(subprocess.Popen(['sleep', '60']).pid, flush=True); time.sleep(60)"
+    ran = jobs.run([sys.executable, "-S", "-c", code], timeout=3)
+    assert ran.code == -1 and "stopped after 3 s" in ran.tail and ran.seconds < 30
+    child = int(ran.tail.split()[0])
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+def test_random_weights_are_made_only_for_the_modules_that_run_and_no_two_rows_are_alike():
+    made = work.family("sd1").tiny()
+    source = torch.randn(101)
+    work.fill(made.unet, source)
+    weight = made.unet.mid_block.resnets[0].conv1.weight.flatten(1)
+    assert len(weight.unique(dim=0)) == len(weight) and torch.isin(weight, source).all()
+    assert (made.unet.conv_norm_out.weight == 1).all()
+
+
+def test_the_materials_model_is_spelled_as_the_hub_spells_it(tmp_path):
+    made = jobs.material(TINY, tmp_path)
+    with safe_open(made.model / "text_encoder/model.safetensors", "pt") as file:
+        assert all(name.startswith("text_model.") for name in file.keys())  # noqa: SIM118
+    assert (made.model / "tokenizer/vocab.json").is_file() and (made.model / "tokenizer/merges.txt").is_file()
+    assert len(list(made.photos.iterdir())) == jobs.PHOTOS
 
 
 def run(*words: str) -> list[str]:
