@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -205,11 +206,11 @@ def plot_ladder(rows: list[Row], path: Path) -> Path:
         said = f" {sizes[index]:,.1f} MiB" + ("" if row.get("tiny") else f", {row['images_per_second']:.3g} images/s")
         axis.text(sizes[index], index, said, va="center", fontsize=8)
     axis.set_xlim(0, max(sizes) * 1.45)
-    return _save(figure, axis, rows, path)
+    return _save(figure, rows, path)
 
 
 def plot_presets(rows: list[Row], path: Path) -> Path:
-    rows = [row for row in rows if row.get("budget_bytes")] or rows[:1]
+    rows = [row for row in rows if row.get("budget_bytes")] or rows
     figure, axis = _figure(7, 0.5 * len(rows) + 1.6)
     names = [f"{row['preset']} {row['model']}" for row in rows]
     axis.barh(names, [row.get("budget_bytes", 0) / 2**20 for row in rows], color="#dddddd", label="budget")
@@ -217,7 +218,7 @@ def plot_presets(rows: list[Row], path: Path) -> Path:
     axis.invert_yaxis()
     axis.set_xlabel("MiB")
     axis.legend()
-    return _save(figure, axis, rows, path)
+    return _save(figure, rows, path)
 
 
 def plot_quality(rows: list[Row], path: Path) -> Path:
@@ -237,7 +238,7 @@ def plot_quality(rows: list[Row], path: Path) -> Path:
     axis.set_xlabel("drift of the bare class from the base model (less is better)")
     axis.set_ylabel("subject fidelity (more is better)")
     axis.legend(fontsize=8)
-    return _save(figure, axis, rows, path)
+    return _save(figure, rows, path)
 
 
 PLOTS: dict[str, Callable[[list[Row], Path], Path]] = {
@@ -256,7 +257,8 @@ def _figure(width: float, height: float):
     return pyplot.subplots(figsize=(width, height), layout="constrained")
 
 
-def _save(figure, axis, rows: list[Row], path: Path) -> Path:
-    axis.set_title(provenance(rows[0]), fontsize=7, loc="left", color="#666666")
+def _save(figure, rows: list[Row], path: Path) -> Path:
+    said = textwrap.fill(provenance(rows[0]), int(figure.get_figwidth() * 14))
+    figure.suptitle(said, fontsize=7, x=0.01, ha="left", color="#666666")
     figure.savefig(path, dpi=130)
     return path
