@@ -26,6 +26,7 @@ from trainer.view.charts import bar, braille, limits, sparkline
 from trainer.view.dashboard import frame
 from trainer.view.ink import plain
 from trainer.view.keys import interrupts, press
+from trainer.view.lines import gib
 from trainer.view.painter import Painter, stray_output
 from trainer.view.panels import View
 from trainer.view.pictures import gallery, half_blocks
@@ -392,6 +393,10 @@ def test_nohup_is_left_to_ignore_a_lost_connection() -> None:
         assert not controls.quit and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_small_adapter_has_a_size() -> None:
+    assert [gib(size) for size in (0, 300 * 2**10, 5 * 2**20, 2**30)] == ["0 MiB", "300 KiB", "5 MiB", "1.0 GiB"]
 
 
 def test_a_curve_of_losses_has_no_room_below_zero() -> None:

@@ -374,7 +374,7 @@ def _farewell(ready: Prepared, status: str, stopped: str) -> str:
     ]
     if stopped:
         lines.insert(0, f"stopped early: {stopped}")
-    lines.append(f"draw more:  python -m trainer sample {run} --prompt {config.data.instance_prompt!r}")
+    lines.append(f"draw more:  python -m trainer sample {run} --prompt {ready.photos.prompts[0]!r}")
     if config.model.name == "demo":
         lines.append("your own:   python -m trainer --preset 12gb --instance_data_dir my_photos --class_name dog")
     return "\n".join(lines)

@@ -127,8 +127,10 @@ def _key(name: str) -> str:
 
 
 def gib(size_bytes: float) -> str:
-    """Bytes as people compare them: GiB, or MiB below one tenth of it."""
-    return f"{size_bytes / 2**30:.1f} GiB" if size_bytes >= 0.1 * 2**30 else f"{size_bytes / 2**20:.0f} MiB"
+    """Bytes as people compare them: GiB, MiB below one tenth of it, KiB below one MiB (a small adapter)."""
+    if size_bytes >= 0.1 * 2**30:
+        return f"{size_bytes / 2**30:.1f} GiB"
+    return f"{size_bytes / 2**20:.0f} MiB" if size_bytes >= 2**20 or not size_bytes else f"{size_bytes / 2**10:.0f} KiB"
 
 
 def size(size_bytes: float) -> str:
