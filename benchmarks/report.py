@@ -40,6 +40,19 @@ COLUMNS: dict[str, dict[str, str]] = {
         "class_drift": "class drift",
         "unrelated_drift": "unrelated drift",
         "seconds": "seconds",
+        "prior_seconds": "of them for the class",
+        "prior_bytes": "class on disk MiB",
+    },
+    "formats": {
+        "format": "stored as",
+        "rate": "rate",
+        "instance_loss": "loss of the photos",
+        "class_loss": "loss of the class",
+        "update_error": "error of the update",
+        "update_kept": "kept",
+        "fidelity": "fidelity",
+        "class_kept": "class kept",
+        "class_drift": "class drift",
     },
     "fidelity": {
         "what": "stored as",
@@ -123,7 +136,7 @@ def latest(rows: list[Row]) -> list[Row]:
 
 
 def _subject(row: Row) -> tuple[object, ...]:
-    return row.get("model"), row.get("subject"), row.get("way")
+    return row.get("model"), row.get("subject"), row.get("way"), row.get("rate")
 
 
 def _worth(row: Row) -> tuple[bool, bool]:
