@@ -108,11 +108,12 @@ def run(command: Sequence[object], cwd: Path | None = None, timeout: float = 180
 def end(process: subprocess.Popen) -> None:
     """End a process with everything it started."""
     if process.poll() is None:
-        tree = psutil.Process(process.pid)
-        for each in (*tree.children(recursive=True), tree):
+        children = psutil.Process(process.pid).children(recursive=True)
+        for each in (*children, process):
             with suppress(psutil.NoSuchProcess):
                 each.kill()
         process.wait()
+        psutil.wait_procs(children, timeout=5)  # killed is not yet gone
 
 
 class Watch:
