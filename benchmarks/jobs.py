@@ -113,7 +113,7 @@ def end(process: subprocess.Popen) -> None:
             with suppress(psutil.NoSuchProcess):
                 each.kill()
         process.wait()
-        psutil.wait_procs(children, timeout=5)  # killed is not yet gone
+        psutil.wait_procs(children, timeout=1)  # killed is not yet gone; as a zombie it may stay longer
 
 
 class Watch:
