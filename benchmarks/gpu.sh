@@ -24,13 +24,13 @@ measure() {  # name of the part, its seconds at most, then a suite and its optio
     (( limit < 5 )) && { echo "== $name left out: no time"; return; }
     echo "== $name, at second $SECONDS (at most ${limit} s)"
     if [[ $1 == pytest ]]; then
-        timeout -k 10 "$limit" "$python" -m "$@" | tail -n 30 | tee "$out/gpu-tests.txt"
+        timeout -k 10 "$limit" "$python" -m "$@" 2>&1 | tail -n 60 | tee "$out/gpu-tests.txt"
     else
         timeout -k 10 "$limit" "$python" -m benchmarks "$@" $tiny --out "$out" || echo "== $name ended early ($?)"
     fi
 }
 
-"$python" -m trainer doctor | tee "$out/doctor.txt"
+timeout -k 5 60 "$python" -m trainer doctor 2>&1 | tee "$out/doctor.txt"
 measure ladder       130 ladder   --model sd1
 measure peers        150 peers    --model sd1 --preset 6gb --repeats 1 ${PEERS:-}
 measure presets      150 presets  --model sd1
@@ -40,5 +40,5 @@ measure kernels       60 kernels
 measure planner       60 planner  --model sd1
 measure presets-sdxl 200 presets  --model sdxl
 measure scaling       60 scaling  --repeats 3
-[[ -z $tiny ]] && measure tests 300 pytest -q -m gpu tests
-"$python" -m benchmarks report --results "$out" --out "$out" --no-readme
+[[ -z $tiny ]] && measure tests 300 pytest -q -n 4 -m gpu tests
+timeout -k 5 30 "$python" -m benchmarks report --results "$out" --out "$out" --no-readme
