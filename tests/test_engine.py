@@ -12,9 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.small_unet import Model, batch, take_step, train, train_plainly
 from trainer.config import ConfigError
 from trainer.engine import Engine, Policy
-from trainer.memory import channels_last, cuda_graphs
+from trainer.memory import channels_last, cuda_graphs, host
 from trainer.memory.stream import Traffic
 from trainer.residency import Holding
+from trainer.simulate import Tracker
 from trainer.units import Unit
 
 RESIDENCIES = {
@@ -136,13 +137,40 @@ def test_dropout_draws_the_same_numbers_when_a_unit_runs_again():
     assert torch.equal(results[0][1][:1], results[1][1][:1])
 
 
-def test_measuring_without_updating_changes_nothing():
-    engine = Engine(Model().units(), Policy(), "cpu")
-    before = {name: tensor.clone() for name, tensor in engine.state_dict().items()}
-    result = take_step(engine, 0, update=False)
-    after = engine.state_dict()
-    assert float(result.grad_norm) > 0
-    assert all(torch.equal(before[n], after[n]) or (before[n].isnan() & after[n].isnan()).all() for n in before)
+MEASURED = {
+    "one pass": Policy(max_grad_norm=0.0),
+    "two passes": Policy(),
+    "low-bit": Policy(weights="24bit", moments="8bit", compute=torch.bfloat16),
+    "fp16, streamed": Policy("24bit", "8bit", torch.float16, "blocks", "ram", "all", gradients="ram"),
+    "another optimizer": Policy(optimizer="adafactor"),
+}
+
+
+@pytest.mark.parametrize("policy", MEASURED.values(), ids=MEASURED)
+def test_measuring_without_updating_changes_nothing(policy):
+    engine = Engine(Model().units(), policy, "cpu")
+    for step in range(2):  # before the first step, and between steps
+        before = {name: tensor.clone() for name, tensor in engine.state_dict().items()}
+        result = take_step(engine, step, update=False)
+        after = engine.state_dict()
+        assert float(result.grad_norm) > 0
+        assert all(torch.equal(before[n], after[n]) or (before[n].isnan() & after[n].isnan()).all() for n in before)
+        take_step(engine, step)
+        changed = [n for n, tensor in engine.state_dict().items() if n in before and not torch.equal(before[n], tensor)]
+        assert any(name.endswith("weight") for name in changed)
+
+
+@pytest.mark.parametrize("policy", [MEASURED["two passes"], MEASURED["low-bit"], MEASURED["fp16, streamed"]])
+def test_measuring_without_updating_takes_the_memory_of_a_step(policy):
+    """Else a probe would tell of a smaller step than the one that follows."""
+
+    def peak(**how: bool) -> int:
+        engine, tracker = Engine(Model().units(), policy, "cpu"), Tracker("cpu", host.holds)
+        with tracker:
+            take_step(engine, 0, **how)
+        return tracker.watched().card_peak
+
+    assert peak(update=False) == pytest.approx(peak(), rel=0.01)
 
 
 @pytest.mark.parametrize("stream", ["off", "all"])

@@ -75,6 +75,7 @@ class Case:
     stays: int = 0
     compute: str = "bf16"
     accumulation: int = 1
+    buckets: bool = False  # of another shape than the class images, which then have a micro-batch of their own
 
     def __str__(self) -> str:
         usual = asdict(Case("", ""))
@@ -86,6 +87,7 @@ class Case:
         made.train.train_text_encoder = bool(text)
         made.train.mixed_precision, made.train.gradient_accumulation_steps = self.compute, self.accumulation
         made.data.resolution, made.data.masked_loss = SIDE, self.accumulation > 1
+        made.data.buckets = self.buckets
         made.prior.with_prior_preservation = True
         return made
 
@@ -122,12 +124,13 @@ OTHERS = [
     Case("sd2", "lora", "blocks", "ram", "ram", compute="fp16"),
     Case("sd2", "full", accumulation=2),
     Case("sdxl", "full+text", "blocks", "ram", "ram", accumulation=2),
+    Case("sd1", "full", buckets=True),
 ]
 
 
 @cache
-def phases(name: str, mode: str, compute: str, accumulation: int) -> Phases:
-    case = Case(name, mode, compute=compute, accumulation=accumulation)
+def phases(name: str, mode: str, compute: str, accumulation: int, buckets: bool) -> Phases:
+    case = Case(name, mode, compute=compute, accumulation=accumulation, buckets=buckets)
     with torch.device("meta"):
         parts = family(name).tiny()
     return Phases(case.config(), parts, "cuda")
@@ -135,7 +138,7 @@ def phases(name: str, mode: str, compute: str, accumulation: int) -> Phases:
 
 def planned(case: Case) -> tuple[int, int]:
     """(card, host) bytes that the step adds to what stands, as the planner simulates them."""
-    made, policy = phases(case.family, case.mode, case.compute, case.accumulation), case.policy()
+    made, policy = phases(case.family, case.mode, case.compute, case.accumulation, case.buckets), case.policy()
     seen = made.work(policy)
     return seen.card_peak - seen.card_kept, seen.host_peak - made.standing[policy].host
 
@@ -148,9 +151,10 @@ def real_engine(case: Case, parts: Parts) -> Engine:
 def real_step(case: Case) -> Callable[[], None]:
     parts = family(case.family).tiny()
     engine = real_engine(case, parts)
-    shapes = phases(case.family, case.mode, case.compute, case.accumulation).shapes
+    shapes = phases(case.family, case.mode, case.compute, case.accumulation, case.buckets).shapes
+    shapes = replace(shapes, apart=case.buckets)
     text = case.config().train.train_text_encoder
-    micro = [filled(parts, shapes, torch.device("cpu"), text=text) for _ in range(case.accumulation)]
+    micro = [filled(parts, each, torch.device("cpu"), text=text) for each in shapes.micro_batches()]
     return lambda: rehearse.run_step(engine, micro, shapes)
 
 
@@ -177,7 +181,7 @@ def test_a_planned_step_takes_what_the_allocator_hands_out_within_one_percent(ca
     for name, mode in (("sd1", "lora+text"), ("sd2", "full"), ("sdxl", "full+text")) for streamed in ("off", "state", "all")
 ], ids=str)  # fmt: skip
 def test_what_stands_between_steps_is_what_the_allocator_handed_out_for_it(case):
-    made, policy = phases(case.family, case.mode, case.compute, case.accumulation), case.policy()
+    made, policy = phases(case.family, case.mode, case.compute, case.accumulation, case.buckets), case.policy()
     made.work(policy)
     standing, parts, kept = made.standing[policy], family(case.family).tiny(), []
     real = allocator_log(lambda: kept.append(real_engine(case, parts)))

@@ -90,14 +90,13 @@ class Engine:
 
         loss(prediction, i) returns the total to differentiate, or (total, *parts to report). `lr`: one rate, or rates by
         the first part of the units' names; what has no rate or 0 is frozen in this step and costs no backward.
-        `update` False measures losses and norm and changes nothing.
+        `update` False measures losses and norm and changes nothing, in the memory that a step with an update takes.
         """
         rates = [self._rate(unit, lr) for unit in self.units]
         route = self._route(rates)
         if self.policy.cuda_graphs and not self.graphed and self.device.type == "cuda":
             self._capture(route, micro_batches)
-        if update:
-            self.updates.start()
+        self.updates.start(update)
         while len(self.shelves) < len(micro_batches):
             self.shelves.append({})
         values = [
@@ -107,10 +106,10 @@ class Engine:
         kept = self._forward(route, values)
         losses, pieces = self._backward(route, values, kept, loss, rates, update)
         norm = self.updates.measure(pieces[::-1])
+        if self.policy.two_passes and self.updates.possible(update):
+            self.updates.decide(norm)
+            self._second_pass(rates)
         if update:
-            if self.policy.two_passes:
-                self.updates.decide(norm)
-                self._second_pass(rates)
             self.updates.finish(norm)
         self.traffic.settle()
         return StepResult(torch.stack(losses), norm)
@@ -148,6 +147,7 @@ class Engine:
         losses: list[Tensor] = []
         pieces: list[Tensor] = []
         cotangents: list[dict[str, Tensor]] = [{} for _ in values]
+        update = self.updates.possible(update)
         at_once = update and not self.policy.two_passes
         for k in route.backward:
             unit, holding, learns = self.units[k], self.holdings[k], self._learns(k, rates)

@@ -29,13 +29,22 @@ T = 1000  # noise levels of every public model
 
 @dataclass(frozen=True)
 class Shapes:
-    """What the photos and settings make of a step. size: (width, height); rows: of one micro-batch, class images included."""
+    """What the photos and settings make of a step. size: (width, height); rows: of one micro-batch, class images included;
+    apart: class images have a micro-batch of their own, as where a photo's bucket has another shape than theirs."""
 
     size: tuple[int, int]
     rows: int = 2
     instances: int = 1
     accumulation: int = 1
     masked: bool = False
+    apart: bool = False
+
+    def micro_batches(self) -> list[Shapes]:
+        """Each of them alone, in order."""
+        if not self.apart:
+            return [self] * self.accumulation
+        photos = replace(self, rows=self.instances)
+        return [photos, replace(self, rows=self.rows - self.instances, instances=0)] * self.accumulation
 
 
 def watch(run: Callable[[], object], *residents: nn.Module) -> Watched:
@@ -69,7 +78,7 @@ def train(parts: Parts, made: Engine, shapes: Shapes, *, text: bool, steps: int 
     with CardAttention(), tracker:
         for _ in range(steps):
             with tracker.kind("inputs"):
-                micro = [batch(parts, shapes, text) for _ in range(shapes.accumulation)]
+                micro = [batch(parts, each, text) for each in shapes.micro_batches()]
             tracker.restart()
             run_step(made, micro, shapes)
     return tracker.watched()
@@ -78,11 +87,12 @@ def train(parts: Parts, made: Engine, shapes: Shapes, *, text: bool, steps: int 
 def run_step(made: Engine, micro: list[tuple[dict[str, Tensor], Tensor, Tensor | None]], shapes: Shapes) -> None:
     """One step of the engine with the loop's own loss."""
     aims = objective.Objective(torch.linspace(0.999, 0.001, T, dtype=torch.float64, device="cpu"))
-    weights = torch.ones(shapes.rows, device=made.device)
+    each = shapes.micro_batches()
+    weights = [torch.ones(one.rows, device=made.device) for one in each]
 
     def loss(prediction: Tensor, index: int) -> tuple[Tensor, Tensor, Tensor]:
         _, target, mask = micro[index]
-        total, instance, prior = aims.loss(prediction, target, weights, shapes.instances, mask)
+        total, instance, prior = aims.loss(prediction, target, weights[index], each[index].instances, mask)
         return total / shapes.accumulation, instance, prior
 
     rates = {name.split(".")[0]: 1e-6 for name in ("unet", "text", "text_2")}

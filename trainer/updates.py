@@ -64,11 +64,16 @@ class Updates:
         self.optimizers: dict[int, torch.optim.Optimizer] = {}  # by unit; those that are not ours
         self.together: dict[int, float] = {}  # units that wait for a step of the whole model, with their rates
 
-    def start(self) -> None:
+    def possible(self, update: bool) -> bool:
+        """Whether gradients are kept and applied: our optimizer does all that a step does under a flag that changes nothing."""
+        return update or self.policy.optimizer == optim.OURS
+
+    def start(self, update: bool = True) -> None:
         """Before backward. By the previous norm the clip factor is known already; in the first step it is 1, which is
         harmless because Adam's first update is the same for gradients of every size."""
-        self.taken += 1
-        self.clip = self.skip = None
+        self.taken += update
+        self.clip = None
+        self.skip = None if update else torch.ones((), device=self.device)
         if self.policy.two_passes:
             return
         if self.policy.max_grad_norm > 0:
@@ -84,7 +89,7 @@ class Updates:
     def decide(self, norm: Tensor) -> None:
         """Before the second pass: the clip factor and the overflow flag that it will use."""
         self.clip = self._clip(norm) if self.policy.max_grad_norm > 0 else self._inverse()
-        if self.scale.factor is not None:
+        if self.scale.factor is not None and self.skip is None:
             self.skip = ~torch.isfinite(norm)
 
     def finish(self, norm: Tensor) -> None:
@@ -111,7 +116,7 @@ class Updates:
         hyper = self.policy.hyper
         step_(
             holding.use_state(), grad, lr=lr, beta1=hyper.betas[0], beta2=hyper.betas[1], eps=hyper.eps,
-            weight_decay=hyper.weight_decay, step=self.taken, clip_scale=self.clip, skip=skip,
+            weight_decay=hyper.weight_decay, step=max(self.taken, 1), clip_scale=self.clip, skip=skip,
             seed=self.policy.seed * 100003 + index,
         )  # fmt: skip
 

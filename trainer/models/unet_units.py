@@ -142,7 +142,9 @@ def _attention(units: list[Unit], path: str, attention: nn.Module, value: str) -
         batch, _, height, width = residual.shape
         if linear:
             tokens = attention.proj_out(tokens)
-        hidden = tokens.reshape(batch, height, width, -1).permute(0, 3, 1, 2).contiguous()  # (B, C, H, W)
+        hidden = tokens.reshape(batch, height, width, -1).permute(0, 3, 1, 2)  # (B, C, H, W), channels last
+        if not residual.is_contiguous(memory_format=torch.channels_last):
+            hidden = hidden.contiguous()  # as diffusers has it; else all that follows would lose the layout
         return (hidden if linear else attention.proj_out(hidden)) + residual
 
     def through(block: nn.Module):
