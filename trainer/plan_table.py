@@ -20,14 +20,6 @@ from trainer.plan_inputs import Machine, meta_parts, public_facts
 BEGIN, END = "<!-- plan-table:begin -->", "<!-- plan-table:end -->"
 FAMILIES = ("sd1", "sd2", "sdxl")
 MODES = ("full", "full+text", "lora", "lora+text")
-CARDS = {
-    "4gb": "RTX 3050",
-    "6gb": "RTX 2060",
-    "8gb": "RTX 3060 Ti",
-    "12gb": "RTX 3060",
-    "16gb": "RTX 4060 Ti",
-    "24gb": "RTX 3090",
-}
 
 
 def table(families: Iterable[str] = FAMILIES, modes: Iterable[str] = MODES) -> str:
@@ -46,7 +38,7 @@ def rows(families: Iterable[str], modes: Iterable[str]) -> Iterator[str]:
             for preset in overlay.presets():
                 config = settings(family, mode, preset)
                 facts = public_facts(family)
-                card = cards.find(CARDS[preset])
+                card = cards.find(cards.USUAL[preset])
                 shared = shared or Phases(config, meta_parts(config, facts), "cuda")
                 made = planner.draft(config, facts, Machine("cuda", card if card.bf16 else None), shared)
                 yield row(made, family, card)
