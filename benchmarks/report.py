@@ -173,7 +173,7 @@ def cell(name: str, row: Row) -> str:
     """A value, with its spread over seeds behind it where there is one."""
     value = row.get(name)
     text = shown(name, round(value, 3) if isinstance(value, float) and 0.1 <= abs(value) < 100 else value)
-    spread = row.get(f"{name}_sd")
+    spread = None if name.endswith("_bytes") else row.get(f"{name}_sd")  # MiB here, bytes in the row
     text = f"{text} ± {spread:.2g}" if isinstance(spread, float) and spread else text
     return text.replace("|", "\\|")
 
