@@ -371,7 +371,11 @@ def test_on_a_real_terminal_keys_work_resizing_works_and_everything_is_put_back(
 def test_a_lost_connection_asks_to_save_and_quit(tmp_path: Path, mode: str) -> None:
     ours, theirs = pty.openpty()
     arguments = [str(SCRIPT), "0.3", "--steps", "40", "--until", "train", "--folder", str(tmp_path), "--mode", mode]
-    run = start(arguments, theirs)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the tests ignore it, and so would the run
+    try:
+        run = start(arguments, theirs)
+    finally:
+        signal.signal(signal.SIGHUP, before)
     try:
         os.close(theirs)
         seen(ours, "instance")
