@@ -74,7 +74,7 @@ def suite(options: Options) -> Iterator[dict]:
     subject = next(s for s in quality.subjects(settle.SUBJECTS) if s.name == asked.get("only", "tuxedo-cat"))
     eye, prompts, base = judge.load("demo"), quality.Prompts.of(subject), models.load("demo")
     before = quality.drawn(base, None, prompts, options, tiny=options.tiny)
-    start = Fixed(base, subject, before[len(prompts.subject) :][: len(prompts.bare)])
+    start = Fixed(base, subject, prompts, before[len(prompts.subject) :][: len(prompts.bare)])
     short = ["--max_train_steps", "4", "--num_class_images", "2"] if options.tiny else []
     with jobs.workplace() as place:
         for rate, flags in RATES.items():
@@ -117,15 +117,12 @@ class Fixed:
     """Losses on the same noise every time, in fp32 arithmetic so that only the weights differ, and the weights that a run
     starts from."""
 
-    def __init__(self, parts: Parts, subject: quality.Subject, drawn: list[Image.Image]):
-        prompts = {
-            "instance": f"a photo of {subject.identifier} {subject.class_name}",
-            "class": f"a photo of a {subject.class_name}",
-        }
+    def __init__(self, parts: Parts, subject: quality.Subject, prompts: quality.Prompts, drawn: list[Image.Image]):
+        said = {"instance": prompts.subject[0], "class": prompts.bare[0]}
         sets = {"instance": subject.photos(), "class": drawn}
         self.latents = {name: _latents(parts, pictures) for name, pictures in sets.items()}
-        tokens = cache.token_ids(parts, list(prompts.values()))
-        self.tokens = {name: tokens[prompt] for name, prompt in prompts.items()}
+        tokens = cache.token_ids(parts, list(said.values()))
+        self.tokens = {name: tokens[prompt] for name, prompt in said.items()}
         self.objective = Objective(models.abar(parts), parts.prediction_type)
         self.engine = Engine(parts.family.units(parts, text=True), Policy(), "cpu")
         self.weights = {name: value.clone() for name, value in self.engine.master()}
