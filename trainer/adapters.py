@@ -4,7 +4,8 @@
     DoRA:  W' = m (W + (alpha / rank) B A) / ||W + (alpha / rank) B A||   (arXiv 2402.09353), norm per output row
 
 A starts random and B at zero, so training starts from the model itself. peft does the work; this file decides what gets
-an adapter, in which precision, and under which names it is saved: "unet.down_blocks.0....to_q.lora_A.weight".
+an adapter, in which precision, and under which names it is saved: "unet.down_blocks.0....to_q.lora_A.weight". It asks
+peft itself and never transformers' or diffusers' `add_adapter`: those check peft's version against their own next release.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
@@ -47,7 +48,7 @@ def inject(
             targets = settings.targets if name == "unet" else TEXT_TARGETS
             _check_targets(model, targets, settings.rank)
             with _wide(model, targets, dora):
-                model.add_adapter(
+                inject_adapter_in_model(
                     LoraConfig(
                         r=settings.rank,
                         lora_alpha=settings.alpha or settings.rank,
@@ -56,6 +57,7 @@ def inject(
                         use_dora=dora,
                         init_lora_weights="gaussian",
                     ),
+                    model,
                     ADAPTER,
                 )
     for _, parameter in trainable(parts):
@@ -214,4 +216,3 @@ def remove(parts: Parts) -> None:
             module.set_submodule(name, module.get_submodule(name).get_base_layer())
         if names:
             del module.peft_config
-            module._hf_peft_config_loaded = False
