@@ -93,7 +93,9 @@ def suite(options: Options) -> Iterator[dict]:
                         quality.train(quality.words("demo", subject, seed, run, Path(place) / "cache") + more)
                     config = overlay.load(file=run / "config.toml")
                     parts, engine = restore(found(run)[-1], config, options.device)
-                    alone = weights == "16bit_sr" or name == NEAREST  # without correction bits it begins at a rounded weight
+                    alone = (
+                        weights == "16bit_sr" or name == NEAREST
+                    )  # without correction bits it begins at a rounded weight
                     learned = {key: value.cpu().clone() for key, value in engine.master()}
                     moved = {key: value.double() - start.weight(key, rounded=alone) for key, value in learned.items()}
                     measured = distance(moved, true.setdefault(seed, moved)) | start.losses(learned)

@@ -122,7 +122,11 @@ def guarded(known: dict, measure: Callable[[], dict]) -> dict:
     """The row of `known` and what `measure` returns, or `failed`: out of memory in one row must not lose the others."""
     try:
         return known | measure()
-    except (RuntimeError, ValueError, OSError) as error:  # what cards, libraries and full disks say; bugs of ours go through
+    except (
+        RuntimeError,
+        ValueError,
+        OSError,
+    ) as error:  # what cards, libraries and full disks say; bugs of ours go through
         said = f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
         traceback.print_exc()
     return known | {"failed": said}  # here the error is gone, and with it the frames that hold its tensors
@@ -207,7 +211,10 @@ def table(suite: str, rows: list[dict], where: dict) -> Table:
     hardware = where["gpu"]["name"] if where["gpu"] else f"{where['cpu']}, {where['threads']} threads"
     columns = list(
         dict.fromkeys(
-            name for row in rows for name, value in row.items() if value is not None and not isinstance(value, (list, dict))
+            name
+            for row in rows
+            for name, value in row.items()
+            if value is not None and not isinstance(value, (list, dict))
         )
     )
     same = [

@@ -46,7 +46,9 @@ class Bench:
         source = torch.ones(1 << (26 if self.small else 29), dtype=torch.uint8, device=self.device)
         target = torch.empty_like(source)
         self.copied = 2 * source.numel()
-        self.copy = self.copied / min(self.seconds(lambda: target.copy_(source)).seconds)  # what this device can do at best
+        self.copy = self.copied / min(
+            self.seconds(lambda: target.copy_(source)).seconds
+        )  # what this device can do at best
 
     def seconds(self, call: Callable[[], object]) -> Timed:
         """Of one call; on CUDA many calls a measurement, so that launching does not count."""

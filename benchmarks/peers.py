@@ -66,6 +66,7 @@ def measure(
 ) -> dict:
     """One trainer's columns, from pairs of a short and a long job. `warm`: a short one goes before them, because caches on
     disk and compiled kernels would make the first short one slow, and the difference small."""
+
     def run(steps: int) -> jobs.Ran:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -116,7 +117,9 @@ def peers(options: Options) -> dict[str, Peer]:
             script = {"kohya": "sdxl_train.py"}.get(name, script)
         checkout = Path(path).expanduser().resolve()
         if not (checkout / script).is_file():
-            raise ConfigError(f"{path} is no checkout of {name}: it has no {script}.", "Give the checkout's root folder.")
+            raise ConfigError(
+                f"{path} is no checkout of {name}: it has no {script}.", "Give the checkout's root folder."
+            )
         if python is None or shutil.which(python) is None:
             raise ConfigError(f"{','.join(more)!r} names no Python.", "Write python=/path/to/venv/bin/python.")
         if name == "diffusers" and options.model == "sdxl":

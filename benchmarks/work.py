@@ -114,9 +114,7 @@ def stepper(
 
 def standing(engine: Engine) -> list[Tensor]:
     """What an engine keeps on the card between steps: weights and optimizer state, where they are not streamed."""
-    return [
-        block.home for holding in engine.holdings for block in (holding.weights, holding.state) if block.resident
-    ]
+    return [block.home for holding in engine.holdings for block in (holding.weights, holding.state) if block.resident]
 
 
 def live_peak(step: Callable[[], Tensor], stays: Iterable[Tensor]) -> tuple[int, Tensor]:

@@ -58,7 +58,16 @@ def adamw():
             numbers = torch.tensor(words, dtype=torch.int32) if step == 2 else None
             for state, run in ((mine, adamw_lowbit.launch), (expected, adamw_lowbit.reference)):
                 t = state.tensors
-                head = (t["weight"], t.get("correction"), t["m"], t.get("m_scale"), t["v"], t.get("v_scale"), grad, clip)
+                head = (
+                    t["weight"],
+                    t.get("correction"),
+                    t["m"],
+                    t.get("m_scale"),
+                    t["v"],
+                    t.get("v_scale"),
+                    grad,
+                    clip,
+                )
                 run(*head, go, numbers, words if numbers is None else [0] * 5, moments, 0.9, 0.999, 1e-8)
         for state, run in ((mine, adamw_lowbit.launch), (expected, adamw_lowbit.reference)):
             t = state.tensors
@@ -72,7 +81,11 @@ def adamw():
 
 def activations():
     for dtype in (torch.float32, torch.bfloat16):
-        for layout, silu in ((torch.contiguous_format, True), (torch.channels_last, True), (torch.channels_last, False)):
+        for layout, silu in (
+            (torch.contiguous_format, True),
+            (torch.channels_last, True),
+            (torch.channels_last, False),
+        ):
             x = (torch.randn(2, 12, 9, 8) + 3).to(dtype).contiguous(memory_format=layout)
             w, b, dy = torch.randn(12).to(dtype), torch.randn(12).to(dtype), torch.randn_like(x)
             y, mean, rstd = groupnorm_silu.reference(x, w, b, 4, 1e-5, silu)

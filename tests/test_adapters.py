@@ -153,5 +153,9 @@ def test_adapters_of_a_model_in_16_bits_begin_as_those_of_the_same_model_in_fp32
     found, expected = adapters.state_dict(half), adapters.state_dict(wide)
     assert found.keys() == expected.keys()
     assert all(found[name].dtype == torch.float32 and torch.equal(found[name], expected[name]) for name in expected)
-    kept = {name.replace(".base_layer.", "."): p.data_ptr() for name, p in half.unet.named_parameters() if ".lora_" not in name}
+    kept = {
+        name.replace(".base_layer.", "."): p.data_ptr()
+        for name, p in half.unet.named_parameters()
+        if ".lora_" not in name
+    }
     assert kept == plain

@@ -118,7 +118,9 @@ def test_kernels_stand_beside_their_rivals_and_the_copy():
     rivals = {row["who"]: row["bytes_per_weight"] for row in rows if row["kernel"].startswith("adamw")}
     assert rivals["ours"] < 0.6 * rivals["bitsandbytes 8-bit, fp32 weights"]
     kept = {(row["kernel"], row["who"]): row["kept_bytes"] for row in rows if "kept_bytes" in row}
-    assert all(size < kept[kernel, "eager"] for (kernel, who), size in kept.items() if who == "ours" and "norm+" in kernel)
+    assert all(
+        size < kept[kernel, "eager"] for (kernel, who), size in kept.items() if who == "ours" and "norm+" in kernel
+    )
 
 
 def test_plans_of_a_tiny_step_stand_beside_the_allocator_log_and_simulated_ones_say_that_they_are(monkeypatch):
@@ -323,7 +325,9 @@ def test_the_report_shows_no_times_of_tiny_models():
 
 
 def test_plots_are_drawn_from_rows(tmp_path):
-    write(tmp_path, "presets", [{"preset": "8gb", "model": "sd1", "budget_bytes": 8, "peak_bytes": 7, "origin": ORIGIN}])
+    write(
+        tmp_path, "presets", [{"preset": "8gb", "model": "sd1", "budget_bytes": 8, "peak_bytes": 7, "origin": ORIGIN}]
+    )
     write(tmp_path, "quality", [{"way": "LoRA", "class_drift": 0.1, "fidelity": 0.5, "origin": ORIGIN}])
     report.main(["--results", str(tmp_path), "--no-readme"])
     assert {path.stem for path in tmp_path.glob("*.png")} == {"presets", "quality"}

@@ -38,7 +38,16 @@ def test_a_checkpoint_comes_back_with_everything_in_it(tmp_path):
 
 
 def test_every_kind_of_tensor_comes_back_bit_for_bit(tmp_path):
-    kinds = (torch.float32, torch.bfloat16, torch.float16, torch.uint8, torch.int8, torch.int64, torch.float64, torch.bool)
+    kinds = (
+        torch.float32,
+        torch.bfloat16,
+        torch.float16,
+        torch.uint8,
+        torch.int8,
+        torch.int64,
+        torch.float64,
+        torch.bool,
+    )
     engine = {str(kind): (torch.arange(7) % 2).to(kind) for kind in kinds}
     engine |= {
         "scalar": torch.tensor(3.5),

@@ -39,7 +39,9 @@ def test_no_words_mean_train_with_nothing_set():
     assert command.name == "train" and command.values == {} and command.config().model_dump() == cli.load().model_dump()
 
 
-@pytest.mark.parametrize("flag", ["--learning_rate ", "--learning-rate=", "--train.learning_rate ", "--lr ", "--unet_lr="])
+@pytest.mark.parametrize(
+    "flag", ["--learning_rate ", "--learning-rate=", "--train.learning_rate ", "--lr ", "--unet_lr="]
+)
 def test_a_setting_answers_to_all_its_names(flag):
     assert parse(f"train {flag}1e-6").config().train.learning_rate == 1e-6
 
@@ -288,7 +290,10 @@ def test_explain_suggests_the_nearest_word():
 def test_a_mendable_mistake_ends_in_one_message_and_exit_code_2(capsys):
     assert main(["--learning_rat", "1"]) == 2
     out = capsys.readouterr()
-    assert out.out == "" and out.err.splitlines() == ["error: --learning_rat does not exist", "  fix: did you mean --learning_rate?"]
+    assert out.out == "" and out.err.splitlines() == [
+        "error: --learning_rat does not exist",
+        "  fix: did you mean --learning_rate?",
+    ]
 
 
 def test_version_help_and_explain_exit_with_0(capsys):
@@ -322,7 +327,9 @@ def test_one_complaint_of_bitsandbytes_is_kept_from_the_screen_and_no_other(capl
 
 
 def test_a_command_runs_from_a_checkout_by_module_name():
-    done = subprocess.run([sys.executable, "-m", "trainer", "explain", "vram_gb"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer", "explain", "vram_gb"], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0 and "preset 12gb" in done.stdout
 
 

@@ -38,15 +38,25 @@ def test_diffusers_alone_draws_the_same_picture_for_the_same_seed(pipe):
 
 
 def test_the_prompt_changes_the_picture(pipe):
-    day, night = (np.asarray(draw(pipe, prompt, 3), np.float32) for prompt in
-                  ("a photo of a cat on a white background", "a photo of a cat on a black background"))
+    day, night = (
+        np.asarray(draw(pipe, prompt, 3), np.float32)
+        for prompt in ("a photo of a cat on a white background", "a photo of a cat on a black background")
+    )
     assert day.mean() > night.mean() + 30
 
 
 def test_the_scheduler_is_stable_diffusions(pipe):
     config = json.loads((ASSETS / "model/scheduler/scheduler_config.json").read_text())
-    wanted = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "epsilon",
-              "steps_offset": 1, "clip_sample": False, "set_alpha_to_one": False, "num_train_timesteps": 1000}
+    wanted = {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "prediction_type": "epsilon",
+        "steps_offset": 1,
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "num_train_timesteps": 1000,
+    }
     assert {key: config[key] for key in wanted} == wanted
 
 

@@ -19,7 +19,9 @@ def on_the_cpu(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 
 
 def test_rounding_to_nearest_forgets_what_the_correction_bits_would_have_kept():
-    start = torch.randn(256).bfloat16().float()  # 24 bits hold it exactly: fp32 rounded to 24 and then to 16 is rounded twice
+    start = (
+        torch.randn(256).bfloat16().float()
+    )  # 24 bits hold it exactly: fp32 rounded to 24 and then to 16 is rounded twice
     for around, kept in ((nullcontext, True), (formats.nearest, False)):
         state = State.allocate(256, weights="24bit", moments="8bit", compute_dtype=torch.bfloat16, empty=on_the_cpu)
         state.initialise(start)

@@ -37,7 +37,9 @@ def test_probes_name_the_context_of_unknown_subjects_and_their_class_far_above_c
     right = {"class": [], "context": []}
     for name, entry in table.items():
         right["class"] += [said == entry["class_name"] for said in judges.probe(judge, photos(name), "class")]
-        right["context"] += [a == b for a, b in zip(judges.probe(judge, photos(name), "context"), entry["contexts"], strict=True)]
+        right["context"] += [
+            a == b for a, b in zip(judges.probe(judge, photos(name), "context"), entry["contexts"], strict=True)
+        ]
     # The class of an odd drawing is the judge's weak side (0.65 on held-out drawings, chance is 0.07): see the model card.
     assert sum(right["class"]) >= 0.35 * len(right["class"])
     assert sum(right["context"]) >= 0.9 * len(right["context"])
@@ -88,13 +90,29 @@ def test_a_judge_without_text_tower_says_which_have_one():
 
 def test_a_clip_folder_takes_the_place_of_the_demo_judge(tmp_path: Path):
     transformers = pytest.importorskip("transformers")
-    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "projection_dim": 8}
-    config = transformers.CLIPConfig(text_config={**small, "vocab_size": 49408, "eos_token_id": 49407},
-                                     vision_config={**small, "image_size": 32, "patch_size": 16}, projection_dim=8)
+    small = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "projection_dim": 8,
+    }
+    config = transformers.CLIPConfig(
+        text_config={**small, "vocab_size": 49408, "eos_token_id": 49407},
+        vision_config={**small, "image_size": 32, "patch_size": 16},
+        projection_dim=8,
+    )
     transformers.CLIPModel(config).save_pretrained(tmp_path)
     shutil.copytree(judges.ASSETS / "model/tokenizer", tmp_path, dirs_exist_ok=True)
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(
-        {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}))
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps(
+            {
+                "image_processor_type": "CLIPImageProcessor",
+                "size": {"shortest_edge": 32},
+                "crop_size": {"height": 32, "width": 32},
+            }
+        )
+    )
     clip = judges.load(f"clip:{tmp_path}")
     pictures = photos("tuxedo-cat")[:2]
     assert clip.images(pictures).shape == (2, 8)

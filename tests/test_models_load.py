@@ -227,7 +227,11 @@ def test_parts_of_one_file_keep_their_own_precision_and_mixed_ones_the_wider(tmp
         for key, value in values.items():
             file.write(key, value)
     found = load(str(path), dtype=None)
-    assert (found.text_encoders[0].dtype, found.vae.dtype, found.unet.dtype) == (torch.float16, torch.float32, torch.float32)
+    assert (found.text_encoders[0].dtype, found.vae.dtype, found.unet.dtype) == (
+        torch.float16,
+        torch.float32,
+        torch.float32,
+    )
     first = dict(found.unet.named_parameters())[names[odd].names[0].removeprefix("unet.")]
     assert torch.equal(first, values[odd])  # as the file has it, not by way of fp16
 
@@ -236,7 +240,10 @@ def test_of_several_variants_the_one_that_is_read_decides_the_precision(tmp_path
     list(export.write(SD1.tiny(), None, tmp_path, ["diffusers"], "fp32"))
     list(export.write(SD1.tiny(), None, tmp_path / "half", ["diffusers"], "fp16"))
     name = "diffusion_pytorch_model"
-    shutil.copy(tmp_path / "half/diffusers/unet" / f"{name}.safetensors", tmp_path / "diffusers/unet" / f"{name}.fp16.safetensors")
+    shutil.copy(
+        tmp_path / "half/diffusers/unet" / f"{name}.safetensors",
+        tmp_path / "diffusers/unet" / f"{name}.fp16.safetensors",
+    )
     for variant, dtype in (("fp16", torch.float16), (None, torch.float32)):
         assert load(str(tmp_path / "diffusers"), parts=("unet",), dtype=None, variant=variant).unet.dtype == dtype
 

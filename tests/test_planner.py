@@ -193,7 +193,9 @@ def test_on_a_cpu_every_phase_is_planned_with_what_visits_in_fp32(facts):
 
 @pytest.mark.parametrize("stream", ["off", "state", "all"])
 def test_the_ram_of_a_card_s_run_is_what_the_engine_keeps_there_and_no_copy_of_the_model(facts, stream):
-    plan = draft(facts, memory__vram_gb=4.0, memory__stream=stream, memory__checkpointing="blocks", memory__resident_units=0)
+    plan = draft(
+        facts, memory__vram_gb=4.0, memory__stream=stream, memory__checkpointing="blocks", memory__resident_units=0
+    )
     parts = planner.meta_parts(small(), facts)
     with rehearse.engine(parts, plan.policy, text=False) as made:
         host = made.bytes["host"]
@@ -209,7 +211,9 @@ def test_the_ram_of_a_card_s_run_is_what_the_engine_keeps_there_and_no_copy_of_t
 
 
 @pytest.mark.parametrize(("resolution", "clipping", "waits"), [(64, "exact", False), (512, "previous", True)])
-def test_the_optimizer_state_makes_room_only_for_pictures_that_take_more_than_the_step(facts, resolution, clipping, waits):
+def test_the_optimizer_state_makes_room_only_for_pictures_that_take_more_than_the_step(
+    facts, resolution, clipping, waits
+):
     plan = draft(facts, memory__vram_gb=4.0, memory__stream="off", memory__checkpointing="blocks", train__clipping=clipping,
                  data__resolution=resolution)  # fmt: skip
     with rehearse.engine(planner.meta_parts(small(), facts), plan.policy, text=False) as made:

@@ -253,7 +253,9 @@ def test_an_unknown_checkpoint_is_refused_before_anything_is_loaded(place):
         next(stages.run(config, Controls()))
 
 
-@pytest.mark.parametrize("more", [["--train_text_encoder", "--ema"], ["--method", "dora", "--rank", "2"]], ids=["full", "dora"])
+@pytest.mark.parametrize(
+    "more", [["--train_text_encoder", "--ema"], ["--method", "dora", "--rank", "2"]], ids=["full", "dora"]
+)
 def test_a_run_from_a_file_in_16_bits_is_the_run_from_the_same_numbers_in_fp32(place, more):
     """The weights are loaded as the file has them, and nowhere computed with in that precision."""
     engines = []

@@ -356,7 +356,9 @@ def test_on_a_real_terminal_keys_work_resizing_works_and_everything_is_put_back(
         os.write(ours, b"x")
         os.write(ours, b"p")
         seen(ours, "paused")
-        termios.tcsetwinsize(theirs, (48, 160))  # while paused: the run cannot end before the screen has been drawn again
+        termios.tcsetwinsize(
+            theirs, (48, 160)
+        )  # while paused: the run cannot end before the screen has been drawn again
         seen(ours, "of 9.4 GiB")  # the table of phases, which only a wide screen has
         os.write(ours, b"p")
         os.write(ours, b"q")

@@ -19,7 +19,10 @@ def test_a_visit_in_another_precision_leaves_the_very_same_tensors_behind():
     with visiting(module, "cpu", torch.bfloat16) as guest:
         assert guest is module
         assert {t.dtype for t in tensors(module) if t.is_floating_point()} == {torch.bfloat16}
-    assert all((t.data_ptr(), t.dtype) == (p, d) and torch.equal(t, v) for t, (p, d, v) in zip(tensors(module), homes, strict=True))
+    assert all(
+        (t.data_ptr(), t.dtype) == (p, d) and torch.equal(t, v)
+        for t, (p, d, v) in zip(tensors(module), homes, strict=True)
+    )
 
 
 def test_a_visitor_computes_in_fp32_unless_asked_otherwise():

@@ -116,7 +116,9 @@ def on_demo(config: Config) -> bool:
 def _photos(config: Config) -> None:
     data = config.data
     if config.model.name is None:  # a plan needs only the family
-        raise ConfigError(f"which {config.model.family} model?", "add --model with a hub id, a folder or a .safetensors file")
+        raise ConfigError(
+            f"which {config.model.family} model?", "add --model with a hub id, a folder or a .safetensors file"
+        )
     if on_demo(config):
         if config.model.name not in (None, "demo"):
             raise ConfigError(

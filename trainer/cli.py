@@ -226,7 +226,9 @@ def _epochs(command: Command) -> None:
     if "train.max_train_steps" in values:
         del values["train.num_train_epochs"]
         command.notices.append("--num_train_epochs has no effect: --max_train_steps decides, as in diffusers' script")
-    elif command.spelled["train.num_train_epochs"] == "num_train_epochs" and values.get("prior.with_prior_preservation"):
+    elif command.spelled["train.num_train_epochs"] == "num_train_epochs" and values.get(
+        "prior.with_prior_preservation"
+    ):
         keys = ("prior.num_class_images", "train.train_batch_size", "train.gradient_accumulation_steps")
         given = [str(values.get(key, usual)) for key, usual in zip(keys, (DIFFUSERS_CLASS_IMAGES, 1, 1), strict=True)]
         epochs = str(values["train.num_train_epochs"])

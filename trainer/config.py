@@ -34,23 +34,37 @@ class Section(BaseModel):
 class Model(Section):
     """The model that learns"""
 
-    name: str | None = knob(None, "hub id, diffusers folder, .safetensors file, or 'demo' (built in)", "pretrained_model_name_or_path", "pretrained_model_name", "model")
+    name: str | None = knob(
+        None,
+        "hub id, diffusers folder, .safetensors file, or 'demo' (built in)",
+        "pretrained_model_name_or_path",
+        "pretrained_model_name",
+        "model",
+    )
     family: Literal["auto", "sd1", "sd2", "sdxl"] = knob("auto", "model family; auto reads it from the model")
-    prediction_type: Literal["auto", "epsilon", "v_prediction"] = knob("auto", "what the denoiser predicts; auto reads the scheduler's configuration")
+    prediction_type: Literal["auto", "epsilon", "v_prediction"] = knob(
+        "auto", "what the denoiser predicts; auto reads the scheduler's configuration"
+    )
     revision: str | None = knob(None, "hub revision (branch, tag or commit)", "revision")
     variant: str | None = knob(None, "hub weight variant, such as fp16", "variant")
-    vae: str | None = knob(None, "another VAE (hub id, folder or .safetensors)", "pretrained_vae_model_name_or_path", "vae")
+    vae: str | None = knob(
+        None, "another VAE (hub id, folder or .safetensors)", "pretrained_vae_model_name_or_path", "vae"
+    )
 
 
 class Data(Section):
     """Photos of the subject"""
 
-    instance_data_dir: str | None = knob(None, "folder with 3 to 6 photos of the subject", "train_data_dir", "instance_images", "photos")
+    instance_data_dir: str | None = knob(
+        None, "folder with 3 to 6 photos of the subject", "train_data_dir", "instance_images", "photos"
+    )
     identifier: str = knob("sks", "rare word that will name the subject", "token")
     class_name: str | None = knob(None, "what the subject is: dog, backpack, person ...")
     instance_prompt: str | None = knob(None, "prompt of the photos; default 'a photo of {identifier} {class_name}'")
     captions: bool = knob(True, "read name.txt beside a photo as its own prompt")
-    resolution: int | None = knob(None, "pixels of the square (or of the bucket area's root); default the model's own", ge=16, le=4096)
+    resolution: int | None = knob(
+        None, "pixels of the square (or of the bucket area's root); default the model's own", ge=16, le=4096
+    )
     crop: Literal["center", "random"] = knob("center", "where the square is cut from; random caches several crops")
     crop_variants: int = knob(4, "random crops cached for each photo", ge=1, le=64)
     random_flip: bool = knob(False, "mirror photos half of the time (both variants are cached)", "flip_aug")
@@ -63,11 +77,19 @@ class Data(Section):
 class Prior(Section):
     """Prior preservation: keeping the class alive"""
 
-    with_prior_preservation: bool | None = knob(None, "train on class pictures beside the photos; default on for full fine-tuning where a class is named")
-    by: Literal["images", "prediction"] = knob("images", "class images made by the base model, or its cached predictions on noised class latents")
-    class_data_dir: str | None = knob(None, "folder of class images; missing ones are generated into it", "reg_data_dir")
+    with_prior_preservation: bool | None = knob(
+        None, "train on class pictures beside the photos; default on for full fine-tuning where a class is named"
+    )
+    by: Literal["images", "prediction"] = knob(
+        "images", "class images made by the base model, or its cached predictions on noised class latents"
+    )
+    class_data_dir: str | None = knob(
+        None, "folder of class images; missing ones are generated into it", "reg_data_dir"
+    )
     class_prompt: str | None = knob(None, "prompt of the class images; default 'a photo of a {class_name}'")
-    num_class_images: int | None = knob(None, "how many class images there must be; default by family (200)", ge=1, le=100_000)
+    num_class_images: int | None = knob(
+        None, "how many class images there must be; default by family (200)", ge=1, le=100_000
+    )
     prior_loss_weight: float = knob(1.0, "weight of the class half of the loss", ge=0, le=1000)
     sample_batch_size: int | None = knob(None, "class images generated at once; default what the budget holds", ge=1)
     sample_steps: int = knob(50, "denoising steps of a class image", ge=1)
@@ -79,30 +101,50 @@ class Train(Section):
 
     method: Literal["full", "lora", "dora"] = knob("full", "full fine-tuning, or adapters through peft")
     train_text_encoder: bool = knob(False, "train the text encoder too")
-    text_encoder_lr: float | None = knob(None, "learning rate of the text encoder; default the denoiser's", "learning_rate_te", ge=0)
-    text_encoder_stop_step: int | None = knob(None, "stop training the text encoder after this step", "stop_text_encoder_training", ge=1)
+    text_encoder_lr: float | None = knob(
+        None, "learning rate of the text encoder; default the denoiser's", "learning_rate_te", ge=0
+    )
+    text_encoder_stop_step: int | None = knob(
+        None, "stop training the text encoder after this step", "stop_text_encoder_training", ge=1
+    )
     max_train_steps: int | None = knob(None, "optimizer steps; default by family (800)", ge=1, le=10_000_000)
-    num_train_epochs: int | None = knob(None, "passes over the photos, instead of max_train_steps", "max_train_epochs", ge=1, le=1_000_000)
-    train_batch_size: int = knob(1, "photos in a micro-batch; with prior preservation as many class images again", ge=1, le=1024)
+    num_train_epochs: int | None = knob(
+        None, "passes over the photos, instead of max_train_steps", "max_train_epochs", ge=1, le=1_000_000
+    )
+    train_batch_size: int = knob(
+        1, "photos in a micro-batch; with prior preservation as many class images again", ge=1, le=1024
+    )
     gradient_accumulation_steps: int = knob(1, "micro-batches in an optimizer step", ge=1, le=4096)
     learning_rate: float | None = knob(None, "default by family and method", "lr", gt=0)
     scale_lr: bool = knob(False, "multiply the learning rate by batch size and accumulation")
-    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"] = knob("constant", "schedule, from diffusers")
+    lr_scheduler: Literal[
+        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
+    ] = knob("constant", "schedule, from diffusers")
     lr_warmup_steps: int = knob(0, "steps of linear warm-up", ge=0)
     lr_num_cycles: int = knob(1, "restarts of cosine_with_restarts", "lr_scheduler_num_cycles", ge=1)
     lr_power: float = knob(1.0, "power of the polynomial schedule", "lr_scheduler_power", gt=0)
-    optimizer: Literal["adamw", "torch_adamw", "bnb_adamw8bit", "bnb_paged_adamw8bit", "adafactor", "prodigy"] = knob("adamw", "adamw is ours: fused, one pass, moments and weights as [memory] says")
+    optimizer: Literal["adamw", "torch_adamw", "bnb_adamw8bit", "bnb_paged_adamw8bit", "adafactor", "prodigy"] = knob(
+        "adamw", "adamw is ours: fused, one pass, moments and weights as [memory] says"
+    )
     adam_beta1: float = knob(0.9, "decay of the first moment", ge=0, lt=1)
     adam_beta2: float = knob(0.999, "decay of the second moment", ge=0, lt=1)
     adam_weight_decay: float = knob(1e-2, "decoupled weight decay", ge=0)
     adam_epsilon: float = knob(1e-8, "added to the root of the second moment", gt=0)
     max_grad_norm: float = knob(1.0, "clip the global gradient norm to this; 0 is off", ge=0)
-    clipping: Literal["exact", "previous"] = knob("exact", "clip by this step's norm, or (approximate, cheaper) by the previous step's")
-    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = knob("auto", "precision of the computation; auto is bf16 (fp16 before Ampere) on a GPU, fp32 on a CPU")
+    clipping: Literal["exact", "previous"] = knob(
+        "exact", "clip by this step's norm, or (approximate, cheaper) by the previous step's"
+    )
+    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = knob(
+        "auto", "precision of the computation; auto is bf16 (fp16 before Ampere) on a GPU, fp32 on a CPU"
+    )
     snr_gamma: float | None = knob(None, "min-SNR loss weights (arXiv 2303.09556); 5 is usual", "min_snr_gamma", gt=0)
     offset_noise: float = knob(0.0, "strength of offset noise", "noise_offset", ge=0)
-    zero_terminal_snr: bool = knob(False, "rescale the schedule to zero terminal SNR (arXiv 2305.08891)", "zero_terminal_snr")
-    caption_dropout: float = knob(0.0, "share of steps trained with an empty prompt", "caption_dropout_rate", ge=0, le=1)
+    zero_terminal_snr: bool = knob(
+        False, "rescale the schedule to zero terminal SNR (arXiv 2305.08891)", "zero_terminal_snr"
+    )
+    caption_dropout: float = knob(
+        0.0, "share of steps trained with an empty prompt", "caption_dropout_rate", ge=0, le=1
+    )
     ema: bool = knob(False, "keep an exponential moving average of the weights and export it", "use_ema")
     ema_decay: float = knob(0.999, "decay of that average", ge=0, lt=1)
     seed: int = knob(0, "of everything random", gt=-(2**32), lt=2**32)
@@ -115,34 +157,61 @@ class Lora(Section):
     rank: int = knob(16, "rank of the update", "network_dim", ge=1, le=4096)
     alpha: float | None = knob(None, "scale of the update; default the rank", "lora_alpha", "network_alpha", gt=0)
     dropout: float = knob(0.0, "dropout before the adapter", "lora_dropout", "network_dropout", ge=0, lt=1)
-    targets: list[str] = knob(["to_q", "to_k", "to_v", "to_out.0"], "modules of the denoiser that get an adapter", "lora_layers")
+    targets: list[str] = knob(
+        ["to_q", "to_k", "to_v", "to_out.0"], "modules of the denoiser that get an adapter", "lora_layers"
+    )
 
 
 class Memory(Section):
     """Where bytes live; auto leaves the choice to the planner, which takes the fastest plan that fits"""
 
-    vram_gb: float | None = knob(None, "budget in GiB for the whole process; presets set it, auto = what the card has free", gt=0)
-    weights: Literal["auto", "fp32", "24bit", "16bit_sr"] = knob("auto", "master weights: fp32; 16 bits plus 8 correction bits; or 16 bits with stochastic rounding")
+    vram_gb: float | None = knob(
+        None, "budget in GiB for the whole process; presets set it, auto = what the card has free", gt=0
+    )
+    weights: Literal["auto", "fp32", "24bit", "16bit_sr"] = knob(
+        "auto", "master weights: fp32; 16 bits plus 8 correction bits; or 16 bits with stochastic rounding"
+    )
     moments: Literal["auto", "fp32", "8bit", "4bit"] = knob("auto", "precision of Adam's moments")
-    checkpointing: Literal["auto", "off", "selective", "blocks"] = knob("auto", "recompute activations in backward: nothing, all but matmul and attention outputs, or everything inside a unit")
+    checkpointing: Literal["auto", "off", "selective", "blocks"] = knob(
+        "auto",
+        "recompute activations in backward: nothing, all but matmul and attention outputs, or everything inside a unit",
+    )
     boundaries: Literal["auto", "card", "ram"] = knob("auto", "where the values between units wait for backward")
-    stream: Literal["auto", "off", "state", "all"] = knob("auto", "keep optimizer state, or weights too, in host RAM and bring each unit's share when it runs")
-    resident_units: int | None = knob(None, "with streaming, how many units stay on the card all the same; default as many as fit", ge=0)
-    gradients: Literal["auto", "card", "ram"] = knob("auto", "where gradients wait when exact clipping or accumulation needs them all")
+    stream: Literal["auto", "off", "state", "all"] = knob(
+        "auto", "keep optimizer state, or weights too, in host RAM and bring each unit's share when it runs"
+    )
+    resident_units: int | None = knob(
+        None, "with streaming, how many units stay on the card all the same; default as many as fit", ge=0
+    )
+    gradients: Literal["auto", "card", "ram"] = knob(
+        "auto", "where gradients wait when exact clipping or accumulation needs them all"
+    )
     attention: Literal["auto", "sdpa", "xformers", "math"] = knob("auto", "attention backend")
-    recompute_kernels: Literal["auto", "on", "off"] = knob("auto", "norms, activations and GEGLU whose backward recomputes from the input")
+    recompute_kernels: Literal["auto", "on", "off"] = knob(
+        "auto", "norms, activations and GEGLU whose backward recomputes from the input"
+    )
     channels_last: Literal["auto", "on", "off"] = knob("auto", "memory layout of convolutions")
     compile: Literal["off", "blocks"] = knob("off", "torch.compile the repeated blocks")
     cuda_graphs: bool = knob(False, "replay each unit as a CUDA graph (all-resident plans)")
     vae_tile: int | None = knob(None, "pixels of a VAE tile; default what the budget holds", ge=64)
-    cache_latents: bool = knob(True, "keep encoded photos on disk; off: encode them again in every run", "cache_latents_to_disk")
-    cache_text: bool = knob(True, "keep encoded prompts on disk; off: encode them again in every run", "pre_compute_text_embeddings", "cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk")
+    cache_latents: bool = knob(
+        True, "keep encoded photos on disk; off: encode them again in every run", "cache_latents_to_disk"
+    )
+    cache_text: bool = knob(
+        True,
+        "keep encoded prompts on disk; off: encode them again in every run",
+        "pre_compute_text_embeddings",
+        "cache_text_encoder_outputs",
+        "cache_text_encoder_outputs_to_disk",
+    )
 
 
 class Checkpoint(Section):
     """Saving and resuming"""
 
-    checkpointing_steps: int | None = knob(None, "save every so many steps; default only at the end", "save_every_n_steps", ge=1)
+    checkpointing_steps: int | None = knob(
+        None, "save every so many steps; default only at the end", "save_every_n_steps", ge=1
+    )
     checkpoints_total_limit: int | None = knob(None, "keep at most so many", ge=1)
     resume_from_checkpoint: str | None = knob(None, "a checkpoint folder, or 'latest'", "resume")
 
@@ -152,7 +221,9 @@ class Sample(Section):
 
     validation_prompt: list[str] = knob([], "prompts drawn with fixed seeds; default the instance prompt", "prompt")
     num_validation_images: int = knob(4, "pictures for each prompt", ge=0)
-    validation_steps: int | None = knob(None, "draw every so many steps; default only at the end", "sample_every_n_steps", ge=1)
+    validation_steps: int | None = knob(
+        None, "draw every so many steps; default only at the end", "sample_every_n_steps", ge=1
+    )
     steps: int = knob(30, "denoising steps", ge=1)
     guidance_scale: float = knob(7.5, "classifier-free guidance", ge=1)
     negative_prompt: str = knob("", "what to steer away from")
@@ -162,8 +233,12 @@ class Sample(Section):
 class Export(Section):
     """What is left when the run is over"""
 
-    formats: list[Literal["diffusers", "single_file", "lora_diffusers", "lora_kohya"]] | None = knob(None, "default: diffusers and single_file, or both LoRA formats")
-    precision: Literal["fp16", "fp32", "bf16"] = knob("fp16", "bf16 throws away 10 to 40 % of what was learned", "save_precision")
+    formats: list[Literal["diffusers", "single_file", "lora_diffusers", "lora_kohya"]] | None = knob(
+        None, "default: diffusers and single_file, or both LoRA formats"
+    )
+    precision: Literal["fp16", "fp32", "bf16"] = knob(
+        "fp16", "bf16 throws away 10 to 40 % of what was learned", "save_precision"
+    )
 
 
 class Guard(Section):
@@ -171,7 +246,9 @@ class Guard(Section):
 
     watch: bool = knob(True, "take readings of overfitting and drift while training (within 5 % of its time)")
     interval: int | None = knob(None, "steps between readings; default so that they cost under 5 % of the time", ge=1)
-    judge: str = knob("auto", "demo, clip:<model>, dino:<model>, efficientnet-lite0, none; auto = demo for the demo model, else none")
+    judge: str = knob(
+        "auto", "demo, clip:<model>, dino:<model>, efficientnet-lite0, none; auto = demo for the demo model, else none"
+    )
     early_stop: Literal["off", "plateau", "drift"] = knob("off", "stop on this verdict; off only reports it")
     patience: int = knob(3, "readings without improvement that make a plateau", ge=1)
     drift_limit: float = knob(0.35, "drift above this is a verdict", gt=0)

@@ -238,7 +238,9 @@ class Engine:
         known, examples = self._given(micro_batches[0]), []
         for k, unit in enumerate(self.units):
             inputs = [known[name] for name in unit.reads]
-            examples.append(tuple(x.clone().requires_grad_(n in route.wants[k]) for n, x in zip(unit.reads, inputs, strict=True)))
+            examples.append(
+                tuple(x.clone().requires_grad_(n in route.wants[k]) for n, x in zip(unit.reads, inputs, strict=True))
+            )
             known.update(zip(unit.writes, self._run(k, inputs), strict=True))
         self.graphed = cuda_graphs.capture(self.units, examples)
 
@@ -330,7 +332,9 @@ class Engine:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """The inverse. Raises ConfigError where the checkpoint's formats are not this run's."""
-        mine = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(("engine.", "optimizer."))}
+        mine = {
+            name: tensor for name, tensor in self.state_dict().items() if not name.startswith(("engine.", "optimizer."))
+        }
         theirs = {name for name in state if not name.startswith(("engine.", "optimizer."))}
         wrong = sorted(mine.keys() ^ theirs)
         wrong += [n for n in mine.keys() & theirs if (mine[n].shape, mine[n].dtype) != (state[n].shape, state[n].dtype)]

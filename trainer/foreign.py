@@ -272,7 +272,10 @@ REFUSED: dict[str, tuple[str, str]] = {  # flag: (why, fix)
     "conditioning_data_dir": ("control models are not trained here", "leave it out"),
     "resume_from_huggingface": ("runs are resumed from this disk", "use --resume_from_checkpoint"),
     "dim_from_weights": ("adapters are trained from zero", "give the rank with --rank"),
-    "base_weights_multiplier": ("adapters cannot be merged before training", "merge them first and name the merged model"),
+    "base_weights_multiplier": (
+        "adapters cannot be merged before training",
+        "merge them first and name the merged model",
+    ),
     "lr_decay_steps": ("no schedule here has a tail of its own", "use --lr_scheduler linear or cosine"),
     "ip_noise_gamma": ("input perturbation is not built in", "leave it out"),
     "scale_weight_norms": ("adapter norms are not clamped", "leave it out, or lower --learning_rate"),

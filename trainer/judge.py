@@ -56,7 +56,7 @@ class Judge(Protocol):
 
 
 def load(name_or_path: str | None = None) -> Judge:
-    """"demo" or a folder, "clip:<hub id or folder>", "dino:<hub id or folder>", "efficientnet-lite0"."""
+    """ "demo" or a folder, "clip:<hub id or folder>", "dino:<hub id or folder>", "efficientnet-lite0"."""
     name = name_or_path or "demo"
     kind, _, where = name.partition(":")
     if name == "demo":
@@ -69,11 +69,17 @@ def load(name_or_path: str | None = None) -> Judge:
         return efficientnet()
     if (Path(name) / "judge.json").exists():
         return DemoJudge(Path(name))
-    raise ValueError(f"no judge called {name!r}: use demo, clip:<hub id or folder>, dino:<hub id or folder> or efficientnet-lite0")
+    raise ValueError(
+        f"no judge called {name!r}: use demo, clip:<hub id or folder>, dino:<hub id or folder> or efficientnet-lite0"
+    )
 
 
-def subject_similarity(judge: Judge, pictures: Sequence[Image.Image], photos: Sequence[Image.Image],
-                       floor_photos: Sequence[Image.Image] | None = None) -> Score:
+def subject_similarity(
+    judge: Judge,
+    pictures: Sequence[Image.Image],
+    photos: Sequence[Image.Image],
+    floor_photos: Sequence[Image.Image] | None = None,
+) -> Score:
     """Mean cosine of every picture with every photo; `floor_photos` show another subject of the class."""
     real = judge.images(photos)
     floor = (judge.images(floor_photos) @ real.T).mean().item() if floor_photos else None
@@ -163,8 +169,12 @@ class TextTower(nn.Module):
 
 def to_pixels(pictures: Sequence[Image.Image], side: int = SIDE) -> Tensor:
     """(N, 3, side, side) in -1..1."""
-    small = [np.asarray(p.convert("RGB").resize((side, side), Image.Resampling.BOX if p.width > side
-                                                else Image.Resampling.BICUBIC)) for p in pictures]
+    small = [
+        np.asarray(
+            p.convert("RGB").resize((side, side), Image.Resampling.BOX if p.width > side else Image.Resampling.BICUBIC)
+        )
+        for p in pictures
+    ]
     return torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
 
 
@@ -209,16 +219,22 @@ class DemoJudge:
 def towers(card: dict) -> tuple[PictureTower, TextTower]:
     """Fresh towers of the shape a card describes."""
     counts = {kind: len(names) for kind, names in card["labels"].items()}
-    return (PictureTower(card["widths"], card["subject_dim"], card["match_dim"], counts),
-            TextTower(card["words"], card["match_dim"]))
+    return (
+        PictureTower(card["widths"], card["subject_dim"], card["match_dim"], counts),
+        TextTower(card["words"], card["match_dim"]),
+    )
 
 
 class Foreign:
     """Any encoder as a judge: `features` of pictures, and `words` of prompts where it reads. Subject features are centred
     by the mean over the shipped demo photos, the only pictures always at hand."""
 
-    def __init__(self, name: str, features: Callable[[Sequence[Image.Image]], Tensor],
-                 words: Callable[[Sequence[str]], Tensor] | None = None):
+    def __init__(
+        self,
+        name: str,
+        features: Callable[[Sequence[Image.Image]], Tensor],
+        words: Callable[[Sequence[str]], Tensor] | None = None,
+    ):
         self.name, self.features, self.words = name, torch.no_grad()(features), words and torch.no_grad()(words)
         self.mean: Tensor | None = None
 

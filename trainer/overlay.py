@@ -23,6 +23,7 @@ from trainer.effect import idle
 DEMO = "demo"
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
+
 def load(
     flags: Mapping[str, Any] | None = None, origins: Mapping[str, str] | None = None, file: Path | None = None
 ) -> Config:

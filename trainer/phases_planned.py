@@ -91,7 +91,9 @@ class Phases:
                 self.standing[policy] = _standing(made, policy)
                 self.unit_count = len(made.units)
                 watched = rehearse.train(self.parts, made, self.shapes, text=self.text)
-                if self.prior and self.config.data.buckets:  # class images are square: a step may have them beside or apart
+                if (
+                    self.prior and self.config.data.buckets
+                ):  # class images are square: a step may have them beside or apart
                     apart = rehearse.train(self.parts, made, replace(self.shapes, apart=True), text=self.text)
                     watched = max(watched, apart, key=lambda step: step.card_peak)
                 self.split[policy] = rehearse.split_state(watched.card_parts, made)

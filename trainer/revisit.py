@@ -77,7 +77,9 @@ def export_run(run: Path, formats: Sequence[str] | None, precision: str, output:
         raise no_checkpoint(run)
     config = settings(file=point.parent / "config.toml")
     if config.train.method == "full" and any(name.startswith("lora") for name in formats or ()):
-        raise ConfigError(f"{run} trained the whole model, there is no adapter in it", "use --formats diffusers single_file")
+        raise ConfigError(
+            f"{run} trained the whole model, there is no adapter in it", "use --formats diffusers single_file"
+        )
     parts, engine = restore(point, config, torch.device("cpu"))
     formats = list(
         formats or config.export.formats or (["lora_diffusers"] if config.train.method != "full" else ["diffusers"])

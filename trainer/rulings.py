@@ -1,11 +1,11 @@
 """When to stop, as rules people can read: what got better, what has been still for too long, what has drifted too far.
 
-    score      = subject + prompt - drift where a judge looks at pictures, else minus the held-out loss
-    plateau    : the score has not improved for `patience` readings
-    drift      : pictures of the class and of unrelated prompts have moved by more than `drift_limit` (judge), or the
-                 class loss has risen by that share over the base model's
-    overfitting: the held-out loss is 10 % above its best while the loss on training crops still falls, or pictures
-                 repeat training photos
+score      = subject + prompt - drift where a judge looks at pictures, else minus the held-out loss
+plateau    : the score has not improved for `patience` readings
+drift      : pictures of the class and of unrelated prompts have moved by more than `drift_limit` (judge), or the
+             class loss has risen by that share over the base model's
+overfitting: the held-out loss is 10 % above its best while the loss on training crops still falls, or pictures
+             repeat training photos
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ class Rulings:
         limit = self.settings.drift_limit
         if values.get("drift", 0.0) > limit:
             found["drift"] = f"pictures of other prompts moved by {values['drift']:.2f} (limit {limit:g})"
-        elif "drift" not in values and "class loss" in values and values["class loss"] > base["class loss"] * (1 + limit):
+        elif (
+            "drift" not in values and "class loss" in values and values["class loss"] > base["class loss"] * (1 + limit)
+        ):
             rise = values["class loss"] / base["class loss"] - 1
             found["drift"] = f"the class loss rose by {rise:.0%} over the base model's (limit {limit:.0%})"
         if values.get("copies", 0.0) > 0:

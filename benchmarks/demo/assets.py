@@ -13,9 +13,13 @@ import torch
 
 from . import text, unet
 
-PARTS = {"scheduler": ["diffusers", "PNDMScheduler"], "text_encoder": ["transformers", "CLIPTextModel"],
-         "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
-         "vae": ["diffusers", "AutoencoderKL"]}
+PARTS = {
+    "scheduler": ["diffusers", "PNDMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
 
 
 def plain_encoder(trained: torch.nn.Module):
@@ -43,16 +47,32 @@ def write_model(average: torch.nn.ModuleDict, vae_folder: Path, tokenizer: Path,
     plain_unet.half().save_pretrained(folder / "unet")
     plain_encoder(average["text"]).half().save_pretrained(folder / "text_encoder")
     AutoencoderKL.from_pretrained(vae_folder).half().save_pretrained(folder / "vae")
-    for config in folder.glob("*/config.json"):  # diffusers notes where it read a model from: nobody else has that folder
+    for config in folder.glob(
+        "*/config.json"
+    ):  # diffusers notes where it read a model from: nobody else has that folder
         values = json.loads(config.read_text())
         if values.pop("_name_or_path", None):
             config.write_text(json.dumps(values, indent=2) + "\n")
-    (folder / "scheduler").mkdir(exist_ok=True)  # by hand, as SD 1.5 has it: clip_sample is for the schedulers swapped in later
-    scheduler = {"_class_name": "PNDMScheduler", "_diffusers_version": diffusers.__version__, **unet.SCHEDULER, "skip_prk_steps": True}
+    (folder / "scheduler").mkdir(
+        exist_ok=True
+    )  # by hand, as SD 1.5 has it: clip_sample is for the schedulers swapped in later
+    scheduler = {
+        "_class_name": "PNDMScheduler",
+        "_diffusers_version": diffusers.__version__,
+        **unet.SCHEDULER,
+        "skip_prk_steps": True,
+    }
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2) + "\n")
     shutil.copytree(tokenizer, folder / "tokenizer", dirs_exist_ok=True)
-    index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": diffusers.__version__, "safety_checker": [None, None],
-             "feature_extractor": [None, None], "image_encoder": [None, None], "requires_safety_checker": False, **PARTS}
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": diffusers.__version__,
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        **PARTS,
+    }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     for path in folder.rglob("*.safetensors"):
         path.chmod(0o644)  # safetensors writes files that only their owner may read

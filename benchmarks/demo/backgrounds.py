@@ -51,7 +51,9 @@ def panoramas(modules: Path) -> dict[str, np.ndarray]:
     return {words: _read(modules / f"@pmndrs/assets/hdri/{name}.exr.js") for words, name in PANORAMAS.items()}
 
 
-def draw(context: str, side: int, rng: np.random.Generator, maps: dict[str, np.ndarray], calm: bool = False) -> np.ndarray:
+def draw(
+    context: str, side: int, rng: np.random.Generator, maps: dict[str, np.ndarray], calm: bool = False
+) -> np.ndarray:
     """(side, side, 3) floats in 0..1; `calm` looks in two directions only and hardly sways."""
     if context in maps:
         sway = 0.25 if calm else 1.0

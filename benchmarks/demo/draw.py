@@ -18,11 +18,13 @@ def pipeline(folder: Path, device: str = "cpu"):
     return pipe
 
 
-def pictures(pipe, prompts: Sequence[str], steps: int = 25, guidance: float = 3.0, seed: int = 0, batch: int = 32) -> list[Image.Image]:
+def pictures(
+    pipe, prompts: Sequence[str], steps: int = 25, guidance: float = 3.0, seed: int = 0, batch: int = 32
+) -> list[Image.Image]:
     """One picture a prompt; picture i always starts from the noise of seed + i."""
     made = []
     for start in range(0, len(prompts), batch):
-        part = list(prompts[start:start + batch])
+        part = list(prompts[start : start + batch])
         noise = [torch.Generator("cpu").manual_seed(seed + start + i) for i in range(len(part))]
         made += pipe(part, num_inference_steps=steps, guidance_scale=guidance, generator=noise).images
     return made

@@ -20,16 +20,38 @@ from trainer import judge as judges
 from . import assets, backgrounds, cutouts, draw, judge, scenes, vae
 
 STEPS, GUIDANCE = 20, 3.0
-EXAMPLES = ("a photo of a cat on a beach", "a photo of a dog in the snow", "a photo of a car in a park",
-            "a photo of a red ball on a blue background", "a photo of a fish under water", "a photo of a tree in a room",
-            "a photo of a blue bag in space", "a photo of a house in a forest", "a photo of a green car on a white background")
+EXAMPLES = (
+    "a photo of a cat on a beach",
+    "a photo of a dog in the snow",
+    "a photo of a car in a park",
+    "a photo of a red ball on a blue background",
+    "a photo of a fish under water",
+    "a photo of a tree in a room",
+    "a photo of a blue bag in space",
+    "a photo of a house in a forest",
+    "a photo of a green car on a white background",
+)
 
 
-def run(model: Path, judge_folder: Path, scene_folder: Path, classes: tuple[str, ...], pairs: list[tuple[str, str]],
-        per_class: int = 12, per_context: int = 6, seed: int = 1000) -> tuple[dict, Image.Image]:
+def run(
+    model: Path,
+    judge_folder: Path,
+    scene_folder: Path,
+    classes: tuple[str, ...],
+    pairs: list[tuple[str, str]],
+    per_class: int = 12,
+    per_context: int = 6,
+    seed: int = 1000,
+) -> tuple[dict, Image.Image]:
     """All numbers, and a sheet of the first pictures of every prompt."""
     eye, pipe = judges.load(str(judge_folder)), draw.pipeline(model)
-    numbers = {"steps": STEPS, "guidance": GUIDANCE, "scheduler": "DDIM", "seed": seed, **real(eye, scene_folder, model)}
+    numbers = {
+        "steps": STEPS,
+        "guidance": GUIDANCE,
+        "scheduler": "DDIM",
+        "seed": seed,
+        **real(eye, scene_folder, model),
+    }
     rows = []
 
     named = [f"a photo of {article(c)} {c}" for c in classes]
@@ -37,8 +59,10 @@ def run(model: Path, judge_folder: Path, scene_folder: Path, classes: tuple[str,
     made = draw.pictures(pipe, [p for _, p in asked], STEPS, GUIDANCE, seed)
     saw = judges.probe(eye, made, "class")
     numbers["generated_class"] = share(saw, [c for c, _ in asked])
-    numbers["generated_class_each"] = {c: share(saw[i * per_class:(i + 1) * per_class], [c] * per_class) for i, c in enumerate(classes)}
-    rows += [(p, made[i * per_class:i * per_class + 6]) for i, p in enumerate(named)]
+    numbers["generated_class_each"] = {
+        c: share(saw[i * per_class : (i + 1) * per_class], [c] * per_class) for i, c in enumerate(classes)
+    }
+    rows += [(p, made[i * per_class : i * per_class + 6]) for i, p in enumerate(named)]
     numbers["class_pictures"] = len(made)
 
     rng = np.random.default_rng(seed)
@@ -46,11 +70,13 @@ def run(model: Path, judge_folder: Path, scene_folder: Path, classes: tuple[str,
     made = draw.pictures(pipe, [f"a photo of {article(a)} {a} {c}" for a, c in asked], STEPS, GUIDANCE, seed + 1)
     saw = judges.probe(eye, made, "context")
     numbers["generated_context"] = share(saw, [c for _, c in asked])
-    numbers["generated_context_each"] = {c: share(saw[i * per_context:(i + 1) * per_context], [c] * per_context)
-                                         for i, c in enumerate(backgrounds.CONTEXTS)}
+    numbers["generated_context_each"] = {
+        c: share(saw[i * per_context : (i + 1) * per_context], [c] * per_context)
+        for i, c in enumerate(backgrounds.CONTEXTS)
+    }
     numbers["generated_class_in_context"] = share(judges.probe(eye, made, "class"), [a for a, _ in asked])
     numbers["context_pictures"] = len(made)
-    rows += [(f"a ... {c}", made[i * per_context:i * per_context + 6]) for i, c in enumerate(backgrounds.CONTEXTS)]
+    rows += [(f"a ... {c}", made[i * per_context : i * per_context + 6]) for i, c in enumerate(backgrounds.CONTEXTS)]
 
     held = [pair for pair in pairs for _ in range(3)]
     made = draw.pictures(pipe, [f"a photo of {article(a)} {a} {c}" for a, c in held], STEPS, GUIDANCE, seed + 2)
@@ -58,7 +84,7 @@ def run(model: Path, judge_folder: Path, scene_folder: Path, classes: tuple[str,
     numbers["unseen_pair_class"] = share(judges.probe(eye, made, "class"), [a for a, _ in held])
 
     made = draw.pictures(pipe, [p for p in EXAMPLES for _ in range(6)], STEPS, GUIDANCE, seed + 3)
-    rows += [(p, made[i * 6:i * 6 + 6]) for i, p in enumerate(EXAMPLES)]
+    rows += [(p, made[i * 6 : i * 6 + 6]) for i, p in enumerate(EXAMPLES)]
     numbers["relative_class"] = numbers["generated_class"] / numbers["real_class"]
     numbers["relative_context"] = numbers["generated_context"] / numbers["real_context"]
     return numbers, draw.sheet(rows)
@@ -81,8 +107,10 @@ def real(eye: judges.DemoJudge, scene_folder: Path, model: Path, count: int = 20
     return {
         "real_scenes": len(data),
         **trained(eye, scene_folder),
-        **{f"real_{kind}": share(guessed[kind], [names[kind][i] for i in shows[:, column].tolist()])
-           for kind, column in (("class", 0), ("context", 2), ("colour", 3))},
+        **{
+            f"real_{kind}": share(guessed[kind], [names[kind][i] for i in shows[:, column].tolist()])
+            for kind, column in (("class", 0), ("context", 2), ("colour", 3))
+        },
         "subject_auc": judge.auc(features, shows[own][:, 0], shows[own][:, 1]),
         "autoencoder_psnr": -10 * ((back.clamp(-1, 1) - x).square().mean() / 4).log10().item(),
     }
@@ -92,8 +120,12 @@ def trained(eye: judges.DemoJudge, scene_folder: Path, count: int = 768) -> dict
     """The judge on scenes of drawings that did train: the stricter measure, because it knows them better."""
     data, shows = (x[:count] for x in vae.pictures(scene_folder, "calm"))
     pictures = [Image.fromarray(p.numpy()) for p in data]
-    return {f"trained_{kind}": share(judges.probe(eye, pictures, kind), [eye.labels[kind][i] for i in shows[:, column].tolist()])
-            for kind, column in (("class", 0), ("context", 2))}
+    return {
+        f"trained_{kind}": share(
+            judges.probe(eye, pictures, kind), [eye.labels[kind][i] for i in shows[:, column].tolist()]
+        )
+        for kind, column in (("class", 0), ("context", 2))
+    }
 
 
 def row(name: str, generated: float, truth: float) -> str:
@@ -173,10 +205,19 @@ and {len(split["pairs"])} class-place pairs, listed in `split.json`.
 Everything is drawn, centred and about the same size; it knows no people, no text and no words beyond the lists above.
 Pictures are small and soft. The drawings' licences are in NOTICE.
 """)
-    used = {cutouts.SETS[key.split("/")[1]][1] for key in [*split["train"], *split["held_out"]]} | {"@pmndrs/assets", "emojibase-data"}
-    lines = [f"- {name} {version}, {licence}: {what}" for name, (version, licence, what) in cutouts.PACKAGES.items() if name in used]
+    used = {cutouts.SETS[key.split("/")[1]][1] for key in [*split["train"], *split["held_out"]]} | {
+        "@pmndrs/assets",
+        "emojibase-data",
+    }
+    lines = [
+        f"- {name} {version}, {licence}: {what}"
+        for name, (version, licence, what) in cutouts.PACKAGES.items()
+        if name in used
+    ]
     (folder / "NOTICE").write_text(
-        "The demo model, its judge and the demo subjects were made from these works.\n\n" + "\n".join(lines) + """
+        "The demo model, its judge and the demo subjects were made from these works.\n\n"
+        + "\n".join(lines)
+        + """
 - clip-anytorch 2.6.0 (MIT), OpenAI CLIP (MIT): the byte-pair vocabulary of the tokenizer
 
 Pictures of drawings were turned, scaled, tinted and set on backgrounds. Attribution under CC-BY-4.0
@@ -184,4 +225,5 @@ Pictures of drawings were turned, scaled, tinted and set on backgrounds. Attribu
 EmojiOne 2, copyright Ranks.com Inc. The other sets: Fluent Emoji, copyright Microsoft Corporation (MIT);
 Noto Emoji, copyright Google LLC (Apache-2.0); FxEmojis, copyright Mozilla Foundation (Apache-2.0);
 emojibase, copyright Miles Johnson (MIT); panoramas by Poly Haven (CC0).
-""")
+"""
+    )

@@ -32,12 +32,28 @@ def card(classes: tuple[str, ...]) -> dict:
             for colour in (scenes.NO_COLOUR, context % scenes.NO_COLOUR):
                 shows = np.array([class_index, 0, context, colour])
                 words |= {w for _ in range(4) for w in scenes.caption(rng, shows, classes).lower().split()}
-    labels = {"class": list(classes), "context": list(backgrounds.CONTEXTS), "colour": [*backgrounds.COLOURS, "its own"]}
-    return {"widths": WIDTHS, "subject_dim": SUBJECT_DIM, "match_dim": MATCH_DIM, "labels": labels, "words": sorted(words)}
+    labels = {
+        "class": list(classes),
+        "context": list(backgrounds.CONTEXTS),
+        "colour": [*backgrounds.COLOURS, "its own"],
+    }
+    return {
+        "widths": WIDTHS,
+        "subject_dim": SUBJECT_DIM,
+        "match_dim": MATCH_DIM,
+        "labels": labels,
+        "words": sorted(words),
+    }
 
 
-def train(scene_folder: Path, classes: tuple[str, ...], folder: Path, minutes: float, device: str = "cpu",
-          designs_per_batch: int = 32) -> None:
+def train(
+    scene_folder: Path,
+    classes: tuple[str, ...],
+    folder: Path,
+    minutes: float,
+    device: str = "cpu",
+    designs_per_batch: int = 32,
+) -> None:
     data, shows = vae.pictures(scene_folder)
     torch.manual_seed(0)
     info = card(classes)
@@ -58,13 +74,17 @@ def train(scene_folder: Path, classes: tuple[str, ...], folder: Path, minutes: f
         rows = np.concatenate([pairs[:, 0], pairs[:, 1], rng.integers(0, len(data), 2 * n)])
         seen = shows[torch.from_numpy(rows)].to(device)
         x = worn(vae.to_float(data[torch.from_numpy(rows)]).to(device))
-        x[3 * n:] = x[3 * n:, torch.randperm(3)] * random_sign(n, device)  # the last quarter in false colours: shape alone says the class
+        x[3 * n :] = x[3 * n :, torch.randperm(3)] * random_sign(
+            n, device
+        )  # the last quarter in false colours: shape alone says the class
         h, true = tower(x), slice(0, 3 * n)
         said = [scenes.caption(rng, shows[r].numpy(), classes) for r in rows[true]]
         loss = 2 * F.cross_entropy(tower.probes["class"](F.dropout(h, 0.4)), seen[:, 0], label_smoothing=0.05)
-        loss = loss + sum(F.cross_entropy(tower.probes[kind](h[true]), seen[true, column], label_smoothing=0.05)
-                          for kind, column in (("context", 2), ("colour", 3)))
-        subject = F.normalize(tower.subject(h[:2 * n]), dim=1)
+        loss = loss + sum(
+            F.cross_entropy(tower.probes[kind](h[true]), seen[true, column], label_smoothing=0.05)
+            for kind, column in (("context", 2), ("colour", 3))
+        )
+        subject = F.normalize(tower.subject(h[: 2 * n]), dim=1)
         loss = loss + info_nce(subject[:n] @ subject[n:].T / 0.1, torch.eye(n, dtype=torch.bool, device=device))
         match, read = F.normalize(tower.match(h[true]), dim=1), F.normalize(reader(reader.ids(said).to(device)), dim=1)
         same = torch.tensor([[a == b for b in said] for a in said], device=device)
@@ -92,9 +112,16 @@ def worn(x: torch.Tensor) -> torch.Tensor:
     count, device = len(x), x.device
     angle, zoom = (torch.rand(count, device=device) - 0.5) * 0.6, 1 + (torch.rand(count, device=device) - 0.5) * 0.4
     shift = (torch.rand(count, 2, device=device) - 0.5) * 0.2
-    turn = torch.stack([torch.stack([angle.cos() * zoom, -angle.sin() * zoom, shift[:, 0]], 1),
-                        torch.stack([angle.sin() * zoom, angle.cos() * zoom, shift[:, 1]], 1)], 1)  # (B, 2, 3)
-    x = F.grid_sample(x, F.affine_grid(turn, list(x.shape), align_corners=False), padding_mode="reflection", align_corners=False)
+    turn = torch.stack(
+        [
+            torch.stack([angle.cos() * zoom, -angle.sin() * zoom, shift[:, 0]], 1),
+            torch.stack([angle.sin() * zoom, angle.cos() * zoom, shift[:, 1]], 1),
+        ],
+        1,
+    )  # (B, 2, 3)
+    x = F.grid_sample(
+        x, F.affine_grid(turn, list(x.shape), align_corners=False), padding_mode="reflection", align_corners=False
+    )
     soft = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode="bilinear")
     x = torch.where(torch.rand(count, 1, 1, 1, device=device) < 0.35, soft, x)
     return x + torch.randn_like(x) * 0.06 * torch.rand(count, 1, 1, 1, device=device)

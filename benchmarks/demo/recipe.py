@@ -54,14 +54,29 @@ def main(argv: list[str]) -> int:
     if not {"unet", "assets", "evaluate"} & set(wanted):
         return 0
     kind = "calm" if ask.designs == "few" else "train"
-    latents, shows = np.load(work / f"latents-{kind}.npy", mmap_mode="r"), vae.pictures(work / "scenes", kind)[1].numpy()
+    latents, shows = (
+        np.load(work / f"latents-{kind}.npy", mmap_mode="r"),
+        vae.pictures(work / "scenes", kind)[1].numpy(),
+    )
     tokenizer = load_tokenizer(work)
     if "unet" in wanted:
-        unet.train(latents, shows, parts.classes, tokenizer, work / "unet", ask.minutes * 0.6, device, ask.batch, ask.lr,
-                   Path(ask.start) if ask.start else None)
+        unet.train(
+            latents,
+            shows,
+            parts.classes,
+            tokenizer,
+            work / "unet",
+            ask.minutes * 0.6,
+            device,
+            ask.batch,
+            ask.lr,
+            Path(ask.start) if ask.start else None,
+        )
     if "assets" in wanted:
         captions = unet.Captions(tokenizer, parts.classes, shows)
-        assets.write_model(assets.average_from(work / "unet/state.pt", captions), coder, work / "tokenizer", out / "model")
+        assets.write_model(
+            assets.average_from(work / "unet/state.pt", captions), coder, work / "tokenizer", out / "model"
+        )
         assets.write_judge(work / "judge", out / "judge")
     if "evaluate" in wanted:
         split = json.loads((work / "split.json").read_text())
@@ -76,11 +91,17 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog="python -m benchmarks demo", description=__doc__.split("\n\n")[0])
     options.add_argument("--device", default="auto", help="auto, cpu or cuda")
     options.add_argument("--classes", type=int, default=14, help="how many classes of classes.json, easiest first")
-    options.add_argument("--designs", choices=("few", "all"), default="few",
-                         help="few: the denoiser sees four plain drawings of a class, in one pose, often enough to learn them on a CPU")
+    options.add_argument(
+        "--designs",
+        choices=("few", "all"),
+        default="few",
+        help="few: the denoiser sees four plain drawings of a class, in one pose, often enough to learn them on a CPU",
+    )
     options.add_argument("--minutes", type=float, default=120, help="all training together, on the machine at hand")
     options.add_argument("--scenes", type=int, default=14, help="files of 4,096 training scenes")
-    options.add_argument("--batch", type=int, default=32, help="pictures a step of the denoiser; half in the first part")
+    options.add_argument(
+        "--batch", type=int, default=32, help="pictures a step of the denoiser; half in the first part"
+    )
     options.add_argument("--lr", type=float, default=1e-3)
     options.add_argument("--start", help="a finished demo model to go on from, instead of from random weights")
     options.add_argument("--threads", type=int, default=1)
@@ -96,8 +117,11 @@ def draw_scenes(work: Path, parts: scenes.Split, modules: Path, counts: dict[str
     few = json.loads((cutouts.HERE / "classes.json").read_text())["few"]
     plain = tuple(d for d in parts.train if d.key in few.get(d.class_name, [d.key]))
     drawn = {"held": parts.held_out, "train": parts.train, "calm": plain}
-    jobs = [(str(folder), kind, i, drawn[kind], parts, str(modules), scenes.SHARD)
-            for kind, count in counts.items() for i in range(count)]
+    jobs = [
+        (str(folder), kind, i, drawn[kind], parts, str(modules), scenes.SHARD)
+        for kind, count in counts.items()
+        for i in range(count)
+    ]
     with Pool(processes) as pool:
         for name in pool.imap_unordered(scenes.shard, jobs):
             print("scenes", name, flush=True)
@@ -116,10 +140,18 @@ def training(work: Path, device: str, ask, scene_count: int, shows: np.ndarray) 
     state = torch.load(work / "unet/state.pt", map_location="cpu")
     count = sum(v.numel() for k, v in state["model"].items() if k.startswith("unet."))
     begun = "going on from an earlier model" if ask.start else "from scratch"
-    words = (f"Denoiser and text encoder, {begun}: {state['step']:,} steps, {state['pictures']:,} pictures drawn from "
-             f"{scene_count:,} scenes of {len(np.unique(shows[:, 1]))} drawings, {state['seconds'] / 60:.0f} minutes on {device} "
-             f"({platform.processor() or platform.machine()}, {ask.threads} thread(s)); AdamW {ask.lr:g}, min-SNR 5, EMA. "
-             f"The recipe draws more classes when given more compute: `python -m benchmarks demo --classes 45 --designs all` on a GPU.")
+    words = (
+        f"Denoiser and text encoder, {begun}: {state['step']:,} steps, {state['pictures']:,} pictures drawn from "
+        f"{scene_count:,} scenes of {len(np.unique(shows[:, 1]))} drawings, {state['seconds'] / 60:.0f} minutes on {device} "
+        f"({platform.processor() or platform.machine()}, {ask.threads} thread(s)); AdamW {ask.lr:g}, min-SNR 5, EMA. "
+        f"The recipe draws more classes when given more compute: `python -m benchmarks demo --classes 45 --designs all` on a GPU."
+    )
     history = work / "history.txt"  # what a person changed by hand during a run, in their words
     words += " " + history.read_text().strip() if history.exists() else ""
-    return {"unet_parameters": count, "steps": state["step"], "pictures": state["pictures"], "seconds": state["seconds"], "words": words}
+    return {
+        "unet_parameters": count,
+        "steps": state["step"],
+        "pictures": state["pictures"],
+        "seconds": state["seconds"],
+        "words": words,
+    }

@@ -136,10 +136,12 @@ def teach(encoder: nn.Module, captions, minutes: float, device: str = "cpu", bat
     rng, pace, step = np.random.default_rng(5), Pace(minutes, 2e-3), 0
     while pace.progress < 1:
         said = captions.said(rng.integers(0, len(captions.shows), batch), rng)
-        target = torch.tensor([captions.meaning(s) for s in said], device=device)         # (B, 3)
+        target = torch.tensor([captions.meaning(s) for s in said], device=device)  # (B, 3)
         hidden = encoder(torch.tensor([captions.ids(s) for s in said], device=device))[0][:, 24::4]  # (B, 14, 64)
-        loss = sum(nn.functional.cross_entropy(head(hidden).transpose(1, 2), target[:, i:i + 1].expand(-1, hidden.shape[1]))
-                   for i, head in enumerate(heads))
+        loss = sum(
+            nn.functional.cross_entropy(head(hidden).transpose(1, 2), target[:, i : i + 1].expand(-1, hidden.shape[1]))
+            for i, head in enumerate(heads)
+        )
         set_lr(optimizer, pace.lr)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)

@@ -20,14 +20,26 @@ from . import backgrounds, scenes, text
 from .pace import Pace, set_lr
 
 CONFIG = {
-    "sample_size": 16, "in_channels": 4, "out_channels": 4, "block_out_channels": [32, 80, 160, 192], "layers_per_block": 1,
+    "sample_size": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": [32, 80, 160, 192],
+    "layers_per_block": 1,
     "down_block_types": ["DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
     "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"],
-    "cross_attention_dim": 64, "attention_head_dim": 4, "norm_num_groups": 8,
+    "cross_attention_dim": 64,
+    "attention_head_dim": 4,
+    "norm_num_groups": 8,
 }
 SCHEDULER = {  # Stable Diffusion 1.5's
-    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
-    "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "prediction_type": "epsilon",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "prediction_type": "epsilon",
 }
 
 
@@ -40,11 +52,16 @@ class Captions:
 
     def ids(self, caption: str) -> list[int]:
         if caption not in self.known:
-            self.known[caption] = self.tokenizer(caption, padding="max_length", max_length=77, truncation=True).input_ids
+            self.known[caption] = self.tokenizer(
+                caption, padding="max_length", max_length=77, truncation=True
+            ).input_ids
         return self.known[caption]
 
     def said(self, rows: np.ndarray, rng: np.random.Generator, empty: float = 0.1) -> list[str]:
-        return ["" if rng.random() < empty else scenes.caption(rng, self.shows[row], self.classes, self.rare) for row in rows]
+        return [
+            "" if rng.random() < empty else scenes.caption(rng, self.shows[row], self.classes, self.rare)
+            for row in rows
+        ]
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
         return torch.tensor([self.ids(caption) for caption in self.said(rows, rng)])
@@ -57,7 +74,9 @@ class Captions:
                 thing, context = caption.removesuffix(words), index
         words, colours = thing.split(), list(backgrounds.COLOURS)
         name = next((i for i, c in enumerate(self.classes) if f" {c} " in f" {thing} "), len(self.classes))
-        colour = next((i for i, c in enumerate(colours) if c in words and c not in self.classes[name:name + 1]), len(colours))
+        colour = next(
+            (i for i, c in enumerate(colours) if c in words and c not in self.classes[name : name + 1]), len(colours)
+        )
         return name, context, colour
 
     def trained_ids(self) -> torch.Tensor:
@@ -114,8 +133,19 @@ def token_embedding_owner(encoder: torch.nn.Module) -> torch.nn.Module:
     return next(m for m in encoder.modules() if "token_embedding" in dict(m.named_children()))
 
 
-def train(data: np.ndarray, shows: np.ndarray, classes: tuple[str, ...], tokenizer, folder: Path, minutes: float,
-          device: str = "cpu", batch_size: int = 32, base_lr: float = 1e-3, start: Path | None = None, every_seconds: float = 180) -> None:
+def train(
+    data: np.ndarray,
+    shows: np.ndarray,
+    classes: tuple[str, ...],
+    tokenizer,
+    folder: Path,
+    minutes: float,
+    device: str = "cpu",
+    batch_size: int = 32,
+    base_lr: float = 1e-3,
+    start: Path | None = None,
+    every_seconds: float = 180,
+) -> None:
     """Trains for `minutes` altogether, however often it is stopped; `folder/state.pt` holds everything to go on. `start` is a
     finished model to begin with instead of random weights."""
     captions = Captions(tokenizer, classes, shows)
@@ -128,8 +158,12 @@ def train(data: np.ndarray, shows: np.ndarray, classes: tuple[str, ...], tokeniz
     weights = [p for p in model.parameters() if p.requires_grad]
     decay = [p for p in weights if p.ndim > 1]
     plain = [p for p in weights if p.ndim <= 1]
-    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}],
-                                  lr=base_lr, betas=(0.9, 0.99), fused=True)
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}],
+        lr=base_lr,
+        betas=(0.9, 0.99),
+        fused=True,
+    )
     pace, step, seen = Pace(minutes, base_lr), 0, 0
     if state.exists():
         saved = torch.load(state, map_location=device)
@@ -148,8 +182,8 @@ def train(data: np.ndarray, shows: np.ndarray, classes: tuple[str, ...], tokeniz
     while pace.progress < 1:
         batch = batch_size if pace.progress > 0.7 else batch_size // 2  # many cheap steps first, calmer ones later
         rows = rng.integers(0, len(data), batch)
-        z = torch.from_numpy(data[rows]).to(device)                       # (B, 4, 16, 16)
-        words = encoder(captions.batch(rows, rng).to(device))[0]          # (B, 77, 64)
+        z = torch.from_numpy(data[rows]).to(device)  # (B, 4, 16, 16)
+        words = encoder(captions.batch(rows, rng).to(device))[0]  # (B, 77, 64)
         t = torch.from_numpy(timesteps(batch, rng, late=bool(start) or pace.progress > 0.8)).to(device)
         a = alpha[t].view(-1, 1, 1, 1)
         noise = torch.randn_like(z)
@@ -167,8 +201,11 @@ def train(data: np.ndarray, shows: np.ndarray, classes: tuple[str, ...], tokeniz
             torch._foreach_lerp_([p for p, _ in pairs], [p.detach() for _, p in pairs], 1 - keep)
         losses.append(loss.detach())
         if step % 100 == 0:
-            print(f"unet {step} {pace.used_seconds:.0f}s loss {torch.stack(losses[-100:]).mean():.4f} "
-                  f"lr {pace.lr:.2e} {100 * batch / (time.monotonic() - last):.1f} pictures/s", flush=True)
+            print(
+                f"unet {step} {pace.used_seconds:.0f}s loss {torch.stack(losses[-100:]).mean():.4f} "
+                f"lr {pace.lr:.2e} {100 * batch / (time.monotonic() - last):.1f} pictures/s",
+                flush=True,
+            )
             last = time.monotonic()
             losses.clear()
         if pace.used_seconds - pace.used_before > every_seconds or pace.progress >= 1:
@@ -179,6 +216,8 @@ def train(data: np.ndarray, shows: np.ndarray, classes: tuple[str, ...], tokeniz
 def save(path: Path, model, average, optimizer, counts: dict[str, float]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    torch.save({"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict(),
-                **counts}, part)
+    torch.save(
+        {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict(), **counts},
+        part,
+    )
     part.rename(path)

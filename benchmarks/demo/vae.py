@@ -118,7 +118,9 @@ class Sketch(nn.Module):
         super().__init__()
         conv = lambda a, b: nn.Conv2d(a, b, 3, padding=1)  # noqa: E731
         self.into, self.out = conv(4, width), conv(width, 48)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), conv(width, width)) for _ in range(4))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), conv(width, width)) for _ in range(4)
+        )
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         h = self.into(z)
@@ -127,7 +129,9 @@ class Sketch(nn.Module):
         return F.pixel_shuffle(self.out(h), 4)
 
 
-def train_encoder(scenes: Path, folder: Path, minutes: float, device: str = "cpu", batch: int = 32, base_lr: float = 2e-3) -> None:
+def train_encoder(
+    scenes: Path, folder: Path, minutes: float, device: str = "cpu", batch: int = 32, base_lr: float = 2e-3
+) -> None:
     """Encoder with a throw-away decoder; latents get unit variance and noise of 0.1, which the real decoder will meet too."""
     from diffusers import AutoencoderKL
 
@@ -153,7 +157,10 @@ def train_encoder(scenes: Path, folder: Path, minutes: float, device: str = "cpu
         step += 1
         log.append(-10 * torch.log10(F.mse_loss(y.detach(), x) / 4).item())
         if step % 100 == 0:
-            print(f"encoder {step} {pace.used_seconds:.0f}s loss {loss.item():.4f} psnr {np.mean(log[-100:]):.2f}", flush=True)
+            print(
+                f"encoder {step} {pace.used_seconds:.0f}s loss {loss.item():.4f} psnr {np.mean(log[-100:]):.2f}",
+                flush=True,
+            )
     with torch.no_grad():  # the variance rows of the output stay constant
         encoder.conv_out.weight[4:] = 0
         encoder.conv_out.bias[4:] = LOG_VARIANCE
@@ -162,7 +169,9 @@ def train_encoder(scenes: Path, folder: Path, minutes: float, device: str = "cpu
     model.save_pretrained(folder)
 
 
-def train_decoder(scenes: Path, folder: Path, minutes: float, device: str = "cpu", batch: int = 8, base_lr: float = 2e-3) -> None:
+def train_decoder(
+    scenes: Path, folder: Path, minutes: float, device: str = "cpu", batch: int = 8, base_lr: float = 2e-3
+) -> None:
     """The real decoder under an encoder that stays as it is, so the denoiser can train on its latents meanwhile."""
     from diffusers import AutoencoderKL
 
@@ -187,7 +196,10 @@ def train_decoder(scenes: Path, folder: Path, minutes: float, device: str = "cpu
         step += 1
         log.append(-10 * torch.log10(F.mse_loss(y.detach(), x) / 4).item())
         if step % 100 == 0:
-            print(f"decoder {step} {pace.used_seconds:.0f}s loss {loss.item():.4f} psnr {np.mean(log[-100:]):.2f}", flush=True)
+            print(
+                f"decoder {step} {pace.used_seconds:.0f}s loss {loss.item():.4f} psnr {np.mean(log[-100:]):.2f}",
+                flush=True,
+            )
         if time.monotonic() - saved > 120:
             model.save_pretrained(folder)
             saved = time.monotonic()

@@ -47,7 +47,9 @@ class Inlet(torch.autograd.Function):
     @staticmethod
     def backward(ctx, cotangent: Tensor):
         whole = cotangent.untyped_storage().nbytes() > cotangent.nbytes
-        ctx.sink[ctx.name] = cotangent.clone() if whole else cotangent  # a skip's part would keep all of a concatenation
+        ctx.sink[ctx.name] = (
+            cotangent.clone() if whole else cotangent
+        )  # a skip's part would keep all of a concatenation
         return None, None, None, None
 
 

@@ -51,7 +51,9 @@ def interrupts(controls: Controls) -> Iterator[None]:
     def ask(number: int, frame: FrameType | None) -> None:
         if controls.quit and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if number == HANGUP:  # nobody reads on, and writing to a terminal that is gone would end the run before it saves
+        if (
+            number == HANGUP
+        ):  # nobody reads on, and writing to a terminal that is gone would end the run before it saves
             nowhere = os.open(os.devnull, os.O_WRONLY)
             for stream in (1, 2):
                 os.dup2(nowhere, stream)
