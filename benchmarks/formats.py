@@ -20,14 +20,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .. import cache, judge, models, overlay, settle, updates
-from ..checkpoint import found
-from ..engine import Engine
+from trainer import models
+from trainer.data import encode as cache
+from trainer.guard import judge
+from trainer.objective.loss import Objective
+from trainer.out.checkpoint import found
+from trainer.run import settle
+from trainer.run.revisit import restore
+from trainer.settings import overlay
+from trainer.step import updates
+from trainer.step.engine import Engine
+
 from ..kernels.adamw_lowbit import State
 from ..models import Parts
-from ..objective import Objective
 from ..policy import Policy
-from ..revisit import restore
 from . import jobs, quality
 from .harness import Options
 

@@ -22,7 +22,8 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from .. import export
+from trainer.out import export
+
 from . import work
 from .harness import Options
 

@@ -23,8 +23,9 @@ from pathlib import Path
 
 import torch
 
+from trainer.settings.config import ConfigError
+
 from .. import models
-from ..config import ConfigError
 from . import baseline, jobs
 from .harness import Options
 

@@ -19,9 +19,11 @@ from torch import Tensor
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from .. import memory, rehearse
-from ..engine import Engine
-from ..memory import host
+from trainer import memory
+from trainer.machine import host
+from trainer.plan import rehearse
+from trainer.step.engine import Engine
+
 from ..models import family
 from ..models.base import Parts
 from ..policy import Policy

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from statistics import median
 
-from .. import log
+from trainer.readers import log
+from trainer.settings.overlay import presets
+
 from ..events import Finished, PhaseEnded, PlanReady, Step
-from ..overlay import presets
 from . import jobs
 from .harness import Options
 

@@ -15,9 +15,11 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from .. import cards, memory
+from trainer import memory
+from trainer.plan import cards
+from trainer.plan.simulate import Tracker
+
 from ..policy import Policy
-from ..simulate import Tracker
 from . import work
 from .harness import Options, timed
 

@@ -22,11 +22,18 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from .. import assemble, judge, models, overlay, pictures, sample, sampler, settle, stages
-from ..checkpoint import found
+from trainer import models
+from trainer.data import pictures
+from trainer.draw import preview as sample
+from trainer.draw import sampler
+from trainer.draw.sheet import contact_sheet
+from trainer.guard import judge
+from trainer.out.checkpoint import found
+from trainer.run import assemble, settle, stages
+from trainer.run.revisit import restore
+from trainer.settings import overlay
+
 from ..events import Controls, Finished, PhaseEnded
-from ..revisit import restore
-from ..sheet import contact_sheet
 from . import jobs
 from .harness import RESULTS, Options
 
@@ -185,7 +192,7 @@ def words(base: str, subject: Subject, seed: int, run: Path, cache: Path) -> lis
 
 def train(words: list[str]) -> dict[str, float]:
     """One run of the trainer to its end; seconds by phase."""
-    from ..cli import parse
+    from trainer.cli.parse import parse
 
     formats = [] if "--formats" in words else ["--formats", "lora_diffusers" if "lora" in words else "diffusers"]
     seconds: dict[str, float] = {}
@@ -205,7 +212,7 @@ def drawn(
     parts: models.Parts, engine, prompts: Prompts, options: Options, *, live: bool = False, tiny: bool = False
 ) -> list[Image.Image]:
     """All prompts, picture i with seed i, from the base model (`engine` None) or from what was learned."""
-    from ..cache import token_ids
+    from trainer.data.encode import token_ids
 
     words, device = [*prompts.all, ""], options.device
     if live:

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..engine import Engine
+from trainer.objective.loss import Objective
+from trainer.plan.simulate import Tracker
+from trainer.step.engine import Engine
+
 from ..models import Parts, abar, family
-from ..objective import Objective
 from ..policy import Policy
-from ..simulate import Tracker
 from .harness import Options
 
 TINY_SIDE = 64  # pixels

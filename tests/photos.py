@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from trainer.config import Config
 from trainer.events import Event
+from trainer.settings.config import Config
 
 
 def noise_picture(size: tuple[int, int], seed: int = 0) -> Image.Image:

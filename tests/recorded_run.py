@@ -18,7 +18,6 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from trainer.config import Config
 from trainer.events import (
     CheckpointSaved,
     Controls,
@@ -36,6 +35,7 @@ from trainer.events import (
     Sampled,
     Step,
 )
+from trainer.settings.config import Config
 
 START, GIB = 1_760_000_000.0, 2**30
 PROMPTS = ("a photo of sks dog", "a photo of sks dog on the moon")
@@ -255,7 +255,7 @@ def play(recorded: Iterator[Event], seconds: float, until: str, controls: Contro
 
 
 if __name__ == "__main__":
-    from trainer import log, tui
+    from trainer.readers import log, tui
 
     parser = argparse.ArgumentParser()
     parser.add_argument("seconds", type=float)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.engine import Engine, Policy
+from trainer.step.engine import Engine, Policy
 from trainer.units import Unit
 
 WIDTH, TEXT = 16, 12

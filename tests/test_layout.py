@@ -17,12 +17,42 @@ SOURCES = sorted([*TRAINER.rglob("*.py"), *KERNELS.rglob("*.py"), *BENCHMARKS.rg
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
-# these answer without torch
-LIGHT = "config events overlay effect checks foreign cli help explain commands __main__".split()
-# beside models/ the rooms that draw pictures, save models or borrow a schedule; the engine and the loop never see diffusers
-DIFFUSERS = set(
-    "prior sample sampler export export_formats schedule vae doctor adapters judge standin prediction rehearse optim".split()
+# From top to bottom; imports run down only. Wings on one floor do not import each other.
+WINGS = (
+    ("cli",),
+    ("readers",),
+    ("run",),
+    ("plan", "guard", "prior", "out"),
+    ("draw", "data"),
+    ("step", "models"),
+    ("memory",),
+    ("objective",),
+    ("machine",),
+    ("files",),
+    ("settings",),
 )
+FLOOR = {wing: len(WINGS) - floor for floor, wings in enumerate(WINGS) for wing in wings}
+FOR_ALL = {"events", "units", "policy"}  # beside the wings: every floor may import them, they import nothing of ours
+UPWARD = {("settings/checks", "models")}  # still to end; may only shrink
+
+LONG = {  # files over 350 lines, each with its reason at its top; may only shrink
+    "trainer/run/stages.py",
+    "trainer/step/engine.py",
+    "benchmarks/peers.py",
+}
+
+# these answer without torch
+LIGHT = (
+    *(TRAINER / f"settings/{stem}.py" for stem in "config overlay effect checks foreign".split()),
+    *(TRAINER / f"cli/{stem}.py" for stem in "parse help explain commands".split()),
+    TRAINER / "events.py",
+    TRAINER / "__main__.py",
+)
+# beside models/ the rooms that draw pictures, save models or borrow a schedule; the engine and the loop never see diffusers
+DIFFUSERS = {
+    *"prior/images draw/preview draw/sampler out/export out/formats run/schedule cli/doctor guard/judge".split(),
+    *"step/standin prior/prediction plan/rehearse step/optim".split(),
+}
 
 
 def name(path: Path) -> str:
@@ -65,7 +95,7 @@ def roots(names: tuple[str, ...]) -> set[str]:
 
 
 def test_what_answers_at_once_never_imports_torch():
-    for path in (TRAINER / f"{stem}.py" for stem in LIGHT):
+    for path in LIGHT:
         heavy = roots(imports(path, lazy=False)) & {
             "torch",
             "diffusers",
@@ -79,8 +109,8 @@ def test_what_answers_at_once_never_imports_torch():
 
 
 def test_config_and_events_know_only_the_standard_library_and_the_config_library():
-    for stem in ("config", "events"):
-        assert roots(imports(TRAINER / f"{stem}.py")) <= {*sys.stdlib_module_names, "pydantic"}
+    for path in (TRAINER / "settings" / "config.py", TRAINER / "events.py"):
+        assert roots(imports(path)) <= {*sys.stdlib_module_names, "pydantic"}
 
 
 def test_kernels_import_torch_and_triton_and_nothing_of_ours():
@@ -96,8 +126,8 @@ def test_the_kernels_folder_is_no_package():
 
 def test_only_models_and_their_neighbours_touch_diffusers():
     for path in TRAINER.rglob("*.py"):
-        allowed = path.parent.name == "models" or path.stem in DIFFUSERS
-        if not allowed:
+        stem = path.relative_to(TRAINER).with_suffix("").as_posix()
+        if not (stem.startswith("models/") or stem in DIFFUSERS):
             assert not roots(imports(path)) & {"diffusers", "transformers"}, name(path)
 
 
@@ -109,23 +139,54 @@ def test_nothing_imports_benchmarks_or_tests():
         assert not used, f"{name(path)} imports {used}"
 
 
-def test_the_loop_knows_neither_model_families_nor_the_screen():
-    used = set(imports(TRAINER / "loop.py"))
-    assert not any(
-        imported.startswith(("trainer.models", "trainer.tui", "trainer.cli", "trainer.planner")) for imported in used
-    )
+def wing(module: str) -> str | None:
+    """The wing that "trainer.plan.solver" is in; None for what belongs to all."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "trainer" and len(parts) > 1 and parts[1] in FLOOR else None
 
 
-def test_the_core_does_not_look_at_the_screen():
-    for path in [
-        *TRAINER.glob("models/*.py"),
-        *TRAINER.glob("memory/*.py"),
-        TRAINER / "engine.py",
-        TRAINER / "loop.py",
-    ]:
-        assert not {
-            i for i in imports(path) if i.startswith(("trainer.tui", "trainer.view", "trainer.report", "rich"))
-        }, name(path)
+def test_imports_between_wings_run_down_only():
+    for path in TRAINER.rglob("*.py"):
+        stem = path.relative_to(TRAINER).with_suffix("").as_posix()
+        own = stem.partition("/")[0]
+        for imported in imports(path):
+            other = wing(imported)
+            if other is None or other == own or stem in ("__main__", "__init__"):
+                continue
+            assert stem not in FOR_ALL, f"{name(path)} is for all and imports {imported}"
+            assert FLOOR[other] < FLOOR[own] or (stem, other) in UPWARD, (
+                f"{name(path)} imports {imported}, which is not below"
+            )
+
+
+def test_every_folder_is_a_wing_and_few_files_stay_outside():
+    assert {path.name for path in TRAINER.iterdir() if (path / "__init__.py").is_file()} == set(FLOOR)
+    assert {path.stem for path in TRAINER.glob("*.py")} <= FOR_ALL | {"__init__", "__main__"}
+    for folder in {path.parent for path in TRAINER.rglob("*.py")}:
+        modules = [path for path in folder.glob("*.py") if path.stem != "__init__"]
+        assert len(modules) <= 14, f"{name(folder)} holds {len(modules)} modules"
+
+
+def test_no_circle_of_imports():
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in TRAINER.rglob("*.py")
+    }
+    arrows = {
+        module: {i for i in imports(path) if i in modules and i != module and not i.count(".") < 2}
+        for module, path in modules.items()
+    }
+    done: set[str] = set()
+
+    def visit(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, " -> ".join((*way[way.index(module) :], module))
+        if module not in done:
+            for other in sorted(arrows[module]):
+                visit(other, (*way, module))
+            done.add(module)
+
+    for module in modules:
+        visit(module, ())
 
 
 def test_there_are_no_drawers_for_odds_and_ends():
@@ -136,7 +197,7 @@ def test_there_are_no_drawers_for_odds_and_ends():
 def test_files_are_short_enough_to_read_at_a_sitting():
     for path in SOURCES:
         lines = len(path.read_text(encoding="utf-8").splitlines())
-        assert lines <= 400, f"{name(path)} has {lines} lines"
+        assert lines <= 350 or name(path) in LONG, f"{name(path)} has {lines} lines"
     assert len((TRAINER / "__main__.py").read_text(encoding="utf-8").splitlines()) <= 60
     assert all(len(path.read_text(encoding="utf-8").splitlines()) <= 25 for path in (ROOT / "presets").glob("*.toml"))
 
@@ -173,10 +234,9 @@ def test_no_path_of_one_machine_is_written_down():
 
 
 def test_every_technique_has_a_card_with_what_it_saves_and_costs():
-    from trainer.explain import cards
+    from trainer.cli.explain import cards
 
-    plain = {"__init__", "host"}  # not techniques
-    assert set(cards()) == {path.stem for path in (TRAINER / "memory").glob("*.py")} - plain
+    assert set(cards()) == {path.stem for path in (TRAINER / "memory").glob("*.py")} - {"__init__"}
     assert all("Exact:" in text for text in cards().values())
 
 

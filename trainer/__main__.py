@@ -10,8 +10,8 @@ import errno
 import os
 import sys
 
-from trainer import cli
-from trainer.config import ConfigError
+from trainer.cli import parse as cli
+from trainer.settings.config import ConfigError
 
 
 def main(words: list[str] | None = None) -> int:
@@ -19,7 +19,7 @@ def main(words: list[str] | None = None) -> int:
         command = cli.parse(sys.argv[1:] if words is None else words)
         if command.version or command.help:
             return _tell(command)
-        from trainer import commands
+        from trainer.cli import commands
 
         return commands.DO[command.name](command)
     except ConfigError as error:
@@ -44,7 +44,7 @@ def main(words: list[str] | None = None) -> int:
 
 def _tell(command: cli.Command) -> int:
     from trainer import __version__
-    from trainer.help import page
+    from trainer.cli.help import page
 
     print(__version__ if command.version else page(command.name), end="\n" if command.version else "")
     return 0

@@ -23,7 +23,7 @@ class AdamHyper:
 
 @dataclass(frozen=True)
 class Policy:
-    """The words are those of `[memory]` and `[train]` in trainer/config.py."""
+    """The words are those of `[memory]` and `[train]` in trainer/settings/config.py."""
 
     weights: Literal["fp32", "24bit", "16bit_sr"] = "fp32"
     moments: Literal["fp32", "8bit", "4bit"] = "fp32"

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from trainer import judge as judges
+from trainer.guard import judge as judges
 
 from . import assets, backgrounds, cutouts, draw, judge, scenes, vae
 

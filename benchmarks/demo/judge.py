@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from trainer import judge as judges
+from trainer.guard import judge as judges
 
 from . import backgrounds, scenes, vae
 from .pace import Pace, set_lr

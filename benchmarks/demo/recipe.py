@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer import judge as judges
+from trainer.guard import judge as judges
 
 from . import assets, cutouts, evaluate, judge, scenes, subjects, text, unet, vae
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from trainer.config import ConfigError
-from trainer.memory import host
+from trainer.machine import host
+from trainer.settings.config import ConfigError
 
 
 def enabled(policy) -> bool:

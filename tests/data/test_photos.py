@@ -1,0 +1,172 @@
+"""A folder of photos is understood, or refused with one clear message, before anything is loaded."""
+
+import json
+from pathlib import Path
+
+import pytest
+from photos import folder_of, noise_picture, settings
+from PIL import Image
+
+from trainer.data import photos as data
+from trainer.settings.config import Config, ConfigError, Data
+
+SUBJECTS = Path(__file__).resolve().parents[3] / "shared" / "subjects"
+
+
+def scan(folder, resolution=64, **knobs):
+    return data.scan(Data(instance_data_dir=str(folder), class_name="dog", **knobs), resolution)
+
+
+def test_the_summary_says_what_was_understood(tmp_path):
+    folder_of(tmp_path, 3, (96, 80))
+    noise_picture((70, 90), 7).save(tmp_path / "tall.png")
+    assert scan(tmp_path).summary == "4 photos, 1 portrait, smallest 70 px; prompt 'a photo of sks dog' for all"
+
+
+def test_junk_is_ignored_and_counted(tmp_path):
+    folder_of(tmp_path, 2)
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini", "clip.mp4", "00.txt", ".hidden.png", "IMG_1.AAE"):
+        (tmp_path / name).write_text("a photo of sks dog")
+    found = scan(tmp_path)
+    assert len(found.photos) == 2 and found.ignored == 6 and not found.problems, "00.txt is a caption, no junk"
+    assert "6 other files ignored" in found.summary
+    assert scan(tmp_path, captions=False).ignored == 7
+
+
+def test_bad_pictures_are_named_and_left_out(tmp_path):
+    folder_of(tmp_path, 2)
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "short.png").write_bytes((tmp_path / "00.png").read_bytes()[:200])
+    (tmp_path / "twin.png").write_bytes((tmp_path / "01.png").read_bytes())
+    noise_picture((15, 15), 5).save(tmp_path / "tiny.png")
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "elsewhere.jpg")
+    noise_picture((50, 60), 6).save(tmp_path / "small.png")
+    found = scan(tmp_path)
+    assert [photo.name for photo in found.photos] == ["00.png", "01.png", "small.png"]
+    said = "\n".join(found.problems)
+    for words in (
+        "empty.jpg is left out: the file is empty",
+        "short.png is left out",
+        "gone.jpg is left out: No such file",
+        "twin.png is left out: the same picture as 01.png",
+        "tiny.png is left out: 15 x 15 px is too small",
+        "small.png is 50 x 60 px and will be enlarged",
+    ):
+        assert words in said
+    assert len(found.problems) == 6
+
+
+def test_captions_come_from_text_files_and_metadata(tmp_path):
+    folder_of(tmp_path, 3)
+    (tmp_path / "00.txt").write_text("\ufeffsks dog on\na sofa \n", encoding="utf-8")
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "01.png", "text": "sks dog in snow"}) + "\n")
+    assert [photo.prompt for photo in scan(tmp_path).photos] == [
+        "sks dog on a sofa",
+        "sks dog in snow",
+        "a photo of sks dog",
+    ]
+    assert scan(tmp_path).summary.endswith("3 prompts, one a photo, such as 'sks dog on a sofa'")
+    assert scan(tmp_path, captions=False).prompts == ["a photo of sks dog"]
+
+
+def test_an_empty_caption_falls_back_to_the_prompt(tmp_path):
+    folder_of(tmp_path, 1)
+    (tmp_path / "00.txt").write_text("  \n")
+    assert scan(tmp_path).prompts == ["a photo of sks dog"]
+
+
+@pytest.mark.parametrize("content", ["{not json", '{"text": "no name"}', "[1, 2]"])
+def test_broken_metadata_is_refused_with_its_line(tmp_path, content):
+    folder_of(tmp_path, 1)
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "00.png", "text": "x"}\n' + content)
+    with pytest.raises(ConfigError, match="line 2"):
+        scan(tmp_path)
+
+
+def test_a_caption_that_is_not_text_is_refused(tmp_path):
+    folder_of(tmp_path, 1)
+    (tmp_path / "00.txt").write_bytes(b"\xff\xfe\x00\xd8")
+    with pytest.raises(ConfigError, match="UTF-8"):
+        scan(tmp_path)
+
+
+def test_kohya_folders_give_repeats_and_captions(tmp_path):
+    folder_of(tmp_path / "10_sks dog", 2)
+    folder_of(tmp_path / "3_sks dog outside", 3, (80, 96))
+    found = scan(tmp_path)
+    assert [(photo.repeats, photo.prompt) for photo in found.photos] == [(10, "sks dog")] * 2 + [
+        (3, "sks dog outside")
+    ] * 3
+    assert [photo.repeats for photo in scan(tmp_path / "10_sks dog").photos] == [10, 10]
+
+
+def test_masks_come_from_a_file_or_from_alpha(tmp_path):
+    folder_of(tmp_path, 3, (96, 80))
+    Image.new("L", (96, 80), 128).save(tmp_path / "00.mask.png")
+    Image.new("L", (10, 10), 128).save(tmp_path / "01.mask.png")
+    cut_out = noise_picture((96, 80), 9).convert("RGBA")
+    cut_out.putalpha(Image.radial_gradient("L").resize((96, 80)))
+    cut_out.save(tmp_path / "03.png")
+    found = scan(tmp_path, masked_loss=True)
+    assert [Path(photo.mask).name for photo in found.photos] == ["00.mask.png", "", "", "alpha"]
+    assert found.problems == ("01.mask.png is not used: its size differs from 01.png's",)
+    assert "2 with a mask" in found.summary
+    assert [photo.mask for photo in scan(tmp_path).photos] == [""] * 4
+
+
+def test_masked_loss_without_any_mask_is_refused(tmp_path):
+    folder_of(tmp_path)
+    with pytest.raises(ConfigError, match=r"name\.mask\.png"):
+        scan(tmp_path, masked_loss=True)
+
+
+def test_a_black_mask_is_named_and_not_used(tmp_path):
+    folder_of(tmp_path, 2)
+    Image.new("L", (96, 80), 0).save(tmp_path / "00.mask.png")
+    Image.new("L", (96, 80), 9).save(tmp_path / "01.mask.png")
+    found = scan(tmp_path, masked_loss=True)
+    assert [bool(photo.mask) for photo in found.photos] == [False, True] and "black everywhere" in found.problems[0]
+
+
+def test_a_long_picture_is_named_unless_it_gets_a_bucket(tmp_path):
+    noise_picture((400, 100)).save(tmp_path / "wide.png")
+    assert any("the square crop keeps 25% of it" in problem for problem in scan(tmp_path).problems)
+    assert not scan(tmp_path, buckets=True).problems
+
+
+def test_missing_folders_and_empty_ones_name_the_way_out(tmp_path):
+    folder_of(tmp_path / "photos" / "dog", 1)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.jpg").touch()
+    for folder, words in (
+        ("photo", "did you mean"),
+        ("photos", "photos/dog"),
+        ("empty", "put 3 to 6 photos"),
+        ("broken", "the file is empty"),
+        ("photos/dog/00.png", "name its folder"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            scan(tmp_path / folder)
+        assert words in str(error.value)
+
+
+def test_prompts_are_built_from_identifier_and_class():
+    assert data.instance_prompt(Data(identifier="hta", class_name="cat")) == "a photo of hta cat"
+    assert data.instance_prompt(Data(identifier="hta")) == "a photo of hta"
+    assert data.instance_prompt(Data(instance_prompt="hta, oil on canvas", class_name="cat")) == "hta, oil on canvas"
+    config = settings(Path("x"))
+    assert data.class_prompt(config) == "a photo of a dog"
+    config.data.class_name = "apple"
+    assert data.class_prompt(config) == "a photo of an apple"
+    with pytest.raises(ConfigError, match="--class_name"):
+        data.class_prompt(Config())
+
+
+@pytest.mark.skipif(not SUBJECTS.is_dir(), reason="the subject photos are not beside this checkout")
+@pytest.mark.parametrize("name", ["dog", "cat", "backpack_dog", "bear_plushie", "rc_car", "teapot"])
+def test_real_photos_are_all_understood(name):
+    found = scan(SUBJECTS / name, 512)
+    assert (
+        len(found.photos) == 5 and found.ignored == 0 and not any("left out" in problem for problem in found.problems)
+    )

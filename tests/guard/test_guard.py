@@ -1,0 +1,188 @@
+"""The guard: rules on readings, what is held out, copies, and a reading that changes nothing."""
+
+import pytest
+import torch
+from PIL import Image
+
+from trainer.data.batches import Batches
+from trainer.data.dataset import Dataset, Example
+from trainer.data.photos import Photo, PhotoSet
+from trainer.guard import guard
+from trainer.guard.rulings import Rulings
+from trainer.models import SD1, abar
+from trainer.objective.loss import Objective
+from trainer.settings.config import Guard as Settings
+from trainer.step.engine import Engine, Policy
+
+
+def reading(held, seen=1.0, **more):
+    return {"held-out loss": held, "seen loss": seen, "class loss": 1.0} | more
+
+
+def verdicts(readings, **settings):
+    """All verdicts as (step, words), with a reading every ten steps."""
+    rulings = Rulings(Settings(**settings))
+    return [(10 * i, words) for i, values in enumerate(readings) for words in rulings.take(10 * i, values)[1]], rulings
+
+
+def test_a_plateau_is_named_once_with_the_best_step():
+    said, rulings = verdicts([reading(v) for v in (1.0, 0.9, 0.8, 0.81, 0.82, 0.83, 0.84)], patience=3)
+    assert [step for step, _ in said] == [50]
+    assert said[0][1] == "plateau: no improvement in 3 readings; best at step 20"
+    assert rulings.best_step == 20
+
+
+def test_the_base_model_is_never_the_best():
+    _, rulings = verdicts([reading(0.1), reading(0.5)])
+    assert rulings.best_step == 10
+
+
+def test_drift_of_pictures_and_of_the_class_loss_are_both_drift():
+    said, _ = verdicts([reading(1.0, drift=0.0), reading(0.9, drift=0.5)], drift_limit=0.35)
+    assert said == [(10, "drift: pictures of other prompts moved by 0.50 (limit 0.35)")]
+    said, _ = verdicts([reading(1.0), reading(0.9) | {"class loss": 1.5}], drift_limit=0.35)
+    assert said[0][1].startswith("drift: the class loss rose by 50%")
+
+
+def test_overfitting_is_a_rising_held_out_loss_under_a_falling_seen_loss():
+    said, _ = verdicts([reading(1.0, 1.0), reading(0.8, 0.7), reading(0.95, 0.5)], patience=9)
+    assert said == [(20, "overfitting: the held-out loss rises while the loss on training crops falls")]
+    both_rise, _ = verdicts([reading(1.0, 1.0), reading(0.8, 0.7), reading(0.95, 0.9)], patience=9)
+    assert both_rise == []
+
+
+def test_only_the_asked_verdict_stops():
+    rulings = Rulings(Settings(early_stop="drift"))
+    assert rulings.stops(["plateau: x"]) == "" and rulings.stops(["plateau: x", "drift: y"]) == "drift: y"
+    assert Rulings(Settings()).stops(["drift: y"]) == ""
+
+
+def test_with_a_judge_the_score_weighs_subject_prompt_and_drift():
+    rulings = Rulings(Settings())
+    assert rulings.score(reading(1.0, subject=0.5, prompt=0.25, drift=0.125)) == 0.625
+
+
+def photo(index):
+    return Photo(f"{index}.png", "a photo of sks dog", (64, 64), f"{index:02d}")
+
+
+def test_one_of_many_photos_is_kept_back_and_none_of_few():
+    few, spared = guard.hold_out(PhotoSet(tuple(photo(i) for i in range(5))))
+    assert len(few.photos) == 5 and spared is None
+    many, spared = guard.hold_out(PhotoSet(tuple(photo(i) for i in range(9))))
+    assert len(many.photos) == 8 and spared == photo(0)
+    assert guard.held_views(many, spared, (64, 64))[0][0] == spared
+
+
+def test_held_out_crops_differ_from_the_trained_ones():
+    for _, view in guard.held_views(PhotoSet((photo(1),)), None, (64, 64)):
+        assert view.flip and view.box != (0, 0, 64, 64)
+
+
+def test_a_repeated_photo_is_recognised_mirrored_too_and_another_is_not():
+    torch.manual_seed(0)
+    noise = [
+        Image.fromarray((torch.rand(8, 8, 3) * 255).byte().numpy()).resize((64, 64), Image.Resampling.NEAREST)
+        for _ in range(3)
+    ]
+    mirrored = noise[0].transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    assert guard.repeats([mirrored, noise[2]], noise[:2]) == pytest.approx(0.5)
+
+
+@pytest.fixture(scope="module")
+def small():
+    parts = SD1.tiny()
+    generator = torch.Generator().manual_seed(1)
+
+    def example(name, prompt):
+        return Example(
+            name,
+            torch.randn(4, 8, 8, generator=generator),
+            torch.full((4, 8, 8), 0.1),
+            prompt,
+            None,
+            (64, 64),
+            (0, 0),
+            (64, 64),
+        )
+
+    width = parts.unet.config.cross_attention_dim
+    texts = {
+        p: {"text": torch.randn(77, width, generator=generator)} for p in ("a photo of sks dog", "a photo of a dog", "")
+    }
+    data = Dataset(
+        [[example("p0", "a photo of sks dog")]],
+        [example(f"c{i}", "a photo of a dog") for i in range(14)],
+        [1],
+        texts,
+        {},
+        SD1,
+        (64, 64),
+    )
+    return parts, data, [example("held", "a photo of sks dog")]
+
+
+def test_class_images_are_kept_back_where_enough_remain(small):
+    _, data, _ = small
+    rest, held = guard.hold_out_class(data)
+    assert rest.class_count == 12 and [e.name for e in held] == ["c12", "c13"]
+    assert guard.hold_out_class(rest)[0].class_count == 10
+    assert guard.hold_out_class(guard.hold_out_class(rest)[0])[1] == []
+
+
+def test_readings_repeat_and_leave_training_as_it_is(small, tmp_path):
+    def train(watched):
+        parts = SD1.tiny()
+        _, data, held = small
+        objective = Objective(abar(parts))
+        engine = Engine(SD1.units(parts), Policy(), "cpu")
+        batches = Batches(data, objective, scaling=0.2, batch_size=1, accumulation=1, seed=0)
+        losses = guard.Losses.of(engine, data, objective, 0.2, {"held-out": held, "seen": data.instances[0]}, 2, 0)
+        watch = guard.Guard(tmp_path / str(watched), Settings(interval=1), losses, None)
+        seen = []
+        if watched:
+            seen += [e.values for e in watch.begin()]
+        for step in range(1, 4):
+            (micro,) = batches.step()
+            engine.step(
+                [micro.values], lambda out, _, m=micro: objective.loss(out, m.target, m.weights, m.instances), 1e-3
+            )
+            if watched and watch.due(step):
+                seen += [e.values for e in watch.read(step)]
+        return dict(engine.master()), seen, losses
+
+    with_guard, seen, losses = train(True)
+    without, _, _ = train(False)
+    assert len(seen) == 4 and seen[0].keys() == {"held-out loss", "seen loss"}
+    assert len({values["seen loss"] for values in seen}) == 4
+    assert losses.read() == losses.read() == seen[-1]
+    assert all(torch.equal(with_guard[name], without[name]) for name in without)
+
+
+def test_a_resumed_guard_goes_on_where_it_was(small, tmp_path):
+    parts, data, held = small
+    engine = Engine(SD1.units(SD1.tiny()), Policy(), "cpu")
+    losses = guard.Losses.of(
+        engine, data, Objective(abar(parts)), 0.2, {"held-out": held, "seen": data.instances[0]}, 2, 0
+    )
+    first = guard.Guard(tmp_path, Settings(interval=5), losses, None)
+    list(first.begin())
+    list(first.read(5))
+    second = guard.Guard(tmp_path, Settings(interval=5), losses, None)
+    assert list(second.begin()) == []  # the base model is not read again from trained weights
+    assert second.rulings.history == first.rulings.history and second.rulings.best_step == 5
+
+
+def test_without_an_interval_readings_stay_within_their_share(small, tmp_path):
+    parts, data, held = small
+    engine = Engine(SD1.units(SD1.tiny()), Policy(), "cpu")
+    losses = guard.Losses.of(
+        engine, data, Objective(abar(parts)), 0.2, {"held-out": held, "seen": data.instances[0]}, 2, 0
+    )
+    watch = guard.Guard(tmp_path, Settings(), losses, None)
+    list(watch.begin())
+    watch.cost["losses"] = 1.0
+    watch.begun -= 10.0  # ten seconds of training: a reading of one second would be 10 %
+    assert not watch.due(7)
+    watch.begun -= 45.0
+    assert watch.due(8)

@@ -1,0 +1,220 @@
+"""Attention backends and recompute kernels inside real diffusers models: same results, fewer bytes, nothing left behind."""
+
+import weakref
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from trainer.memory import attention, recompute_kernels
+from trainer.models import FAMILIES, family
+from trainer.settings.config import ConfigError
+
+NAMES = [each.name for each in FAMILIES]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def model(request):
+    """(UNet, a function that runs it forward and backward and returns prediction, gradients and bytes kept between)"""
+    unet = family(request.param).tiny().unet
+    torch.manual_seed(0)
+    sample, text = torch.randn(2, 4, 16, 16), torch.randn(2, 77, unet.config.cross_attention_dim)
+    added = None
+    if unet.config.addition_embed_type == "text_time":
+        pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
+        added = {"text_embeds": torch.randn(2, pooled), "time_ids": torch.randn(2, 6)}
+
+    def run():
+        kept = {}
+
+        def keep(tensor):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            unet(sample, torch.tensor([3, 500]), text, added_cond_kwargs=added)
+        prediction = unet(sample, torch.tensor([3, 500]), text, added_cond_kwargs=added).sample
+        weights = {p.untyped_storage().data_ptr() for p in unet.parameters()}
+        gradients = torch.autograd.grad(prediction.square().mean(), list(unet.parameters()))
+        return prediction, gradients, sum(size for place, size in kept.items() if place not in weights)
+
+    return unet, run
+
+
+def same(a, b):
+    return torch.equal(a[0], b[0]) and all(map(torch.equal, a[1], b[1]))
+
+
+def test_our_attention_equals_that_of_diffusers_bit_for_bit_and_can_be_undone(model):
+    unet, run = model
+    before, processors = run(), dict(unet.attn_processors)
+    undo = attention.apply(unet, "sdpa")
+    during = run()
+    undo()
+    assert same(before, during)
+    assert unet.attn_processors == processors
+
+
+def test_the_math_path_keeps_more_bytes_and_agrees(model):
+    unet, run = model
+    fused = run()
+    undo = attention.apply(unet, "math")
+    plain = run()
+    undo()
+    assert plain[2] > fused[2]
+    assert (plain[0] - fused[0]).norm() < 1e-5 * fused[0].norm()
+
+
+def test_recompute_kernels_change_no_bit_keep_fewer_bytes_and_can_be_undone(model):
+    unet, run = model
+    names, before = list(unet.state_dict()), run()
+    undo = recompute_kernels.apply(unet)
+    during = run()
+    assert list(unet.state_dict()) == names
+    undo()
+    after = run()
+    assert same(before, during) and same(before, after)
+    assert during[2] < 0.85 * before[2]
+    assert after[2] == before[2]
+
+
+class Live(TorchDispatchMode):
+    """Bytes of all storages made under it that are still alive."""
+
+    def __init__(self):
+        super().__init__()
+        self.storages = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                self.storages[storage._cdata] = (weakref.ref(storage), storage.nbytes())
+        return result
+
+    def bytes(self):
+        return sum(size for storage, size in self.storages.values() if storage() is not None)
+
+
+def test_what_norms_and_gates_make_is_not_alive_between_forward_and_backward(model):
+    unet, _ = model
+    sd = unet.config
+    if sd.addition_embed_type is not None:
+        pytest.skip("the same blocks as in the others")
+
+    def alive():
+        with Live() as live:
+            kept = unet(
+                torch.randn(2, 4, 32, 32), torch.tensor([3, 500]), torch.randn(2, 77, sd.cross_attention_dim)
+            ).sample
+        assert kept.requires_grad
+        return live.bytes()
+
+    before = alive()
+    undo = recompute_kernels.apply(unet)
+    during = alive()
+    undo()
+    assert during < 0.7 * before, (during, before)
+
+
+def test_recompute_kernels_may_be_applied_twice(model):
+    unet, run = model
+    first, second = recompute_kernels.apply(unet), recompute_kernels.apply(unet)
+    assert run()[0].isfinite().all()
+    second()
+    first()
+    assert not any("forward" in module.__dict__ for module in unet.modules())
+
+
+def test_the_shapes_are_those_that_the_model_asks_for(model, monkeypatch):
+    unet, run = model
+    asked = set()
+    attend = attention.attend
+
+    def listen(query, key, value, name="sdpa"):
+        asked.add(attention.Shape(*query.shape[:3], key.shape[2], query.shape[3]))
+        return attend(query, key, value, name)
+
+    undo = attention.apply(unet, "sdpa")
+    monkeypatch.setattr(attention, "attend", listen)
+    run()
+    undo()
+    assert asked == set(attention.shapes(unet, 2, 16, 16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("head_dim", [40, 80, 160, 64])
+def test_the_kernels_of_this_machine_pass_their_own_check(dtype, head_dim):
+    (fact,) = attention.verify([attention.Shape(2, 3, 96, 77, head_dim)], dtype, "cpu")
+    assert "flash" in fact and f"heads of {head_dim}" in fact
+
+
+def test_a_kernel_with_wrong_gradients_is_found(monkeypatch):
+    attend = attention.attend
+
+    def wrong(query, key, value, name="sdpa"):
+        return (
+            attend(query, key.detach() * 0.9 + key * 0.1, value, name)
+            if name == "sdpa"
+            else attend(query, key, value, name)
+        )
+
+    monkeypatch.setattr(attention, "attend", wrong)
+    with pytest.raises(ConfigError, match="wrong"):
+        attention.verify([attention.Shape(1, 1, 16, 16, 8)], torch.float32, "cpu")
+
+
+def test_a_check_of_many_tokens_needs_little_memory_and_still_finds_what_is_wrong(monkeypatch):
+    attend, scores = attention.attend, []
+
+    def late(query, key, value, name="sdpa"):
+        scores.append(query.shape[2] * key.shape[2])
+        value = torch.cat([value[:, :, :-1], value[:, :, -1:] * 3], 2) if name == "sdpa" else value
+        return attend(query, key, value, name)
+
+    attention.verify([attention.Shape(1, 2, 1100, 300, 16)], torch.float32, "cpu")
+    monkeypatch.setattr(attention, "attend", late)
+    with pytest.raises(ConfigError, match="wrong"):
+        attention.verify([attention.Shape(1, 2, 1100, 300, 16)], torch.float32, "cpu")
+    assert scores[-1] <= attention.SAMPLE * 300
+
+
+def test_the_name_of_the_kernel_in_use_is_known():
+    q = torch.randn(1, 1, 16, 8)
+    assert attention.kernel_for(q, q, q) == "flash"
+    with sdpa_kernel(SDPBackend.MATH):
+        assert attention.kernel_for(q, q, q) == "math"
+
+
+def test_xformers_is_refused_with_a_fix_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "xformers", None)
+    with pytest.raises(ConfigError, match="pip install xformers"):
+        attention.resolve("xformers")
+
+
+def test_forbidding_math_is_undone_completely():
+    def flags():
+        cuda = torch.backends.cuda
+        return (
+            cuda.math_sdp_enabled(),
+            cuda.flash_sdp_enabled(),
+            cuda.cudnn_sdp_enabled(),
+            torch._C._get_sdp_priority_order(),
+        )
+
+    before = flags()
+    undo = attention._forbid_math()
+    assert not torch.backends.cuda.math_sdp_enabled()
+    undo()
+    assert flags() == before
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
+@pytest.mark.parametrize("head_dim", [40, 64, 80, 160])
+def test_on_the_card_a_fused_kernel_takes_every_head_of_stable_diffusion(head_dim):
+    dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    facts = attention.verify([attention.Shape(2, 8, 1024, keys, head_dim) for keys in (1024, 77)], dtype, "cuda")
+    assert not any("math," in fact for fact in facts)

@@ -1,0 +1,256 @@
+"""The contract of every memory technique, on every family, for full fine-tuning and LoRA: an exact one changes no loss, an
+approximate one stays within its tolerance; and any two either work together or are refused by name."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import itertools
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from small_unet import Model, take_step
+
+import trainer.memory
+from trainer import memory
+from trainer.memory import TECHNIQUES
+from trainer.models import FAMILIES, adapters, family
+from trainer.plan.simulate import Tracker
+from trainer.settings.config import ConfigError, Lora
+from trainer.step.engine import Engine, Policy
+
+LOW = {"weights": "24bit", "compute": torch.bfloat16}
+# what turns a technique on -> (settings, largest relative difference of a loss over three steps; 0: identical)
+SETTINGS: dict[str, tuple[dict, float]] = {
+    "allocator": ({}, 0.0),
+    "attention": ({"attention": "math"}, 1e-5),
+    "recompute_kernels": ({"recompute_kernels": True}, 1e-5),
+    "channels_last": ({"channels_last": True}, memory.channels_last.TOLERANCE),
+    "weights: 24bit": (LOW, memory.weights.TOLERANCE),
+    "weights: 16bit_sr": ({"weights": "16bit_sr", "compute": torch.bfloat16}, memory.weights.TOLERANCE),
+    "weights: fp16": ({"weights": "24bit", "compute": torch.float16}, memory.weights.TOLERANCE),
+    "weights: autocast": ({"compute": torch.bfloat16}, memory.weights.TOLERANCE),
+    "moments: 8bit": ({"moments": "8bit"}, memory.moments.TOLERANCE),
+    "moments: 4bit": ({"moments": "4bit"}, memory.moments.TOLERANCE),
+    "stream: state": ({"stream": "state", "resident_units": 3}, 0.0),
+    "stream: all": ({"stream": "all", "checkpointing": "blocks"}, 0.0),
+    "checkpointing: selective": ({"checkpointing": "selective"}, 0.0),
+    "checkpointing: blocks": ({"checkpointing": "blocks"}, 0.0),
+    "boundaries": ({"boundaries": "ram", "checkpointing": "blocks"}, 0.0),
+    "clipping: gradients in RAM": ({"gradients": "ram"}, 0.0),
+    "clipping: previous": ({"clipping": "previous"}, 0.05),
+    "compile": ({"compile": "blocks"}, memory.compile.TOLERANCE),
+    "cuda_graphs": ({"cuda_graphs": True}, 0.0),
+}
+COSTLY = {"compile", "cuda_graphs"}  # a compiler's minute; a card: they have tests of their own
+# the same techniques several at a time, for every family and method; an exact bundle is exact only if each of them is
+BUNDLES: dict[str, tuple[dict, float]] = {
+    "streamed": (
+        {"stream": "all", "resident_units": 3, "checkpointing": "blocks", "boundaries": "ram", "gradients": "ram"},
+        0.0,
+    ),
+    "kept in part": ({"stream": "state", "checkpointing": "selective"}, 0.0),
+    "kernels": (
+        {"recompute_kernels": True, "attention": "math", "channels_last": True},
+        memory.channels_last.TOLERANCE,
+    ),
+    "24bit, 8bit": (
+        LOW | {"moments": "8bit", "checkpointing": "blocks", "clipping": "previous"},
+        memory.weights.TOLERANCE,
+    ),
+    "16bit_sr, 4bit": ({"weights": "16bit_sr", "moments": "4bit", "compute": torch.float16}, memory.weights.TOLERANCE),
+}
+
+
+@cache
+def tiny(name: str):
+    return family(name).tiny()
+
+
+def fresh(name: str, method: str):
+    """The family's tiny model with a denoiser of its own."""
+    parts = replace(tiny(name), unet=copy.deepcopy(tiny(name).unet), vae=None)
+    parts.unet.requires_grad_(True)
+    if method == "lora":
+        adapters.inject(parts, Lora(rank=2))
+    return parts
+
+
+def data(parts, step: int):
+    g = torch.Generator().manual_seed(step)
+    rows, config = 2, parts.unet.config
+    values = {"sample": torch.randn(rows, 4, 8, 8, generator=g), "timestep": torch.randint(1000, (rows,), generator=g)}
+    values["text"] = torch.randn(rows, 5, config.cross_attention_dim, generator=g)
+    values |= parts.family.extra_values((64, 64), (0, 0), (64, 64), rows)
+    if "time_ids" in values:
+        values["pooled"] = torch.randn(rows, parts.text_encoders[1].config.projection_dim, generator=g)
+    return values, torch.randn(rows, 4, 8, 8, generator=g)
+
+
+def losses(name: str, method: str, policy: Policy) -> torch.Tensor:
+    """Three steps of the engine."""
+    parts = fresh(name, method)
+    undo = memory.prepare(parts.unet, policy, "cpu")
+    engine, found = Engine(parts.family.units(parts), policy, "cpu"), []
+    for step in range(3):
+        values, target = data(parts, step)
+        result = engine.step([values], lambda prediction, i, t=target: (prediction.float() - t).pow(2).mean(), 1e-3)
+        found.append(result.losses[0, 0])
+    undo()
+    return torch.stack(found)
+
+
+@pytest.fixture(scope="module")
+def plain() -> dict[tuple[str, str], torch.Tensor]:
+    """Three steps of plain autograd over the unmodified diffusers model."""
+    found = {}
+    for each, method in itertools.product(FAMILIES, ("full", "lora")):
+        parts = fresh(each.name, method)
+        learning = [p for u in each.units(parts) for p in u.module.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(learning, lr=1e-3, weight_decay=1e-2, foreach=False)
+        row = []
+        for step in range(3):
+            values, target = data(parts, step)
+            optimizer.zero_grad(set_to_none=True)
+            loss = (each.denoise(parts, values).float() - target).pow(2).mean()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(learning, 1.0, foreach=False)
+            optimizer.step()
+            row.append(loss.detach())
+        found[each.name, method] = torch.stack(row)
+    return found
+
+
+EVERYWHERE = [(bundle, each.name, method) for bundle in BUNDLES for each in FAMILIES for method in ("full", "lora")]
+ALONE = [(technique, "sd1", "full") for technique in SETTINGS if technique not in COSTLY]
+
+
+@pytest.mark.parametrize(("technique", "name", "method"), ALONE + EVERYWHERE, ids=lambda value: value)
+def test_a_technique_changes_losses_no_more_than_it_declares(plain, technique, name, method):
+    settings, tolerance = (SETTINGS | BUNDLES)[technique]
+    found, expected = losses(name, method, Policy(**settings)), plain[name, method]
+    if tolerance == 0:
+        assert torch.equal(found, expected)
+    else:
+        assert torch.allclose(found, expected, rtol=tolerance), (found, expected)
+
+
+def test_compiled_blocks_change_losses_no_more_than_declared(plain, monkeypatch):
+    monkeypatch.setattr(memory.compile, "BACKEND", "eager")  # what a compiler would generate needs a minute
+    settings, tolerance = SETTINGS["compile"]
+    found = losses("sd1", "full", Policy(**settings))
+    assert torch.allclose(found, plain["sd1", "full"], rtol=tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
+def test_replayed_graphs_equal_eager_steps():
+    def run(policy: Policy) -> torch.Tensor:
+        engine = Engine(Model().to("cuda").units(), policy, "cuda")
+        return torch.stack([take_step(engine, step).losses[0, 0] for step in range(4)])
+
+    assert torch.allclose(run(Policy(cuda_graphs=True)), run(Policy()), rtol=1e-5)
+
+
+def test_the_bundles_leave_no_technique_out():
+    policies = [Policy(**settings) for settings, _ in BUNDLES.values()]
+    for technique in TECHNIQUES:
+        name = technique.__name__.rsplit(".", 1)[1]
+        assert name in COSTLY or any(technique.enabled(policy) for policy in policies), name
+
+
+def test_every_technique_is_under_the_contract_and_has_its_card():
+    assert {setting.split(":")[0] for setting in SETTINGS} == {each.__name__.rsplit(".", 1)[1] for each in TECHNIQUES}
+    for technique in TECHNIQUES:
+        for word in ("Saves:", "Costs:", "Exact:"):
+            assert word in technique.__doc__, (technique.__name__, word)
+        assert callable(technique.enabled) and callable(technique.check)
+
+
+def test_every_file_in_memory_is_a_technique_or_says_it_is_not():
+    folder = Path(trainer.memory.__file__).parent
+    named = {each.__name__.rsplit(".", 1)[1] for each in TECHNIQUES}
+    for path in folder.glob("*.py"):
+        card = "Saves:" in (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "")
+        assert card == (path.stem in named), path.name
+
+
+def merged(first: str, second: str) -> dict | None:
+    """Both techniques' settings; None where they are alternatives of one technique."""
+    one, other = SETTINGS[first][0], SETTINGS[second][0]
+    if any(one[key] != other[key] for key in one.keys() & other.keys() if key not in ("checkpointing", "compute")):
+        return None
+    kept = {"checkpointing": max((s["checkpointing"] for s in (one, other) if "checkpointing" in s), default="off")}
+    return one | other | kept if "checkpointing" in one | other else one | other
+
+
+PAIRS = [(a, b) for a, b in itertools.combinations([n for n in SETTINGS if n != "compile"], 2) if merged(a, b)]
+
+
+@pytest.fixture(scope="module")
+def small() -> torch.Tensor:
+    engine = Engine(Model().units(), Policy(), "cpu")
+    return torch.stack([take_step(engine, step).losses[0, 0] for step in range(2)])
+
+
+@pytest.mark.parametrize("first", [n for n in SETTINGS if n != "compile"])
+def test_any_two_techniques_work_together_or_are_refused_by_name(small, first):
+    refused = 0
+    for a, b in (pair for pair in PAIRS if pair[0] == first):
+        policy, tolerance = Policy(**merged(a, b)), max(SETTINGS[a][1], SETTINGS[b][1])
+        try:
+            memory.check(policy)
+        except ConfigError as error:
+            refused += 1
+            assert error.fix and any(key in error.what for key in merged(a, b)), (a, b, error.what)
+            continue
+        if policy.cuda_graphs:
+            continue  # allowed, and tried on a card
+        model = Model()
+        if policy.channels_last:
+            memory.channels_last.apply(model)
+        engine = Engine(model.units(), policy, "cpu")
+        found = torch.stack([take_step(engine, step).losses[0, 0] for step in range(2)])
+        assert torch.allclose(found, small, rtol=2 * tolerance, atol=0), (a, b)
+    assert refused < len(SETTINGS)
+
+
+SAVING = {
+    "blocks": ({"checkpointing": "blocks"}, {}),
+    "selective": ({"checkpointing": "selective"}, {}),
+    "boundaries": ({"boundaries": "ram"}, {"checkpointing": "blocks"}),
+    "state streamed": ({"stream": "state"}, {}),
+    "all streamed": ({"stream": "all"}, {"stream": "state", "checkpointing": "blocks"}),
+    "24bit": (LOW, {"compute": torch.bfloat16}),
+    "8bit": ({"moments": "8bit"}, {}),
+    "4bit": ({"moments": "4bit"}, {"moments": "8bit"}),
+    "gradients in RAM": ({"gradients": "ram"}, {"checkpointing": "blocks"}),
+    "previous": ({"clipping": "previous"}, {"checkpointing": "blocks"}),
+}
+
+
+def peak(policy: Policy, rows: int) -> int:
+    """Bytes on the card at the worst moment of a step, simulated."""
+    engine = Engine(Model().to("meta").units(), policy, "meta")
+    tracker = Tracker("meta", memory.host.holds)
+    for holding in engine.holdings:
+        tracker.keep([holding.weights.home, holding.state.home], "weights")
+    target = torch.empty(rows, 4, 8, 8, device="meta")
+    values = {
+        "sample": target,
+        "timestep": torch.empty(rows, device="meta"),
+        "text": torch.empty(rows, 5, 12, device="meta"),
+    }
+    with tracker:
+        engine.step([values], lambda prediction, i: (prediction.float() - target).pow(2).mean(), 1e-3)
+    return tracker.watched().card_peak
+
+
+@pytest.mark.parametrize("technique", SAVING)
+def test_a_technique_that_promises_bytes_saves_some(technique):
+    settings, base = SAVING[technique]
+    rows = 1 if technique in ("gradients in RAM", "previous") else 32  # where gradients are the peak, or activations
+    assert peak(Policy(**base | settings), rows) < peak(Policy(**base), rows)

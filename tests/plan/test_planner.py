@@ -1,0 +1,352 @@
+"""Plans of real families from their shipped configurations: sizes, choices, words and the JSON line."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from trainer.files.safetensors_stream import PIECE_BYTES
+from trainer.models import family
+from trainer.plan import calibration, cards, planner, rehearse
+from trainer.plan import measured as budget
+from trainer.plan.calibration import GIB
+from trainer.plan.inputs import meta_parts
+from trainer.plan.phases import Phases, parks
+from trainer.plan.planner import Machine
+from trainer.policy import Policy
+from trainer.settings import overlay
+from trainer.settings.config import Config, ConfigError
+
+FULL = Policy(weights="24bit", moments="8bit", compute=torch.bfloat16, recompute_kernels=True, channels_last=True, gradients="ram",
+              checkpointing="blocks")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def parts():
+    made = {}
+
+    def get(name: str):
+        if name not in made:
+            made[name] = family(name).meta()
+        return made[name]
+
+    return get
+
+
+def step_gib(parts, name: str, policy: Policy, side: int) -> float:
+    """GiB of live tensors at the peak of one pair step."""
+    with rehearse.engine(parts(name), policy, text=False) as engine:
+        return rehearse.train(parts(name), engine, rehearse.Shapes((side, side)), text=False).card_peak / GIB
+
+
+@pytest.mark.parametrize(("limit", "changes"), [
+    (4.6, {}),
+    (3.75, {"moments": "4bit"}),
+    (6.0, {"checkpointing": "off"}),
+    (2.4, {"stream": "state"}),
+    (1.2, {"stream": "all"}),
+], ids=["8-bit moments", "4-bit moments", "no recompute", "state streamed", "everything streamed"])  # fmt: skip
+def test_a_pair_step_of_sd15_stays_below_its_target(parts, limit, changes):
+    assert step_gib(parts, "sd1", replace(FULL, **changes), 512) <= limit
+
+
+@pytest.mark.parametrize(("limit", "changes"), [
+    (11.2, {"moments": "4bit"}),
+    (6.5, {"stream": "state"}),
+    (2.0, {"stream": "all", "boundaries": "ram"}),
+], ids=["4-bit moments", "state streamed", "everything streamed"])  # fmt: skip
+def test_a_pair_step_of_sdxl_stays_below_its_target(parts, limit, changes):
+    assert step_gib(parts, "sdxl", replace(FULL, **changes), 1024) <= limit
+
+
+def small(**settings: object) -> Config:
+    """A plan that costs little to make: the built-in model's shapes."""
+    made = Config()
+    made.model.name = "demo"
+    made.prior.with_prior_preservation = True
+    for key, value in settings.items():
+        section, name = key.split("__")
+        setattr(getattr(made, section), name, value)
+    return made
+
+
+@pytest.fixture(scope="module")
+def facts():
+    return planner.facts_for(small())
+
+
+def draft(facts, machine: Machine | None = None, **settings: object) -> planner.Plan:
+    return planner.draft(small(**settings), facts, machine or Machine("cuda", cards.find("RTX 3060")))
+
+
+def test_plans_are_pure(facts):
+    first, second = draft(facts, memory__vram_gb=4.0), draft(facts, memory__vram_gb=4.0)
+    assert first == second
+    assert first.as_json() == second.as_json()
+
+
+def test_the_json_line_has_exactly_the_promised_fields(facts, capsys):
+    plan = draft(facts, memory__vram_gb=4.0)
+    line = json.loads(json.dumps(plan.as_json()))
+    assert list(line) == ["model", "mode", "preset", "budget_bytes", "fits", "vram_peak_bytes", "ram_peak_bytes", "disk_bytes",
+                          "step_tensor_bytes", "steps_per_second", "settings", "phases"]  # fmt: skip
+    assert all(list(phase) == ["name", "vram_bytes", "ram_bytes", "parts"] for phase in line["phases"])
+    assert line["vram_peak_bytes"] == max(phase["vram_bytes"] for phase in line["phases"])
+
+
+def test_the_parts_of_every_phase_sum_to_its_peak(facts):
+    for phase in draft(facts, memory__vram_gb=4.0).phases:
+        assert sum(phase.parts.values()) == pytest.approx(phase.vram_bytes, abs=2)
+
+
+def test_all_phases_of_a_run_are_planned(facts):
+    names = [phase.name for phase in draft(facts).phases]
+    assert names == ["load", "class images", "cache images", "cache text", "train", "sample", "save", "export"]
+    without = [phase.name for phase in draft(facts, prior__with_prior_preservation=False).phases]
+    assert "class images" not in without
+
+
+def test_the_step_is_counted_without_context_and_workspaces(facts):
+    plan = draft(facts)
+    train = next(phase for phase in plan.phases if phase.name == "train")
+    assert train.vram_bytes == plan.step_tensor_bytes + sum(calibration.overhead(plan.step_tensor_bytes).values())
+
+
+def test_an_impossible_budget_is_refused_with_the_nearest_plan(facts):
+    config = small(memory__vram_gb=0.61)
+    with pytest.raises(ConfigError) as refused:
+        planner.plan(config, facts, "cuda", Machine("cuda"))
+    assert "does not fit" in refused.value.what
+    assert "--vram_gb" in refused.value.fix
+
+
+def test_every_way_out_that_a_refusal_names_fits(facts):
+    asked = {"memory__vram_gb": 0.75, "train__train_batch_size": 256}
+    made = draft(facts, Machine("cuda"), **asked)
+    batch = re.search(r"--train_batch_size (\d+)", made.refusal.fix)
+    assert batch
+    assert draft(facts, Machine("cuda"), **asked | {"train__train_batch_size": int(batch[1])}).fits
+    assert ("--method lora" in made.refusal.fix) == draft(facts, Machine("cuda"), **asked, train__method="lora").fits
+
+
+def test_a_way_out_that_does_not_fit_either_is_not_named(facts):
+    made = draft(facts, Machine("cuda"), memory__vram_gb=0.605, train__train_batch_size=2)
+    assert made.refusal.fix.startswith("Nearest plans that fit: --vram_gb 0.7 (")
+    assert ", or" not in made.refusal.fix
+
+
+class Greedy(Phases):
+    """Pictures that take more than any card has, unless units are brought one by one."""
+
+    def _draw_base(self, policy: Policy, pictures: int) -> int:
+        return 0 if policy.stream == "all" else 1 << 40
+
+
+def test_another_phase_that_does_not_fit_sends_the_solver_further_down(facts):
+    config = small(memory__vram_gb=4.0, memory__checkpointing="blocks", memory__boundaries="ram")
+    made = planner.draft(config, facts, Machine("cuda"), Greedy(config, meta_parts(config, facts), "cuda"))
+    assert made.fits
+    assert made.policy.stream == "all"
+
+
+def test_what_somebody_set_wins_and_a_warning_says_that_it_does_not_fit(facts):
+    free = draft(facts)
+    tight = draft(facts, memory__vram_gb=10.0, train__train_batch_size=8)
+    need = next(p for p in tight.phases if p.name == "train").vram_bytes
+    assert free.fits
+    plan = draft(facts, memory__vram_gb=need / GIB - 0.005, memory__checkpointing="off", memory__gradients="card",
+                 memory__stream="off", train__train_batch_size=8)  # fmt: skip
+    assert plan.policy.checkpointing == "off"
+    assert not plan.fits
+    assert "--checkpointing off" in plan.warnings[0]
+    assert plan.refusal is None
+
+
+def test_a_setting_is_not_blamed_alone_where_nothing_would_fit_anyway(facts):
+    made = draft(facts, Machine("cuda", None, None, 1000), memory__vram_gb=0.61, memory__checkpointing="off")
+    assert made.refusal is not None  # too little RAM is a warning, and no reason to go on
+    assert "no --checkpointing off" in made.refusal.fix
+    assert "RAM" in made.warnings[0]
+
+
+def test_on_a_cpu_the_plan_is_fp32_and_speaks_of_ram(facts):
+    plan = draft(facts, Machine("cpu", None, None, 64 * GIB))
+    assert (plan.policy.weights, plan.policy.moments) == ("fp32", "fp32")
+    assert plan.vram_peak_bytes == 0
+    assert plan.fits
+    assert "CPU" in plan.explanation
+    assert plan.steps_per_second is None
+
+
+def test_on_a_cpu_every_phase_is_planned_with_what_visits_in_fp32(facts):
+    plan = draft(facts, Machine("cpu", None, None, 64 * GIB))
+    ram = {phase.name: phase.ram_bytes - calibration.PROCESS_RAM_BYTES.amount for phase in plan.phases}
+    assert list(ram) == ["load", "class images", "cache images", "cache text", "train", "sample", "save", "export"]
+    weights = 4 * sum(p.numel() for p in planner.meta_parts(small(), facts).unet.parameters())
+    assert weights < ram["class images"] < 3 * weights  # the UNet as it computes, and activations
+    assert ram["train"] > 4 * weights  # weights, gradients, two moments
+    assert ram["load"] < 0.01 * weights
+
+
+@pytest.mark.parametrize("stream", ["off", "state", "all"])
+def test_the_ram_of_a_card_s_run_is_what_the_engine_keeps_there_and_no_copy_of_the_model(facts, stream):
+    plan = draft(
+        facts, memory__vram_gb=4.0, memory__stream=stream, memory__checkpointing="blocks", memory__resident_units=0
+    )
+    parts = planner.meta_parts(small(), facts)
+    with rehearse.engine(parts, plan.policy, text=False) as made:
+        host = made.bytes["host"]
+    ram = {phase.name: phase.ram_bytes - int(calibration.PROCESS_RAM_BYTES.amount) for phase in plan.phases}
+    early = host if stream == "all" else 0
+    assert ram["load"] == 0
+    assert ram["class images"] == ram["cache text"] == early
+    latents = ram["cache images"] - early  # what becomes of the photos and class images
+    count, side = parts.family.defaults.class_images, 64 // parts.latent_factor
+    assert 1 < latents / (count * 2 * parts.vae.config.latent_channels * side**2 * 4) < 1.1
+    assert ram["train"] == ram["sample"] >= host + latents
+    assert 0 < ram["save"] - ram["train"] <= PIECE_BYTES
+
+
+@pytest.mark.parametrize(("resolution", "clipping", "waits"), [(64, "exact", False), (512, "previous", True)])
+def test_the_optimizer_state_makes_room_only_for_pictures_that_take_more_than_the_step(
+    facts, resolution, clipping, waits
+):
+    plan = draft(facts, memory__vram_gb=4.0, memory__stream="off", memory__checkpointing="blocks", train__clipping=clipping,
+                 data__resolution=resolution)  # fmt: skip
+    with rehearse.engine(planner.meta_parts(small(), facts), plan.policy, text=False) as made:
+        state = sum(h.state.home.nbytes for h in made.holdings)
+    by = {phase.name: phase for phase in plan.phases}
+    assert parks(plan.phases) == waits
+    assert by["sample"].ram_bytes - by["train"].ram_bytes == by["sample"].parked_bytes == (state if waits else 0)
+    assert waits or by["sample"].vram_bytes <= by["train"].vram_bytes
+
+
+def test_too_little_ram_is_said(facts):
+    plan = draft(facts, Machine("cpu", None, None, 1000))
+    assert "RAM" in plan.warnings[0]
+
+
+def test_adapters_take_less_than_all_weights(facts):
+    assert draft(facts, train__method="lora").step_tensor_bytes < draft(facts).step_tensor_bytes
+
+
+def test_training_the_text_encoder_takes_more(facts):
+    assert draft(facts, train__train_text_encoder=True).step_tensor_bytes > draft(facts).step_tensor_bytes
+
+
+def test_the_event_carries_phases_and_parts(facts):
+    event, *_ = draft(facts, memory__vram_gb=4.0).events()
+    assert event.phases["train"] > 0
+    assert event.budget_bytes == 4 * GIB
+    assert "of 4.00 GiB" in event.text
+
+
+def test_speed_is_an_estimate_that_follows_the_card(facts):
+    slow = draft(facts, Machine("cuda", cards.find("RTX 3050")), train__train_batch_size=8)
+    fast = draft(facts, Machine("cuda", cards.find("H200")), train__train_batch_size=8)
+    assert fast.steps_per_second >= slow.steps_per_second > 0
+    text = planner.table(fast)
+    assert "not measured" in text
+
+
+def test_a_preset_without_a_card_is_estimated_for_the_card_it_is_meant_for(capsys):
+    for preset, name in cards.USUAL.items():
+        assert planner.supposed(small(), Machine("cuda")).card is None
+        config = overlay.load({"preset": preset})
+        card = planner.supposed(config, Machine("cuda")).card
+        assert card.name == name and card.bf16  # so that the settings are those of a plan without a card
+        assert card.vram_gb >= config.memory.vram_gb
+    config = overlay.load({"preset": "12gb", "model.name": "demo"})
+    assert planner.main(config, json=True) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["steps_per_second"] > 0
+
+
+def test_a_card_that_is_here_is_not_taken_for_another_one():
+    config = overlay.load({"preset": "12gb"})
+    here = Machine("cuda", None, 8 * GIB, 8 * GIB)  # its rates are unknown
+    assert planner.supposed(config, here) is here
+    assert planner.supposed(config, Machine("cpu")).card is None
+
+
+def test_a_plan_that_nothing_limits_says_so(facts):
+    assert "--vram_gb" in draft(facts, Machine("cuda")).warnings[0]
+    assert draft(facts, Machine("cuda"), memory__vram_gb=4.0).warnings == ()
+
+
+def test_editions_of_a_card_are_told_apart_by_their_memory():
+    assert cards.find("RTX 4060 Ti 8 GB").vram_gb == 8
+    assert cards.find("NVIDIA A100-PCIE-40GB").vram_gb == 40
+    assert cards.find("RTX 3050 6GB").bandwidth < cards.find("RTX 3050").bandwidth
+    assert cards.match("RTX 3060 Laptop GPU") is None
+
+
+def test_published_rates_are_found_by_any_usual_name():
+    assert cards.find("NVIDIA GeForce RTX 3060") is cards.find("3060")
+    assert cards.find("RTX 3060").tflops == pytest.approx(25.5, abs=0.1)
+    assert cards.find("RTX 4090").tflops == pytest.approx(165, abs=1)
+    assert cards.match("Voodoo 2") is None
+    with pytest.raises(ConfigError):
+        cards.find("Voodoo 2")
+
+
+def test_a_plan_is_held_against_what_happened_and_a_deviation_makes_a_report_line(facts):
+    plan = draft(facts, memory__vram_gb=4.0)
+    planned = {p.name: p.vram_bytes - sum(p.parts[k] for k in calibration.overhead(0)) for p in plan.phases}
+    text, notices = budget.compare(plan, {"train": int(planned["train"] * 1.01)})
+    assert "train" in text
+    assert notices == []
+    _, notices = budget.compare(plan, {"train": planned["train"] + GIB})
+    assert "[plan] model=demo" in notices[0].fix
+    assert "measured=" in notices[0].fix
+
+
+def test_a_probe_corrects_the_phases_it_measured_and_no_others(facts):
+    plan = draft(facts, memory__vram_gb=4.0)
+    after = budget.corrected(plan, {"train": 3 * GIB})
+    train = next(p for p in after.phases if p.name == "train")
+    assert train.vram_bytes == 3 * GIB + sum(calibration.overhead(3 * GIB).values())
+    assert [p for p in after.phases if p.name != "train"] == [p for p in plan.phases if p.name != "train"]
+    assert "Measured by the probe" in next(iter(after.events())).text
+    assert "does not fit" in budget.corrected(plan, {"train": 4 * GIB}).warnings[0]
+    with pytest.raises(ConfigError, match="CUDA"):
+        budget.probe(plan, "cpu", {})
+
+
+def test_the_budget_leaves_the_context_out_of_the_allocators_share():
+    assert budget.fraction(12 * GIB, 24 * GIB) == pytest.approx((12 - 0.42) / 24)
+    assert budget.fraction(99 * GIB, 24 * GIB) == 1.0
+    assert "CPU" in budget.enforce(12 * GIB, "cpu").text
+
+
+@pytest.mark.parametrize(("reserved", "seconds", "system", "spilled"), [
+    (9 * GIB, [0.3] * 20, "Linux", True),  # more than there is
+    (7.9 * GIB, [0.3] * 20 + [3.0] * 3, "Windows", True),
+    (7.9 * GIB, [0.3] * 20 + [3.0] * 3, "Linux", False),  # there the driver fails instead
+    (7.9 * GIB, [0.3] * 20 + [3.0, 0.3, 0.3], "WSL", False),  # one slow step is a preview, not a spill
+    (4 * GIB, [0.3] * 20 + [3.0] * 3, "WSL", False),
+])  # fmt: skip
+def test_a_spill_into_shared_memory_is_noticed(reserved, seconds, system, spilled):
+    notice = budget.spill_watch(int(reserved), 8 * GIB, seconds, system)
+    assert (notice is not None) == spilled
+    assert notice is None or notice.level == "warning"
+
+
+@pytest.mark.parametrize("preset", overlay.presets())
+def test_a_spill_is_noticed_although_the_process_keeps_to_its_preset(preset):
+    card = int(preset.removesuffix("gb")) * GIB
+    allowed = budget.fraction(int(overlay.load({"preset": preset}).memory.vram_gb * GIB), card) * card
+    assert budget.spill_watch(int(0.98 * allowed), card, [0.3] * 20 + [3.0] * 3, "Windows") is not None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card: nothing to measure a plan against")
+def test_a_planned_step_is_within_three_percent_of_the_measured_one():
+    from trainer.benchmarks.harness import Options
+    from trainer.benchmarks.planner import suite
+
+    assert all(math.isclose(row["planned_bytes"], row["measured_bytes"], rel_tol=0.03) for row in suite(Options()))

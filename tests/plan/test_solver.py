@@ -1,0 +1,170 @@
+"""The ladder: its order, whose settings win, and what is never chosen unasked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from trainer import memory
+from trainer.plan import solver
+from trainer.policy import Policy
+from trainer.settings.config import Config, ConfigError
+
+
+def config(**settings: object) -> Config:
+    made = Config()
+    for key, value in settings.items():
+        section, name = key.split("__")
+        setattr(getattr(made, section), name, value)
+    return made
+
+
+def bytes_of(policy: Policy) -> int:
+    """A stand-in scale for the solver alone: every technique saves something, and resident units cost 10 each."""
+    size = 1000
+    size -= {"off": 0, "selective": 100, "blocks": 200}[policy.checkpointing]
+    size -= 150 if policy.gradients == "ram" else 0
+    size -= 50 if policy.boundaries == "ram" else 0
+    size -= {"off": 0, "state": 300, "all": 500}[policy.stream]
+    return size + 10 * policy.resident_units
+
+
+def residents(policy: Policy, budget: int):
+    yield from range((budget - bytes_of(policy)) // 10, 0, -1)
+
+
+def found(budget: int | None, **settings: object) -> solver.Found:
+    made = config(**settings)
+    ladder = solver.rungs(made, solver.base(made, "cuda"), None)
+    fixed = made.memory.resident_units is not None
+    return solver.solve(ladder, budget, bytes_of, residents, fixed_residents=fixed)
+
+
+def test_a_large_budget_keeps_everything_on_the_card_and_recomputes_nothing():
+    policy = found(1000).policy
+    assert (policy.checkpointing, policy.gradients, policy.stream) == ("off", "card", "off")
+
+
+@pytest.mark.parametrize(("budget", "expected"), [
+    (999, ("selective", "card", "card", "off")),
+    (899, ("off", "ram", "card", "off")),
+    (849, ("selective", "ram", "card", "off")),
+    (699, ("blocks", "ram", "card", "off")),
+    (649, ("blocks", "ram", "ram", "off")),
+    (599, ("off", "ram", "card", "state")),
+    (399, ("blocks", "ram", "card", "state")),
+    (349, ("blocks", "ram", "ram", "state")),
+    (299, ("blocks", "ram", "card", "all")),
+    (109, ("blocks", "ram", "ram", "all")),
+])  # fmt: skip
+def test_each_smaller_budget_goes_down_the_ladder_until_a_rung_fits(budget, expected):
+    policy = found(budget).policy
+    assert bytes_of(policy) <= budget
+    assert (policy.checkpointing, policy.gradients, policy.boundaries, policy.stream) == expected
+
+
+def test_what_the_budget_leaves_is_used_for_units_that_stay():
+    answer = found(395)
+    assert answer.policy.stream == "state"
+    assert answer.policy.resident_units == 4
+    assert answer.step_bytes == 390
+
+
+def test_units_that_somebody_asked_to_stay_are_not_changed():
+    assert found(395, memory__resident_units=1, memory__stream="state").policy.resident_units == 1
+
+
+def test_a_budget_below_everything_returns_the_smallest_plan_and_says_that_it_does_not_fit():
+    answer = found(50)
+    assert not answer.fits
+    assert answer.policy.stream == "all"
+    assert answer.policy.boundaries == "ram"
+    assert len(answer.tried) > 8
+
+
+def test_the_smallest_plan_is_measured_where_only_bounds_were_known():
+    made = config()
+    ladder = solver.rungs(made, solver.base(made, "cuda"), None)
+    misleading = {policy: 60 + k for k, (_, policy) in enumerate(ladder)}  # the largest plan has the lowest bound
+    answer = solver.solve(ladder, 50, bytes_of, residents, at_least=misleading.get)
+    assert not answer.fits
+    assert answer.step_bytes == bytes_of(answer.policy) == min(bytes_of(policy) for _, policy in ladder)
+
+
+def test_a_rung_that_cannot_fit_is_not_simulated():
+    made = config()
+    ladder = solver.rungs(made, solver.base(made, "cuda"), None)
+    simulated = []
+
+    def measure(policy: Policy) -> int:
+        simulated.append(policy)
+        return bytes_of(policy)
+
+    answer = solver.solve(ladder, 699, measure, residents, at_least=bytes_of)
+    assert answer.fits
+    assert simulated == [answer.policy]
+
+
+def test_what_somebody_set_holds_on_every_rung():
+    for _, policy in solver.rungs(
+        config(memory__checkpointing="off"), solver.base(config(memory__checkpointing="off"), "cuda"), None
+    ):
+        assert policy.checkpointing == "off"
+
+
+def test_every_rung_is_one_that_the_techniques_accept_and_none_comes_twice():
+    start = solver.base(config(), "cuda")
+    ladder = [policy for _, policy in solver.rungs(config(), start, None)]
+    assert len(set(ladder)) == len(ladder) >= 9
+    for policy in ladder:
+        memory.check(policy)
+
+
+def test_settings_that_contradict_each_other_are_refused_with_the_techniques_own_words():
+    made = config(memory__stream="all", memory__checkpointing="off")
+    with pytest.raises(ConfigError, match="cannot be combined"):
+        solver.rungs(made, solver.base(made, "cuda"), None)
+
+
+def test_gradients_do_not_wait_where_nothing_is_clipped():
+    made = config(train__max_grad_norm=0.0)
+    assert {policy.gradients for _, policy in solver.rungs(made, solver.base(made, "cuda"), None)} == {"card"}
+
+
+def test_approximate_techniques_are_never_chosen_unasked():
+    for settings in ({}, {"train__method": "lora"}):
+        made = config(**settings)
+        for _, policy in solver.rungs(made, solver.base(made, "cuda"), None):
+            assert policy.moments in ("8bit", "fp32")
+            assert policy.weights == "24bit"
+            assert policy.clipping == "exact"
+
+
+def test_four_bit_moments_are_used_where_they_are_asked_for():
+    made = config(memory__moments="4bit")
+    assert solver.base(made, "cuda").moments == "4bit"
+
+
+def test_a_cpu_trains_in_fp32_unless_asked():
+    policy = solver.base(config(), "cpu")
+    assert (policy.weights, policy.moments, policy.compute) == ("fp32", "fp32", torch.float32)
+    assert not policy.recompute_kernels
+    asked = solver.base(config(memory__weights="24bit", train__mixed_precision="bf16"), "cpu")
+    assert (asked.weights, asked.compute) == ("24bit", torch.bfloat16)
+
+
+def test_a_card_without_bf16_computes_in_fp16():
+    assert solver.base(config(), "cuda", bf16=False).compute == torch.float16
+
+
+def test_other_optimizers_keep_fp32_weights():
+    assert solver.base(config(train__optimizer="prodigy"), "cuda").weights == "fp32"
+
+
+def test_the_ladder_never_gets_larger_on_its_way_down_in_what_it_streams():
+    order = {"off": 0, "state": 1, "all": 2}
+    streams = [order[policy.stream] for _, policy in solver.rungs(config(), solver.base(config(), "cuda"), None)]
+    assert streams == sorted(streams)
+    assert replace(Policy(), resident_units=1) != Policy()

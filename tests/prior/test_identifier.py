@@ -1,0 +1,90 @@
+"""Identifiers: proposals are rare single tokens, and poor choices are named."""
+
+import re
+
+import pytest
+
+from trainer.models import SD1, SDXL
+from trainer.models.text import tokenizer as clip_tokenizer
+from trainer.prior import identifier
+from trainer.settings.config import Config, ConfigError
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return clip_tokenizer()
+
+
+def test_proposals_are_single_rare_tokens_without_a_known_meaning(tokenizer):
+    found = identifier.candidates(tokenizer, 40)
+    assert len({candidate.word for candidate in found}) == 40
+    for candidate in found:
+        assert identifier.pieces(candidate.word, tokenizer) == [candidate.word]
+        assert candidate.rank >= identifier.RARE_RANK and candidate.word not in identifier.MEANINGS
+        assert re.fullmatch(r"[a-z]{3,4}", candidate.word)
+        assert not identifier.warnings_for(candidate.word, "dog", tokenizer)
+
+
+def test_ordinary_words_are_unlike_proposals(tokenizer):
+    proposed = {candidate.word for candidate in identifier.candidates(tokenizer, 100)}
+    assert not proposed & {"dog", "fawn", "yawn", "kilt", "rune", "wags", "lili", "tobi", "sks"}
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("sks", "a rifle"),
+        ("SKS", "a rifle"),
+        ("zwx", r"2 tokens .*z \+ wx"),
+        ("my dog", "2 tokens"),
+        ("toy", "frequent word"),
+        ("dog", "the class itself"),
+        ("", "empty"),
+    ],
+)
+def test_poor_identifiers_are_named_with_better_ones(tokenizer, word, said):
+    (notice,) = identifier.warnings_for(word, "dog", tokenizer)
+    assert re.search(said, notice.text) and notice.level == "warning"
+    assert identifier.candidates(tokenizer, 1)[0].word in notice.fix
+
+
+def test_a_good_identifier_is_not_complained_about(tokenizer):
+    assert identifier.warnings_for("ohwx", "dog", tokenizer) == [] == identifier.warnings_for("hta", None, tokenizer)
+
+
+@pytest.mark.parametrize("family", [SD1, SDXL], ids=lambda family: family.name)
+def test_the_effect_of_a_word_is_the_change_it_makes_to_the_prediction(family):
+    parts = family.tiny()
+    tried = identifier.effects(parts, ["hta", "sks"], "dog")
+    assert all(0 < effect < 10 for effect in tried.values()) and tried["hta"] != tried["sks"]
+    assert identifier.effects(parts, ["hta"], "dog") == {"hta": pytest.approx(tried["hta"], rel=1e-4)}
+
+
+def test_a_word_that_changes_no_token_has_no_effect():
+    assert identifier.effects(SD1.tiny(), [""], "dog") == {"": 0.0}
+
+
+def test_with_a_model_proposals_are_ordered_by_effect(tokenizer, monkeypatch):
+    monkeypatch.setattr(identifier, "TRIED", 6)
+    found = identifier.propose(tokenizer, 4, SD1.tiny(), "dog")
+    effects = [candidate.effect for candidate in found]
+    assert len(found) == 4 and effects == sorted(effects)
+
+
+def test_the_command_prints_a_table_and_judges_the_identifier_in_the_settings(capsys):
+    assert identifier.main(Config(), 5) == 0
+    printed = capsys.readouterr().out
+    assert len(re.findall(r"bits$", printed, re.M)) == 5 and "'sks' already means a rifle" in printed
+
+
+def test_the_command_judges_given_words(capsys):
+    assert identifier.main(Config(), words=["ohwx", "toy"]) == 0
+    printed = capsys.readouterr().out
+    assert (
+        "Nothing speaks against 'ohwx'" in printed and "'toy' is a frequent word" in printed and "bits" not in printed
+    )
+
+
+def test_no_proposals_are_refused():
+    with pytest.raises(ConfigError, match="at least 1"):
+        identifier.main(Config(), 0)

@@ -1,0 +1,122 @@
+"""Prior by prediction: cached answers of the base model are exactly what it answers, and nothing else."""
+
+import pytest
+import torch
+from photos import finish, settings
+
+from trainer import models
+from trainer.data import encode as cache
+from trainer.events import PhaseEnded, PhaseProgress, PhaseStarted
+from trainer.models import SD1, SD2, SDXL
+from trainer.prior import prediction
+from trainer.settings.config import ConfigError
+
+FAMILIES = [SD1, SD2, SDXL]
+
+
+def ensure(parts, folder, config=None, draws=6, latents=2, **more):
+    config = config or settings(folder)
+    texts = finish(cache.encode_prompts(parts, ["a photo of a dog", ""], "cpu", None))[1]
+    return finish(
+        prediction.ensure(parts, config, folder, "cpu", texts, draws=draws, latents=latents, sample_steps=2, **more)
+    )
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return SD1.tiny()
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_targets_are_the_models_own_conditional_predictions_on_noised_latents(family, tmp_path):
+    parts = family.tiny()
+    _, made = ensure(parts, tmp_path)
+    abar = models.abar(parts)
+    for index in range(len(made)):
+        draw = made[index]
+        values = family.encode_text(parts, ["a photo of a dog"]) | family.extra_values((64, 64), (0, 0), (64, 64), 1)
+        values |= {"sample": draw.sample[None], "timestep": draw.timestep[None]}
+        with torch.no_grad():
+            expected = family.denoise(parts, values)[0]
+        assert torch.allclose(draw.target, expected, atol=2e-3, rtol=1e-3)  # stored in fp16
+        noise = (draw.sample - abar[draw.timestep].sqrt() * made.latents[index % 2].float()) / (
+            1 - abar[draw.timestep]
+        ).sqrt()
+        generator = torch.Generator().manual_seed(prediction.NOISE_SEED + index)
+        assert torch.allclose(noise.float(), torch.randn(4, 8, 8, generator=generator), atol=1e-3)
+
+
+def test_the_loss_of_the_untouched_model_is_zero_on_them(parts, tmp_path):
+    """What class images cannot do: their target is noise, so even the untouched model has a loss there."""
+    _, made = ensure(parts, tmp_path)
+    draws = [made[i] for i in range(len(made))]
+    values = {"sample": torch.stack([d.sample for d in draws]), "timestep": torch.stack([d.timestep for d in draws])}
+    values |= parts.family.encode_text(parts, [made.prompt] * len(draws))
+    with torch.no_grad():
+        error = parts.family.denoise(parts, values) - torch.stack([d.target for d in draws])
+    assert error.square().mean() < 1e-6
+
+
+def test_draws_follow_the_generator(parts, tmp_path):
+    _, made = ensure(parts, tmp_path)
+
+    def timesteps(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return [int(made.draw(generator).timestep) for _ in range(20)]
+
+    assert timesteps(1) == timesteps(1) != timesteps(2)
+    assert set(timesteps(1)) <= set(made.timesteps.tolist())
+
+
+def test_a_second_run_reuses_and_a_longer_one_continues(parts, tmp_path):
+    _, first = ensure(parts, tmp_path, draws=4)
+    events, again = ensure(parts, tmp_path, draws=4)
+    assert not any(isinstance(event, PhaseStarted) for event in events)
+    assert torch.equal(first.targets, again.targets)
+    events, longer = ensure(parts, tmp_path, draws=7)
+    assert next(event.total for event in events if isinstance(event, PhaseStarted)) == 3
+    assert torch.equal(longer.targets[:4], first.targets) and torch.equal(longer.timesteps[:4], first.timesteps)
+    _, at_once = ensure(parts, tmp_path / "other", draws=7)
+    assert torch.allclose(longer.targets.float(), at_once.targets.float(), atol=2e-3)
+
+
+def test_the_cache_depends_on_model_prompt_seed_and_size_but_not_on_learning(parts, tmp_path):
+    ensure(parts, tmp_path)
+
+    def made_again(config=None, model=parts):
+        return any(isinstance(event, PhaseStarted) for event in ensure(model, tmp_path, config)[0])
+
+    assert not made_again(settings(tmp_path, train__learning_rate=1e-3))
+    assert made_again(settings(tmp_path, train__seed=4))
+    assert made_again(settings(tmp_path, data__resolution=128))
+    assert made_again(settings(tmp_path, prior__guidance_scale=2.0))
+    assert made_again(model=SD1.tiny(seed=1))
+
+
+def test_size_and_progress_are_told(parts, tmp_path):
+    events, made = ensure(parts, tmp_path)
+    assert made.size_bytes == (2 + 6) * 4 * 8 * 8 * 2 + 6 * 8
+    assert "MiB" in next(event.detail for event in events if isinstance(event, PhaseEnded))
+    progress = [event.done for event in events if isinstance(event, PhaseProgress)]
+    assert progress == sorted(progress) and progress[-1] == 2 * 2 + 6
+
+
+@pytest.mark.parametrize("count", [7, 100, 1000])
+def test_timesteps_are_spread_evenly_for_any_count(count):
+    found = prediction.spread_timesteps(count, 1000).sort().values
+    gaps = found.diff()
+    assert found[0] < 2.7 * 1000 / count and found[-1] >= 1000 - 2.7 * 1000 / count
+    assert (
+        gaps.max() <= 2.7 * 1000 / count + 1
+    )  # three-gap theorem: the golden ratio keeps gaps within a factor of 2.62
+
+
+def test_a_rescaled_noise_schedule_is_refused(parts, tmp_path):
+    with pytest.raises(ConfigError, match="zero_terminal_snr"):
+        ensure(parts, tmp_path, settings(tmp_path, train__zero_terminal_snr=True))
+
+
+def test_predictions_made_in_half_precision_leave_the_model_as_it_was(parts, tmp_path):
+    before = next(parts.unet.parameters()).clone()
+    ensure(parts, tmp_path, unet_dtype=torch.bfloat16, draws=2, latents=1)
+    assert torch.equal(next(parts.unet.parameters()), before)

@@ -1,0 +1,36 @@
+"""Schedules and the moving average against their formulas."""
+
+import math
+
+import pytest
+import torch
+
+from trainer.run.schedule import factor
+from trainer.settings.config import Train
+from trainer.step.ema import Average
+
+
+@pytest.mark.parametrize(
+    ("settings", "step", "expected"),
+    [
+        ({"lr_scheduler": "constant", "lr_warmup_steps": 500}, 0, 1.0),  # diffusers' constant ignores warm-up, too
+        ({"lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 10}, 5, 0.5),
+        ({"lr_scheduler": "linear", "lr_warmup_steps": 0}, 75, 0.25),
+        ({"lr_scheduler": "cosine", "lr_warmup_steps": 0}, 25, 0.5 * (1 + math.cos(math.pi * 0.25))),
+        ({"lr_scheduler": "cosine_with_restarts", "lr_num_cycles": 2}, 50, 1.0),
+        ({"lr_scheduler": "polynomial", "lr_power": 2.0}, 50, 0.25),
+    ],
+)
+def test_schedules_have_their_textbook_values(settings, step, expected):
+    assert factor(Train(**settings), 100)(step) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_average_follows_at_first_and_lags_later():
+    average = Average([("w", torch.zeros(2))], decay=0.5)
+    average.update([("w", torch.ones(2))])
+    torch.testing.assert_close(average.values["w"], torch.full((2,), 1 - 2 / 11))  # d_1 = (1 + 1) / (10 + 1)
+    for _ in range(60):
+        average.update([("w", torch.ones(2))])
+    before = average.values["w"].clone()
+    average.update([("w", torch.full((2,), 3.0))])
+    torch.testing.assert_close(average.values["w"], 0.5 * before + 1.5)

@@ -1,0 +1,283 @@
+"""Whole runs on tiny models: every phase, an interruption that changes nothing, failures that lose nothing."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from trainer.cli import parse as cli
+from trainer.events import (
+    CheckpointSaved,
+    Controls,
+    Exported,
+    Finished,
+    Meters,
+    Notice,
+    PhaseEnded,
+    PhaseStarted,
+    PlanReady,
+    Sampled,
+    Step,
+)
+from trainer.models import SD1, SDXL
+from trainer.out import checkpoint
+from trainer.readers import log
+from trainer.run import revisit, stages
+from trainer.settings.config import ConfigError
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with tiny models and photos of two shapes."""
+    folder = tmp_path_factory.mktemp("stages")
+    for family in (SD1, SDXL):
+        family.pipeline(family.tiny()).save_pretrained(folder / family.name)
+    (folder / "photos").mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for index in range(3):
+        small = (torch.rand(8, 8, 3, generator=generator) * 255).byte().numpy()
+        Image.fromarray(small).resize((80, 64 + 16 * index)).save(folder / "photos" / f"{index}.png")
+    return folder
+
+
+def words(place, *more, model="sd1", run="run"):
+    base = [
+        "--model.name",
+        place / model,
+        "--instance_data_dir",
+        place / "photos",
+        "--class_name",
+        "dog",
+        "--resolution",
+        64,
+        "--num_class_images",
+        2,
+        "--sample_steps",
+        2,
+        "--max_train_steps",
+        4,
+        "--num_validation_images",
+        1,
+        "--sample.steps",
+        2,
+        "--cache_dir",
+        place / "cache",
+        "--output_dir",
+        place / run,
+        "--no-watch",
+    ]
+    return [str(word) for word in [*base, *more]]
+
+
+def events(place, *more, controls=None, **where):
+    config = cli.parse(words(place, *more, **where)).config()
+    return list(log.record(stages.run(config, controls or Controls()), config))
+
+
+def of(kind, found):
+    return [event for event in found if isinstance(event, kind)]
+
+
+def test_a_run_goes_through_every_phase_and_says_where_everything_is(place):
+    found = events(place, "--checkpointing_steps", 2, "--validation_steps", 2, run="whole")
+    phases = list(dict.fromkeys(e.phase for e in of(PhaseEnded, found)))
+    assert phases == ["load", "cache text", "class images", "cache images", "sample", "train", "save", "export"]
+    assert [e.step for e in of(Step, found)] == [1, 2, 3, 4]
+    assert [e.step for e in of(CheckpointSaved, found)] == [2, 4]
+    assert [e.step for e in of(Sampled, found)] == [2, 4]
+    assert {e.format for e in of(Exported, found)} == {"diffusers", "single file"}
+    assert len(of(PlanReady, found)) == 1
+    (finished,) = of(Finished, found)
+    assert finished.status == "done" and "python -m trainer sample" in finished.text
+    assert (place / "whole" / "config.toml").is_file()
+
+
+def test_saving_comes_before_drawing(place):
+    found = events(place, run="order")
+    kinds = [type(e) for e in found if isinstance(e, (CheckpointSaved, Sampled, Exported))]
+    assert kinds.index(CheckpointSaved) < kinds.index(Sampled) < kinds.index(Exported)
+
+
+def outcome(generator):
+    """What a generator of events returns."""
+    while True:
+        try:
+            next(generator)
+        except StopIteration as end:
+            return end.value
+
+
+@pytest.mark.parametrize("more", [(), ("--train_text_encoder", "--method", "lora")], ids=["full", "text lora"])
+def test_a_probe_does_what_the_phases_do_and_changes_nothing(place, more):
+    ready = stages.prepare(cli.parse(words(place, *more, run="probed")).config())
+    job, parts, dataset = outcome(stages.build(ready.config, ready.photos, None, ready.plan, ready.device, ready.run))
+    before, position = {k: v.clone() for k, v in job.engine.state_dict().items()}, job.batches.state()
+    runs = stages.probes(ready, job, parts, dataset)
+    assert runs.keys() == {"train", "sample", "save", "export"}
+    for run in runs.values():
+        run()
+    after = job.engine.state_dict()
+    assert all(torch.equal(before[k], after[k]) or before[k].isnan().all() for k in before)
+    assert str(job.batches.state()) == str(position)
+    assert not (ready.run / "samples").exists()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        ("--train_text_encoder", "--ema", "--caption_dropout", "0.3"),
+        ("--method", "lora", "--with_prior_preservation", "--dropout", "0.1"),
+        ("--by", "prediction", "--random_flip"),
+    ],
+    ids=["full", "text-ema", "lora", "prediction"],
+)
+def test_a_run_that_was_interrupted_and_resumed_equals_one_that_was_not(place, more, request):
+    name = request.node.callspec.id
+    whole = place / f"{name}-whole"
+    events(place, *more, run=whole.name)
+
+    half = place / f"{name}-half"
+    controls = Controls()
+    config = cli.parse(words(place, *more, run=half.name)).config()
+    for event in stages.run(config, controls):
+        if isinstance(event, Step) and event.step >= 1:
+            controls.quit = True
+    assert 0 < checkpoint.step_of(checkpoint.found(half)[-1]) < 4
+    again = events(place, *more, "--resume_from_checkpoint", "latest", run=half.name)
+    assert of(Finished, again)[0].status == "done" and of(Finished, again)[0].step == 4
+    expected, found = (load_file(checkpoint.found(run)[-1] / "engine.safetensors") for run in (whole, half))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    if "--ema" in more:
+        averages = [load_file(checkpoint.found(run)[-1] / "ema.safetensors") for run in (whole, half)]
+        assert all(torch.equal(averages[0][key], averages[1][key]) for key in averages[0])
+
+
+def test_a_run_resumed_at_its_end_says_how_far_it_is(place):
+    events(place, run="ended")
+    again = events(place, "--resume_from_checkpoint", "latest", run="ended")
+    assert of(Finished, again)[0].step == 4 and not of(Step, again)
+
+
+def test_quitting_saves_and_says_how_to_go_on(place):
+    controls, found = Controls(), []
+    for event in stages.run(cli.parse(words(place, run="quit")).config(), controls):
+        found.append(event)
+        controls.quit |= isinstance(event, PhaseStarted) and event.phase == "train"
+    (finished,) = of(Finished, found)
+    assert finished.status == "interrupted" and "--resume_from_checkpoint latest" in finished.text
+    assert [e.step for e in of(CheckpointSaved, found)] == [1] and not of(Exported, found)
+
+
+def test_quitting_before_training_ends_cleanly_too(place):
+    found = events(place, run="early", controls=Controls(quit=True))
+    assert of(Finished, found)[0].status == "interrupted" and not of(Step, found)
+
+
+def test_weights_that_are_no_numbers_stop_the_run_and_leave_the_last_good_checkpoint(place):
+    wild = [
+        "--learning_rate",
+        "1e39",
+        "--lr_scheduler",
+        "constant_with_warmup",
+        "--lr_warmup_steps",
+        2,
+        "--checkpointing_steps",
+        1,
+    ]
+    found = events(place, *wild, run="diverged")
+    (finished,) = of(Finished, found)
+    assert finished.status == "failed" and "step 2" in finished.error and "fix:" in finished.error
+    (good,) = checkpoint.found(place / "diverged")
+    assert good.name == "step-000001"
+    weights = load_file(good / "engine.safetensors")
+    assert all(tensor.isfinite().all() for name, tensor in weights.items() if not name.startswith("engine."))
+
+
+def test_a_loss_that_is_no_number_names_step_pictures_and_cause(place):
+    wild = ["--learning_rate", "1e39", "--lr_scheduler", "constant_with_warmup", "--lr_warmup_steps", 2]
+    (finished,) = of(Finished, events(place, *wild, run="nan"))
+    assert finished.status == "failed" and "in step 3" in finished.error
+    assert ".png" in finished.error and "learning rate" in finished.error and not checkpoint.found(place / "nan")
+
+
+def test_finished_work_is_found_and_skipped(place):
+    events(place, run="first")
+    found = events(place, run="second")
+    details = [e.detail for e in of(PhaseEnded, found)]
+    assert any("0 class images drawn, 2 reused" in d for d in details)
+    assert any("0 pictures encoded" in d for d in details)
+
+
+def test_the_written_settings_repeat_the_run(place):
+    events(place, run="original")
+    config = cli.parse(
+        ["--config", str(place / "original" / "config.toml"), "--output_dir", str(place / "repeated")]
+    ).config()
+    list(stages.run(config, Controls()))
+    runs = [load_file(checkpoint.found(place / name)[-1] / "engine.safetensors") for name in ("original", "repeated")]
+    assert all(torch.equal(runs[0][key], runs[1][key]) for key in runs[0])
+
+
+def test_the_guard_reads_the_base_model_and_the_trained_one(place):
+    config = [w for w in words(place, "--interval", 2, run="guarded") if w != "--no-watch"]
+    found = list(stages.run(cli.parse(config).config(), Controls()))
+    assert [e.step for e in of(Meters, found)] == [0, 2, 4]
+
+
+def test_sdxl_runs_through_too(place):
+    found = events(place, model="sdxl", run="xl")
+    assert of(Finished, found)[0].status == "done"
+
+
+def test_pictures_and_exports_can_be_made_later_from_the_checkpoint(place):
+    events(place, run="later")
+    config = cli.parse(["--config", str(place / "later" / "config.toml")]).config()
+    drawn = list(revisit.sample_run(place / "later", ["a photo of sks dog"], [0, 1], place / "more", config))
+    assert len(of(Sampled, drawn)[0].paths) == 2
+    written = list(revisit.export_run(place / "later", ["single_file"], "fp32", place / "full"))
+    assert of(Exported, written)[0].precision == "fp32" and of(Exported, written)[0].max_error == 0.0
+
+
+def test_a_missing_photo_folder_costs_one_message_and_writes_nothing(place):
+    config = cli.parse([*words(place, run="nothing")]).config()
+    config.data.instance_data_dir = str(place / "nowhere")
+    with pytest.raises(ConfigError, match="nowhere"):
+        next(stages.run(config, Controls()))
+    assert not (place / "nothing").exists()
+
+
+def test_an_unknown_checkpoint_is_refused_before_anything_is_loaded(place):
+    config = cli.parse(words(place, "--resume_from_checkpoint", "step-000099", run="gone")).config()
+    with pytest.raises(ConfigError, match="step-000099"):
+        next(stages.run(config, Controls()))
+
+
+@pytest.mark.parametrize(
+    "more", [["--train_text_encoder", "--ema"], ["--method", "dora", "--rank", "2"]], ids=["full", "dora"]
+)
+def test_a_run_from_a_file_in_16_bits_is_the_run_from_the_same_numbers_in_fp32(place, more):
+    """The weights are loaded as the file has them, and nowhere computed with in that precision."""
+    engines = []
+    for name, dtype in (("half", torch.float16), ("wide", torch.float32)):
+        pipeline = SDXL.pipeline(SDXL.tiny()).to(torch.float16).to(dtype)
+        pipeline.save_pretrained(place / name)
+        run = f"{name}-{more[0]}"
+        found = events(place, *more, "--checkpointing_steps", 2, model=name, run=run)
+        assert of(Finished, found)[0].status == "done"
+        files = sorted(checkpoint.found(place / run)[-1].glob("e*.safetensors"))
+        engines.append([load_file(file) for file in files])
+    for ours, theirs in zip(*engines, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_the_log_holds_every_event(place):
+    found = events(place, run="logged")
+    lines = [json.loads(line) for line in (place / "logged" / "log.jsonl").read_text().splitlines()]
+    assert [line["event"] for line in lines if line["event"] != "Notice"] == [
+        type(e).__name__ for e in found if not isinstance(e, Notice)
+    ]

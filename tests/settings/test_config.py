@@ -1,0 +1,313 @@
+"""Settings: layers and their origins, what is refused, and the way into a run folder and back."""
+
+from pathlib import Path
+
+import pytest
+
+from trainer.settings import overlay
+from trainer.settings.checks import card, check, writable
+from trainer.settings.config import Config, ConfigError, knobs
+from trainer.settings.effect import idle, prior_is_on
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> str:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    return str(folder)
+
+
+def toml(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refused(flags: dict, **options) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        check(overlay.load(flags), **options)
+    return caught.value
+
+
+def test_flags_beat_the_file_the_file_beats_the_preset_and_the_preset_beats_defaults(tmp_path):
+    file = toml(tmp_path / "mine.toml", "[memory]\nvram_gb = 10\n[train]\nseed = 5\nlearning_rate = 1e-6\n")
+    config = overlay.load({"preset": "12gb", "train.seed": "7"}, {"train.seed": "flag --seed"}, file)
+    assert (config.train.seed, config.train.learning_rate, config.memory.vram_gb) == (7, 1e-6, 10)
+    assert config.train.train_batch_size == 1 and config.train.max_grad_norm == 1.0
+    assert config.provenance["train.seed"] == "flag --seed"
+    assert config.provenance["memory.vram_gb"] == f"file {file}"
+    assert config.provenance["train.train_batch_size"] == "preset 12gb"
+    assert "train.max_grad_norm" not in config.provenance and not config.chosen("train.max_grad_norm")
+    assert config.chosen("train.seed") and config.chosen("train.learning_rate")
+    assert not config.chosen("train.train_batch_size"), "a preset is not a person's wish"
+
+
+def test_a_file_may_name_its_preset_and_a_flag_replaces_it(tmp_path):
+    file = toml(tmp_path / "mine.toml", 'preset = "8gb"\n')
+    assert overlay.load(file=file).memory.vram_gb < 8
+    assert 8 < overlay.load({"preset": "12gb"}, file=file).memory.vram_gb < 12
+
+
+def test_every_preset_is_short_valid_and_leaves_room_on_its_card():
+    names = list(overlay.presets())
+    assert names == ["4gb", "6gb", "8gb", "12gb", "16gb", "24gb"]
+    for name, path in overlay.presets().items():
+        config = overlay.load({"preset": name})
+        size = int(name.removesuffix("gb"))
+        assert 0.85 * size <= config.memory.vram_gb <= 0.97 * size
+        assert len(path.read_text().splitlines()) <= 25
+        held = {key for key, origin in config.provenance.items() if origin.startswith("preset")}
+        allowed = {"memory.vram_gb", "train.train_batch_size", "train.gradient_accumulation_steps"}
+        assert held <= allowed, "a preset never says how to learn"
+
+
+def test_an_own_toml_file_works_as_a_preset(tmp_path):
+    file = toml(tmp_path / "laptop.toml", "[memory]\nvram_gb = 3\n")
+    config = overlay.load({"preset": str(file)})
+    assert config.memory.vram_gb == 3 and config.provenance["memory.vram_gb"] == "preset laptop"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[train]\nlearning_rat = 1\n", "train.learning_rate"),
+        ("[training]\nlearning_rate = 1e-6\n", "train.learning_rate"),
+        ("learning_rate = 1e-6\n", "train.learning_rate"),
+        ("[memory]\nweights = 24bit\n", "strings need quotes"),
+        ('[memory]\nweights = "25bit"\n', "24bit"),
+    ],
+)
+def test_a_mistake_in_a_file_is_answered_with_the_way_to_mend_it(tmp_path, text, words):
+    with pytest.raises(ConfigError) as caught:
+        overlay.load(file=toml(tmp_path / "mine.toml", text))
+    assert words in caught.value.fix and "mine.toml" in caught.value.what
+
+
+def test_a_missing_file_and_an_unknown_preset_are_named():
+    with pytest.raises(ConfigError, match=r"no file nowhere\.toml"):
+        overlay.load(file=Path("nowhere.toml"))
+    with pytest.raises(ConfigError, match="did you mean 12gb"):
+        overlay.load({"preset": "12g"})
+
+
+def test_all_objections_of_the_schema_are_told_at_once_with_their_origin():
+    with pytest.raises(ConfigError) as caught:
+        overlay.load({"train.max_train_steps": "0", "train.seed": "x", "data.resolution": 100000})
+    text = str(caught.value)
+    assert "train.max_train_steps" in text and "at least 1" in text
+    assert "train.seed" in text and "whole number" in text
+    assert "data.resolution" in text and "at most 4096" in text and "flag --resolution" in text
+
+
+def test_names_are_unique_or_shared_on_purpose_and_aliases_collide_with_nothing():
+    names = [key.rpartition(".")[2] for key in knobs()]
+    assert {name for name in names if names.count(name) > 1} == {"guidance_scale"}
+    aliases = [a for key, info in knobs().items() for a in info.json_schema_extra["aliases"] if a != key.split(".")[1]]
+    assert len(aliases) == len(set(aliases)) and not set(aliases) & set(names)
+    assert all(info.description for info in knobs().values())
+
+
+def test_without_a_model_the_photos_decide_between_the_demo_and_stable_diffusion(photos):
+    assert overlay.load({}).model.name == "demo"
+    mine = overlay.load({"data.instance_data_dir": photos})
+    assert mine.model.name == "stable-diffusion-v1-5/stable-diffusion-v1-5" and not mine.chosen("model.name")
+    assert overlay.load({"data.instance_data_dir": photos, "model.name": "demo"}).model.name == "demo"
+    assert overlay.load({"model.family": "sdxl"}).model.name is None, "a plan takes the family's own configuration"
+
+
+# ------------------------------------------------------------------------------------------------- no effect
+
+
+@pytest.mark.parametrize(
+    ("flags", "fix"),
+    [
+        ({"train.text_encoder_lr": 1e-6}, "--train_text_encoder"),
+        ({"lora.rank": 8}, "--method lora"),
+        ({"train.lr_num_cycles": 3}, "--lr_scheduler cosine_with_restarts"),
+        ({"train.lr_power": 2}, "--lr_scheduler polynomial"),
+        ({"train.lr_warmup_steps": 10}, "--lr_scheduler constant_with_warmup"),
+        ({"prior.with_prior_preservation": False, "prior.prior_loss_weight": 0.5}, "--with_prior_preservation"),
+        ({"train.optimizer": "bnb_adamw8bit", "memory.moments": "8bit"}, "--optimizer adamw"),
+        ({"data.crop_variants": 8}, "--crop random"),
+        ({"train.ema_decay": 0.9}, "--ema"),
+        ({"train.max_grad_norm": 0, "train.clipping": "previous"}, "--max_grad_norm"),
+        ({"memory.stream": "off", "memory.resident_units": 3}, "--stream"),
+        ({"checkpoint.checkpoints_total_limit": 2}, "--checkpointing_steps"),
+        ({"sample.num_validation_images": 0, "sample.steps": 5}, "--num_validation_images"),
+        ({"run.logging_dir": "logs"}, "--report_to"),
+        ({"train.scale_lr": True}, "--train_batch_size"),
+        (
+            {"train.train_text_encoder": True, "train.text_encoder_stop_step": 9, "train.max_train_steps": 9},
+            "less than 9",
+        ),
+    ],
+)
+def test_a_setting_without_effect_is_refused_with_what_would_give_it_one(flags, fix):
+    error = refused(flags)
+    assert "no effect" in error.what and fix in error.fix
+
+
+def test_the_same_settings_are_fine_where_they_count():
+    flags = {"train.method": "lora", "lora.rank": 8, "train.lr_scheduler": "polynomial", "train.lr_power": 2, "train.lr_warmup_steps": 5,
+             "train.train_text_encoder": True, "train.text_encoder_lr": 1e-5, "train.ema": True, "train.ema_decay": 0.9}  # fmt: skip
+    assert check(overlay.load(flags)) == []
+
+
+def test_an_idle_setting_at_its_default_is_only_noted():
+    notices = check(overlay.load({"train.lr_warmup_steps": "0", "lora.rank": 16}))
+    assert len(notices) == 2 and all("no effect" in notice for notice in notices)
+
+
+def test_an_idle_setting_of_a_preset_is_nobodys_mistake(tmp_path):
+    file = toml(tmp_path / "p.toml", "[lora]\nrank = 4\n")
+    assert check(overlay.load({"preset": str(file)})) == []
+
+
+def test_what_diffusers_tolerates_is_noted_on_its_own_lines_and_refused_on_ours(photos):
+    flags = {"data.instance_data_dir": photos, "data.instance_prompt": "x", "prior.class_data_dir": "classes"}
+    assert "prior.class_data_dir" in check(overlay.load(flags), tolerant=True)[0]
+    assert "prior.class_data_dir" in refused(flags).what
+
+
+def test_prior_preservation_follows_from_the_method_and_a_named_class(photos):
+    mine = {"data.instance_data_dir": photos, "data.instance_prompt": "x"}
+    assert prior_is_on(overlay.load({})), "the built-in subject names its class"
+    assert not prior_is_on(overlay.load(mine))
+    assert prior_is_on(overlay.load(mine | {"data.class_name": "dog"}))
+    assert not prior_is_on(overlay.load(mine | {"data.class_name": "dog", "train.method": "lora"}))
+    assert prior_is_on(overlay.load(mine | {"prior.with_prior_preservation": True}))
+
+
+# ---------------------------------------------------------------------------------------------- contradictions, paths
+
+
+@pytest.mark.parametrize(
+    ("flags", "what", "fix"),
+    [
+        ({"train.max_train_steps": 5, "train.num_train_epochs": 5}, "contradict", "keep one"),
+        ({"prior.prior_loss_weight": 0}, "ignores them", "--no-with_prior_preservation"),
+        ({"train.lr_scheduler": "constant_with_warmup"}, "no warm-up", "--lr_warmup_steps"),
+        (
+            {"train.lr_scheduler": "cosine", "train.lr_warmup_steps": 9, "train.max_train_steps": 9},
+            "leaves nothing",
+            "shorten",
+        ),
+        ({"export.formats": ["lora_kohya"]}, "adapter", "--method lora"),
+        ({"train.optimizer": "prodigy", "memory.weights": "24bit"}, "24bit", "--optimizer adamw"),
+        ({"train.learning_rate": 0.5}, "destroy", "1e-6"),
+        ({"train.method": "lora", "train.learning_rate": 5}, "destroy", "1e-4"),
+        ({"data.resolution": 500}, "multiple of 8", "512"),
+        ({"model.name": "some/model"}, "no photos", "--instance_data_dir"),
+        ({"model.family": "sdxl"}, "which sdxl model", "--model"),
+        ({"data.instance_data_dir": "no/such/folder"}, "no photo folder", "--instance_data_dir"),
+        ({"checkpoint.resume_from_checkpoint": "latest"}, "which run", "--output_dir"),
+    ],
+)
+def test_a_contradiction_is_refused_before_anything_is_loaded(flags, what, fix):
+    error = refused(flags)
+    assert what in error.what and fix in error.fix
+
+
+def test_prodigy_may_use_a_rate_of_one():
+    assert check(overlay.load({"train.optimizer": "prodigy", "train.learning_rate": 1.0})) == []
+
+
+def test_photos_need_a_name_a_prompt_or_captions(photos):
+    error = refused({"data.instance_data_dir": photos})
+    assert "--class_name" in error.fix
+    check(overlay.load({"data.instance_data_dir": photos, "data.class_name": "dog"}))
+    (Path(photos) / "a.txt").write_text("a photo of sks dog")
+    check(overlay.load({"data.instance_data_dir": photos}))
+
+
+def test_a_mistyped_photo_folder_is_answered_with_its_neighbour(photos):
+    assert "did you mean photos?" in refused({"data.instance_data_dir": photos[:-2]}).fix
+
+
+def test_a_file_is_neither_a_photo_folder_nor_an_output_folder(tmp_path):
+    file = toml(tmp_path / "f", "x")
+    assert "is a file" in refused({"data.instance_data_dir": str(file)}).what
+    assert "is a file" in refused({"run.output_dir": str(file)}).what
+    assert "is a file" in refused({"run.output_dir": str(file / "below")}).what
+
+
+def test_a_full_output_folder_is_refused_unless_resumed_or_accepted_and_is_left_alone(tmp_path):
+    (tmp_path / "precious").write_text("x")
+    flags = {"run.output_dir": str(tmp_path)}
+    assert "not empty" in refused(flags).what
+    check(overlay.load(flags | {"run.overwrite": True}))
+    check(overlay.load(flags | {"checkpoint.resume_from_checkpoint": "latest"}))
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+def test_checking_creates_nothing(tmp_path):
+    check(overlay.load({"run.output_dir": str(tmp_path / "a" / "b")}))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_named():
+    with pytest.raises(ConfigError, match="cannot be written"):
+        writable(Path("/proc/run") if Path("/proc").exists() else Path("/"))
+
+
+def test_a_disk_too_small_for_the_exports_is_found_before_training(tmp_path, photos, monkeypatch):
+    import shutil
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=3 * 10**9))
+    flags = {"data.instance_data_dir": photos, "data.class_name": "dog", "run.output_dir": str(tmp_path / "run")}
+    assert "3.0 GB free" in refused(flags).what
+    check(overlay.load(flags | {"train.method": "lora"}))
+    check(overlay.load({"run.output_dir": str(tmp_path / "run")}))  # the demo is small
+
+
+def test_a_preset_larger_than_the_card_is_refused_with_the_one_that_fits():
+    with pytest.raises(ConfigError, match=r"preset 12gb.*(?s:.*)--preset 8gb"):
+        card(overlay.load({"preset": "12gb"}), 8 * 2**30, "RTX 3060 Ti")
+    card(overlay.load({"preset": "8gb"}), 8 * 2**30, "RTX 3060 Ti")
+    card(overlay.load({}), 8 * 2**30, "RTX 3060 Ti")
+
+
+# ------------------------------------------------------------------------------------------------- written and read
+
+
+def test_a_resolved_configuration_comes_back_from_its_file(tmp_path):
+    config = overlay.load(
+        {"preset": "12gb", "train.method": "lora", "lora.rank": 8, "data.class_name": 'dog "Rex" \\ é\n'}
+    )
+    config.settle("train.learning_rate", 1e-4, "sd1 default")
+    config.settle("prior.with_prior_preservation", False, "sd1 default")
+    config.settle("export.formats", ["lora_kohya"], "sd1 default")
+    overlay.write(config, config.provenance, tmp_path / "config.toml")
+    back = overlay.load(file=tmp_path / "config.toml")
+    assert back.model_dump() == config.model_dump()
+    assert check(back) == []
+    text = (tmp_path / "config.toml").read_text()
+    assert "learning_rate = 0.0001  # sd1 default" in text and "vram_gb = 11.2  # preset 12gb" in text
+
+
+def test_settings_without_effect_and_those_of_one_run_are_written_as_comments(tmp_path):
+    config = overlay.load({"run.output_dir": str(tmp_path), "train.num_train_epochs": 3})
+    config.settle("train.max_train_steps", 15, "3 epochs")
+    overlay.write(config, config.provenance, tmp_path / "config.toml")
+    back = overlay.load(file=tmp_path / "config.toml")
+    assert back.run.output_dir is None and back.train.max_train_steps == 15 and back.train.num_train_epochs is None
+    assert not any(back.chosen(key) for key in idle(back))
+    check(back)
+
+
+def test_the_config_of_a_run_resumes_that_run(tmp_path):
+    overlay.write(Config(), {}, tmp_path / "config.toml")
+    (tmp_path / "log.jsonl").write_text("")
+    again = overlay.load({"checkpoint.resume_from_checkpoint": "latest"}, file=tmp_path / "config.toml")
+    assert again.run.output_dir == str(tmp_path)
+    check(again)
+
+
+def test_effective_settings_are_those_that_somebody_decided():
+    config = overlay.load({"train.seed": 3})
+    config.settle("train.max_train_steps", 800, "sd1 default")
+    assert overlay.effective(config.model_dump(), config.provenance) == [
+        ("model.name", '"demo"', "built-in demo"),
+        ("train.max_train_steps", "800", "sd1 default"),
+        ("train.seed", "3", "flag --seed"),
+    ]

@@ -1,0 +1,156 @@
+"""What each command does, once its words are understood.
+
+Modules are imported inside the functions, so that a command pays only for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+from trainer.cli.parse import Command
+from trainer.events import Controls, Event, Notice, RunStarted
+from trainer.settings.checks import check
+from trainer.settings.config import Config, ConfigError
+
+
+def train(command: Command) -> int:
+    config = command.config()
+    notices = command.notices + check(config, tolerant=command.foreign)
+
+    from trainer.readers import log, tui
+
+    log.check(config)
+    controls = Controls()
+    run_dir: list[str] = []
+
+    def events() -> Iterator[Event]:
+        yield from (Notice(text) for text in notices)
+        from trainer.run import stages  # torch and diffusers take seconds, which a screen may already fill
+
+        for event in stages.run(config, controls):
+            if isinstance(event, RunStarted):
+                run_dir[:] = [event.run_dir]
+            yield event
+
+    with ExitStack() as stack:
+        stack.push(lambda kind, error, trace: _report(error, run_dir))
+        stack.push(lambda kind, error, trace: _say_where(error, run_dir))
+        finished = tui.show(log.record(events(), config), controls, config.run.dashboard)
+    return {"done": 0, "interrupted": 130}.get(finished.status if finished else "failed", 1)
+
+
+def plan(command: Command) -> int:
+    config = command.config()
+    check(config, tolerant=True, files=False)
+    from trainer.plan import planner
+
+    return planner.main(config, json=command.json)
+
+
+def sample(command: Command) -> int:
+    run, config = _run_settings(command)
+    prompts = config.sample.validation_prompt or ([config.data.instance_prompt] if config.data.instance_prompt else [])
+    if not prompts:
+        raise ConfigError("no prompt to draw", "add --prompt 'a photo of sks dog on the beach'")
+    seeds = list(range(config.train.seed, config.train.seed + max(config.sample.num_validation_images, 1)))
+    output = Path(config.run.output_dir) if config.run.output_dir else None
+
+    from trainer.run import revisit
+
+    return _show(revisit.sample_run(run, prompts, seeds, output, config), config)
+
+
+def export(command: Command) -> int:
+    run, config = _run_settings(command)
+    output = Path(config.run.output_dir) if config.run.output_dir else None
+
+    from trainer.run import revisit
+
+    return _show(revisit.export_run(run, config.export.formats, config.export.precision, output), config)
+
+
+def doctor(command: Command) -> int:
+    from trainer.cli.doctor import main
+
+    return main(command.config())
+
+
+def explain(command: Command) -> int:
+    from trainer.cli.explain import main
+
+    return main(command.words[0])
+
+
+def identifier(command: Command) -> int:
+    """Numbers say how many proposals are wanted, other words are judged."""
+    count = next((int(word) for word in command.words if word.isdigit()), 10)
+    config = command.config()
+    from trainer.prior.identifier import main
+
+    return main(config, count, [word for word in command.words if not word.isdigit()])
+
+
+def watch(command: Command) -> int:
+    from trainer.readers.watch import main
+
+    return main(Path(command.words[0]))
+
+
+def report(command: Command) -> int:
+    from trainer.readers.report import main
+
+    return main(Path(command.words[0]))
+
+
+def compare(command: Command) -> int:
+    from trainer.readers.compare import main
+
+    return main([Path(word) for word in command.words])
+
+
+def _run_settings(command: Command) -> tuple[Path, Config]:
+    """The run or model a command is about, and the settings it was made with (flags count more)."""
+    run = Path(command.words[0])
+    settings = next((place / "config.toml" for place in (run, run.parent) if (place / "config.toml").is_file()), None)
+    command.file = command.file or settings
+    config = command.config()
+    if settings is None:  # a model, not a run
+        config.settle("model.name", command.words[0], "command line")
+    return run, config
+
+
+def _report(error: BaseException | None, run_dir: list[str]) -> None:
+    """At the end, at an interruption and after a fault alike; who presses Ctrl-C twice does not wait for it."""
+    if run_dir and not isinstance(error, KeyboardInterrupt):
+        from trainer.readers import report
+
+        print(f"report      {report.write(Path(run_dir[0]))}")
+
+
+def _say_where(error: BaseException | None, run_dir: list[str]) -> None:
+    """A fault of ours ends in a traceback; its last line says where the rest is written down."""
+    if error is not None and not isinstance(error, (ConfigError, KeyboardInterrupt)):
+        error.add_note(f"The log is {run_dir[0]}/log.jsonl." if run_dir else "Nothing was written yet.")
+
+
+def _show(events: Iterator[Event], config: Config) -> int:
+    from trainer.readers import tui
+
+    finished = tui.show(events, Controls(), "off")
+    return {"interrupted": 130, "failed": 1}.get(finished.status if finished else "done", 0)
+
+
+DO: dict[str, Callable[[Command], int]] = {
+    "train": train,
+    "plan": plan,
+    "sample": sample,
+    "export": export,
+    "doctor": doctor,
+    "explain": explain,
+    "identifier": identifier,
+    "watch": watch,
+    "report": report,
+    "compare": compare,
+}

@@ -1,0 +1,1 @@
+"""Pictures from a model: the sampler, previews and contact sheets."""

@@ -1,0 +1,1 @@
+"""The machine itself: its memory, its clock, who is visiting the card."""

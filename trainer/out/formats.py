@@ -1,0 +1,324 @@
+"""How each export format lays the model out: which tensor goes where, under which key, with which files beside it.
+
+A `File` is a plan, made from names and shapes alone; `export` streams tensors into it. Adding a format is a function here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
+
+from trainer.models import adapters, ldm
+from trainer.models.base import Parts
+
+Change = Callable[[Tensor], Tensor]
+FOLDERS = {"unet": "unet", "vae": "vae", "text": "text_encoder", "text_2": "text_encoder_2"}
+STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text": "model", "text_2": "model"}
+
+
+def same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+@dataclass
+class File:
+    """One safetensors file of an export.
+
+    target: the finished file or folder; inside: the file's place in that folder ("" when the target is the file)
+    shapes: key -> shape, in the order of the file
+    places: our full name -> [(key, first element, what is done to the tensor)]
+    constants: keys whose value is not a trained tensor
+    finish: writes what stands beside it, given the (temporary) folder
+    """
+
+    format: str
+    target: Path
+    inside: str
+    usage: str
+    metadata: dict[str, str]
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    places: dict[str, list[tuple[str, int, Change]]] = field(default_factory=dict)
+    constants: dict[str, Tensor] = field(default_factory=dict)
+    finish: Callable[[Path], None] = lambda folder: None
+
+    def add(self, name: str, key: str, shape: tuple[int, ...], change: Change = same, first: int = 0) -> None:
+        self.shapes[key] = shape
+        self.places.setdefault(name, []).append((key, first, change))
+
+
+def files(name: str, parts: Parts, folder: Path, precision: str, settings: dict[str, str]) -> Iterator[File]:
+    """The files of one format: diffusers, single_file, lora_diffusers or lora_kohya."""
+    make = {
+        "diffusers": _diffusers,
+        "single_file": _single_file,
+        "lora_diffusers": _lora_diffusers,
+        "lora_kohya": _lora_kohya,
+    }[name]
+    yield from make(parts, folder, precision, settings)
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Parameter names and shapes of the plain model, without adapters."""
+    found = {}
+    for name, parameter in module.named_parameters():
+        if ".lora_" not in name:
+            found[name.replace(".base_layer.", ".")] = tuple(parameter.shape)
+    return found
+
+
+def card(
+    parts: Parts, precision: str, settings: Mapping[str, str], *, lora: bool = False, original: bool = True
+) -> dict[str, str]:
+    """Metadata: the fields of https://github.com/Stability-AI/ModelSpec, and the training settings."""
+    family, velocity = parts.family, parts.prediction_type == "v_prediction"
+    architecture = {
+        "sd2": "stable-diffusion-v2-768-v" if velocity else "stable-diffusion-v2-512",
+        "sdxl": "stable-diffusion-xl-v1-base",
+    }
+    known = architecture.get(family.name, "stable-diffusion-v1")
+    source = {
+        "sd2": "https://github.com/Stability-AI/stablediffusion",
+        "sdxl": "https://github.com/Stability-AI/generative-models",
+    }
+    implementation = source.get(family.name, "https://github.com/CompVis/stable-diffusion")
+    return {
+        "format": "pt",
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": known + ("/lora" if lora else ""),
+        "modelspec.implementation": implementation if original else "diffusers",
+        "modelspec.title": settings.get("title", "DreamBooth model"),
+        "modelspec.date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S"),
+        "modelspec.resolution": f"{family.resolution}x{family.resolution}",
+        "modelspec.prediction_type": "v" if velocity else "epsilon",
+        "trainer.precision": precision,
+        "trainer.base_model": parts.source,
+        "trainer.base_digest": parts.digest,
+        **{f"trainer.{key}": str(value) for key, value in settings.items() if key != "title"},
+    }
+
+
+# ---- diffusers folder
+
+
+def _diffusers(parts: Parts, folder: Path, precision: str, settings: dict[str, str]) -> Iterator[File]:
+    target = folder / "diffusers"
+    pipeline = parts.family.pipeline_class
+    variant = {"fp16": "torch.float16", "bf16": "torch.bfloat16", "fp32": "torch.float32"}[precision]
+    usage = f"{pipeline}.from_pretrained({str(target)!r}, torch_dtype={variant})"
+    for model, module in parts.modules().items():
+        file = File(
+            "diffusers",
+            target,
+            f"{FOLDERS[model]}/{STEMS[model]}.safetensors",
+            usage,
+            card(parts, precision, settings, original=False),
+        )
+        # Transformers 5 flattened CLIPTextModel; files keep the older prefix, which every version reads.
+        prefix = "text_model." if model == "text" and not hasattr(module, "text_model") else ""
+        for name, shape in _shapes(module).items():
+            file.add(f"{model}.{name}", prefix + name, shape)
+        if model == "unet":
+            file.finish = lambda place: _write_beside(parts, place, precision)
+        yield file
+
+
+def _write_beside(parts: Parts, place: Path, precision: str) -> None:
+    """Configurations, tokenizers, scheduler and the index of a diffusers folder."""
+    index: dict[str, Any] = {"_class_name": parts.family.pipeline_class, "_diffusers_version": diffusers.__version__}
+    for model, module in parts.modules().items():
+        config = dict(module.config) if model in ("unet", "vae") else module.config.to_dict()
+        config = {
+            key: value
+            for key, value in config.items()
+            if key not in ("_name_or_path", "_use_default_values", "dtype", "torch_dtype")
+        }
+        if model in ("unet", "vae"):
+            config |= {"_class_name": type(module).__name__, "_diffusers_version": diffusers.__version__}
+        else:
+            config |= {"torch_dtype": {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}[precision]}
+        _json(place / FOLDERS[model] / "config.json", config)
+        index[FOLDERS[model]] = ["diffusers" if model in ("unet", "vae") else "transformers", type(module).__name__]
+    for name, tokenizer in zip(("tokenizer", "tokenizer_2"), parts.tokenizers, strict=False):
+        save_tokenizer(tokenizer, place / name)
+        index[name] = ["transformers", "CLIPTokenizer"]
+    scheduler = parts.scheduler_config | {
+        "prediction_type": parts.prediction_type,
+        "_diffusers_version": diffusers.__version__,
+    }
+    _json(place / "scheduler" / "scheduler_config.json", scheduler)
+    index["scheduler"] = ["diffusers", scheduler["_class_name"]]
+    if "text_2" in parts.modules():
+        index |= {
+            "image_encoder": [None, None],
+            "feature_extractor": [None, None],
+            "force_zeros_for_empty_prompt": True,
+        }
+    else:
+        index |= {
+            "safety_checker": [None, None],
+            "feature_extractor": [None, None],
+            "image_encoder": [None, None],
+            "requires_safety_checker": False,
+        }
+    _json(place / "model_index.json", index)
+
+
+def save_tokenizer(tokenizer: CLIPTokenizer, place: Path) -> None:
+    """vocab.json, merges.txt and a tokenizer_config.json that old and new versions of transformers both read."""
+    place.mkdir(parents=True, exist_ok=True)
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    _json(place / "vocab.json", model["vocab"], indent=None)
+    pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    (place / "merges.txt").write_text("#version: 0.2\n" + "\n".join(pairs) + "\n", encoding="utf-8")
+    special = {
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": tokenizer.pad_token,
+    }
+    _json(place / "special_tokens_map.json", special)
+    settings = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": tokenizer.model_max_length,
+        "do_lower_case": True,
+        "add_prefix_space": False,
+        "errors": "replace",
+    }
+    _json(place / "tokenizer_config.json", settings | special)
+
+
+def _json(path: Path, value: Any, indent: int | None = 2) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+# ---- one original checkpoint
+
+
+def _single_file(parts: Parts, folder: Path, precision: str, settings: dict[str, str]) -> Iterator[File]:
+    target = folder / "model.safetensors"
+    usage = f"put {target} into ComfyUI's models/checkpoints, or {parts.family.pipeline_class}.from_single_file({str(target)!r})"
+    if parts.family.name == "demo":  # readers know the public sizes only
+        usage = f"{parts.family.pipeline_class}.from_single_file({str(target)!r}, config={str(folder / 'diffusers')!r})"
+    metadata = card(parts, precision, settings) | {"trainer.parts": json.dumps(configurations(parts))}
+    file = File("single_file", target, "", usage, metadata)
+    for entry in ldm.layout(_plain(parts), parts.family.name):
+        for name in entry.names:
+            file.add(name, entry.key, entry.shape, entry.pack, entry.first(name))
+    yield file
+
+
+def _plain(parts: Parts) -> dict[str, nn.Module]:
+    """The modules as they are without adapters (on the meta device when they have some: only shapes matter here)."""
+    if not adapters.injected(parts):
+        return parts.modules()
+    from trainer.models.load import empty
+
+    configs = configurations(parts)
+    return {model: empty(FOLDERS[model], configs[FOLDERS[model]]) for model in parts.modules()}
+
+
+def configurations(parts: Parts) -> dict[str, Any]:
+    """What a reader of the file needs to know: the configuration of every part."""
+    found: dict[str, Any] = {}
+    for model, module in parts.modules().items():
+        config = (
+            dict(module.config)
+            if model in ("unet", "vae")
+            else module.config.to_diff_dict() | {"architectures": [type(module).__name__]}
+        )
+        found[FOLDERS[model]] = {
+            key: value
+            for key, value in config.items()
+            if not key.startswith("_") and key not in ("dtype", "torch_dtype", "transformers_version")
+        }
+    found["scheduler"] = parts.scheduler_config | {"prediction_type": parts.prediction_type}
+    return found
+
+
+# ---- adapters
+
+
+def _lora_diffusers(parts: Parts, folder: Path, precision: str, settings: dict[str, str]) -> Iterator[File]:
+    """peft's names below unet., text_encoder., text_encoder_2.; alpha / rank is multiplied into B, so that readers which
+    take alpha = rank (the format does not carry it) are right."""
+    target = folder / "pytorch_lora_weights.safetensors"
+    usage = f"pipeline.load_lora_weights({str(folder)!r})"
+    file = File("lora_diffusers", target, "", usage, card(parts, precision, settings, lora=True, original=False))
+    scale = adapters.scaling(parts)
+    for name, tensor in adapters.state_dict(parts).items():
+        model, _, inner = name.partition(".")
+        prefix = "text_model." if model == "text" and not hasattr(parts.text_encoders[0], "text_model") else ""
+        change = (lambda tensor: tensor * scale) if ".lora_B." in name else same
+        if model != "unet" and inner.endswith(".lora_magnitude_vector"):
+            inner += (
+                ".weight"  # without it transformers 5.23 drops DoRA's magnitudes of a text encoder; peft reads both
+            )
+        file.add(name, f"{FOLDERS[model]}.{prefix}{inner}", tuple(tensor.shape), change)
+    yield file
+
+
+def _lora_kohya(parts: Parts, folder: Path, precision: str, settings: dict[str, str]) -> Iterator[File]:
+    """lora_unet_..., lora_te_... (lora_te1_, lora_te2_ for SDXL) with an alpha beside each; SDXL's UNet under its original names."""
+    target = folder / "lora_kohya.safetensors"
+    xl = parts.family.name == "sdxl"
+    paths = ldm.unet_paths(parts.unet) if xl else {}
+    prefixes = {"unet": "lora_unet", "text": "lora_te1" if xl else "lora_te", "text_2": "lora_te2"}
+    base = {"sd2": "sd_v2" if parts.prediction_type == "epsilon" else "sd_v2_v", "sdxl": "sdxl_base_v1-0"}.get(
+        parts.family.name, "sd_v1"
+    )
+    rank, scale = _rank(parts), adapters.scaling(parts)
+    network = {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": str(rank * scale),
+        "ss_base_model_version": base,
+    }
+    usage = f"put {target} into ComfyUI's models/loras"
+    if not adapters.is_dora(parts):  # diffusers 0.42 leaves kohya's dora_scale out
+        usage += f", or pipeline.load_lora_weights({str(target)!r})"
+    file = File("lora_kohya", target, "", usage, card(parts, precision, settings, lora=True) | network)
+    endings = {
+        "lora_A.weight": "lora_down.weight",
+        "lora_B.weight": "lora_up.weight",
+        "lora_magnitude_vector": "dora_scale",
+    }
+    for name, tensor in adapters.state_dict(parts).items():
+        model, _, inner = name.partition(".")
+        path, ending = next(
+            (inner.removesuffix(f".{old}"), new) for old, new in endings.items() if inner.endswith(f".{old}")
+        )
+        if model == "unet":
+            path = ldm.renamed(path, paths)
+        elif not path.startswith("text_model.") and path != "text_projection":
+            path = f"text_model.{path}"
+        key = f"{prefixes[model]}_{path.replace('.', '_')}"
+        # DoRA's magnitudes are a column there: one for each output row of the weight.
+        shape = (
+            (tensor.numel(), *(1,) * (_weight(parts, name).dim() - 1))
+            if ending == "dora_scale"
+            else tuple(tensor.shape)
+        )
+        file.add(name, f"{key}.{ending}", shape)
+        if ending == "lora_down.weight":
+            file.shapes[f"{key}.alpha"] = ()
+            file.constants[f"{key}.alpha"] = torch.tensor(float(rank * scale))
+    yield file
+
+
+def _rank(parts: Parts) -> int:
+    return next(adapters.layers(parts))[1].r[adapters.ADAPTER]
+
+
+def _weight(parts: Parts, name: str) -> Tensor:
+    model, _, inner = name.partition(".")
+    return parts.modules()[model].get_submodule(inner.removesuffix(".lora_magnitude_vector")).get_base_layer().weight

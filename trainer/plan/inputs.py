@@ -1,0 +1,94 @@
+"""What a plan is made from: the model's configurations on the meta device, the machine, and the budget.
+
+These are the only functions of the planner that look at the world; everything behind them is pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from trainer import models
+from trainer.models.base import Parts
+from trainer.models.describe import Facts, describe
+from trainer.plan import calibration, cards
+from trainer.settings.config import Config, ConfigError
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a plan is made for. card: named, or found; None where its rates are unknown. Bytes: None where nobody knows."""
+
+    kind: str = "cuda"  # or "cpu"
+    card: cards.Card | None = None
+    free_vram_bytes: int | None = None
+    free_ram_bytes: int | None = None
+
+
+def look(config: Config, device: torch.device) -> Machine:
+    """The machine at hand, or the card that --card names."""
+    card = cards.find(config.run.card) if config.run.card else None
+    ram = psutil.virtual_memory().available
+    if device.type != "cuda":
+        return Machine("cpu", None, None, ram)
+    if not torch.cuda.is_available():  # planning for a card that is not here
+        return Machine("cuda", card, None, None)
+    free, _ = torch.cuda.mem_get_info(device if device.index is not None else 0)
+    mine = int(calibration.CONTEXT_BYTES.amount) + torch.cuda.memory_reserved()  # what this very process holds already
+    return Machine("cuda", card or cards.match(torch.cuda.get_device_name(device)), free + mine, ram)
+
+
+def public_facts(name: str) -> Facts:
+    """Facts of a family's public model from the configurations that are shipped: nothing is downloaded."""
+    family = models.family(name)
+    parts = ("unet", "vae", "text_encoder", "scheduler") + (("text_encoder_2",) if len(family.pads) > 1 else ())
+    configs = {part: family.config(part) for part in parts}
+    prediction = configs["scheduler"]["prediction_type"]
+    return Facts("public", Path(name), family.resolution, prediction, "the shipped configuration", configs)
+
+
+def facts_for(config: Config) -> Facts:
+    """What `python -m trainer plan` plans with: the named model, or a family's public configuration where it is not here."""
+    name, family = config.model.name, config.model.family
+    if name is None:
+        if (
+            family == "auto"
+            and config.data.instance_data_dir is None
+            and not config.preset
+            and config.memory.vram_gb is None
+        ):
+            return describe("demo")[1]
+        return public_facts("sd1" if family == "auto" else family)
+    guess = "sdxl" if "xl" in name.lower() else "sd2" if "stable-diffusion-2" in name.lower() else "sd1"
+    try:
+        return describe(name, family=family, revision=config.model.revision, variant=config.model.variant)[1]
+    except ConfigError:
+        if "/" not in name or name.startswith((".", "/", "~")):
+            raise
+        return public_facts(guess if family == "auto" else family)
+
+
+def meta_parts(config: Config, facts: Facts) -> Parts:
+    """The model of `facts` on the meta device, built from its own configurations."""
+    family = models.family("sdxl" if "text_encoder_2" in facts.configs else "sd1")
+    if not facts.configs:
+        raise ConfigError("the model has no configurations to plan with", "name another --model.name")
+    unet = facts.configs["unet"]
+    if family.name == "sd1" and unet.get("cross_attention_dim") == 1024:
+        family = models.family("sd2")
+    with torch.device("meta"):
+        return family._build(config.model.name or family.name, facts.configs)
+
+
+def budget_bytes(config: Config, machine: Machine) -> int | None:
+    """--vram_gb (presets set it), else what the card has free, else the named card's memory less a headroom."""
+    if machine.kind != "cuda":
+        return None
+    if config.memory.vram_gb is not None:
+        return int(config.memory.vram_gb * calibration.GIB)
+    if machine.free_vram_bytes is not None:
+        return machine.free_vram_bytes
+    return int(machine.card.vram_gb * 0.93 * calibration.GIB) if machine.card else None

@@ -1,0 +1,328 @@
+"""The phases of a run as sizes: each one rehearsed, with what stands beside it on the card and in RAM.
+
+Which module is where in which phase follows stages.py: a loaded model lies in its files and takes no RAM (mapped.py); a
+module visits the card alone; the engine has its own copy of what it holds; a streamed denoiser (stream = all) also draws
+through the engine. Without a card the card's bytes are RAM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import nn
+
+from trainer.events import PHASES
+from trainer.files.safetensors_stream import PIECE_BYTES
+from trainer.models import adapters
+from trainer.models.base import Parts
+from trainer.plan import calibration, rehearse
+from trainer.plan.simulate import Watched
+from trainer.policy import Policy
+from trainer.settings.config import Config
+from trainer.settings.effect import prior_is_on
+from trainer.step.engine import Engine
+
+TILE = 512  # pixels: what makes a 1024 px picture cost the VAE no more than a 512 px one
+MAX_SAMPLE_BATCH = 8
+PHOTOS = 5  # DreamBooth's three to six, where the folder is not known
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """vram_bytes: of the whole process, 0 without a card; parts: what they consist of, by kind; parked_bytes: optimizer
+    state that makes room on the card by waiting in RAM."""
+
+    name: str
+    vram_bytes: int
+    ram_bytes: int
+    parts: dict[str, int] = field(default_factory=dict)
+    parked_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What an engine keeps between steps. card: all of it there, weights: the weights among it; saved: what a checkpoint
+    holds; trained: weights that learn, as wide as their gradients; blocks: what a streamed unit moves, largest first."""
+
+    card: int = 0
+    weights: int = 0
+    host: int = 0
+    saved: int = 0
+    trained: int = 0
+    blocks: tuple[int, ...] = ()
+
+
+def parks(phases: tuple[PhasePlan, ...]) -> bool:
+    """Whether the optimizer state leaves the card while pictures are drawn."""
+    return any(phase.parked_bytes for phase in phases)
+
+
+class Phases:
+    """Rehearsals of one configuration, each done once."""
+
+    def __init__(self, config: Config, parts: Parts, kind: str):
+        self.config, self.parts, self.kind = config, parts, kind
+        self.text = config.train.train_text_encoder
+        side = config.data.resolution or parts.family.resolution
+        if config.data.resolution is None and parts.unet.config.sample_size:
+            side = parts.unet.config.sample_size * parts.latent_factor
+        self.prior = prior_is_on(config)
+        batch = config.train.train_batch_size
+        self.shapes = rehearse.Shapes((side, side), batch * (2 if self.prior else 1), batch, config.train.gradient_accumulation_steps,
+                                      config.data.masked_loss)  # fmt: skip
+        self.sizes = {name: _fp32(module) for name, module in parts.modules().items()}
+        self.sample_batch, self.vae_tile, self.vae_dtype = 4, config.memory.vae_tile, torch.float32
+        self.parks = False
+        self.steps: dict[Policy, Watched] = {}
+        self.standing: dict[Policy, Standing] = {}
+        self.split: dict[Policy, dict[str, int]] = {}
+        self.rehearsed: dict[object, int] = {}
+        self.unit_count = 0
+        self.adapted = False
+
+    # the step
+
+    def work(self, policy: Policy) -> Watched:
+        """One optimizer step, simulated once per policy."""
+        if policy not in self.steps:
+            self._adapt()
+            with rehearse.engine(self.parts, policy, text=self.text) as made:
+                self.standing[policy] = _standing(made, policy)
+                self.unit_count = len(made.units)
+                watched = rehearse.train(self.parts, made, self.shapes, text=self.text)
+                if (
+                    self.prior and self.config.data.buckets
+                ):  # class images are square: a step may have them beside or apart
+                    apart = rehearse.train(self.parts, made, replace(self.shapes, apart=True), text=self.text)
+                    watched = max(watched, apart, key=lambda step: step.card_peak)
+                self.split[policy] = rehearse.split_state(watched.card_parts, made)
+            self.steps[policy] = watched
+        return self.steps[policy]
+
+    def step_bytes(self, policy: Policy) -> int:
+        return _process(self.work(policy).card_peak)
+
+    def at_least(self, policy: Policy) -> int:
+        """A lower bound of `step_bytes` without a simulation: what the engine keeps between steps, and what was simulated
+        with gradients on the card, less all gradients."""
+        self._adapt()
+        if policy not in self.standing:
+            with rehearse.engine(self.parts, policy, text=self.text) as made:
+                self.standing[policy] = _standing(made, policy)
+        bounds = [self.standing[policy].card]
+        sibling = self.steps.get(replace(policy, gradients="card"))
+        if sibling is not None:
+            bounds.append(sibling.card_peak - self.standing[policy].trained)
+        return _process(max(bounds))
+
+    def residents(self, policy: Policy, budget: int) -> Iterator[int]:
+        """Numbers of units to keep on the card, largest first: the largest that should fit, then somewhat fewer."""
+        empty, standing = self.step_bytes(policy), self.standing[policy]
+        if policy.stream == "all":  # what stays is there from the beginning, beside the encoders and the drawing
+            early = max(0 if self.text else self._encode(), self._draw(policy, 1), self._small_vae())
+            empty = max(empty, _process(early))
+        spare = (budget - empty) / (1 + calibration.ALLOCATOR_SHARE.amount)
+        best, kept = 0, 0
+        for count, block in enumerate(standing.blocks, 1):
+            kept += block
+            following = standing.blocks[count] if count < len(standing.blocks) else 0
+            if kept - 2 * (standing.blocks[0] - following) <= spare:  # a window holds two units at a time
+                best = count
+        for count in dict.fromkeys((best, best - max(1, best // 10), best - max(2, best // 4))):
+            if count > 0:
+                yield count
+
+    def larger_batch(self, policy: Policy, budget: int | None) -> int:
+        """The largest power of two times the batch whose step fits, taking all that is not standing to grow with it."""
+        batch = self.config.train.train_batch_size
+        if budget is None:
+            return batch
+        work = self.work(policy)
+        own = work.card_peak - work.card_kept
+        factor = 1
+        while factor < 8 and _process(work.card_kept + 2 * factor * own) <= budget:
+            factor *= 2
+        return batch * factor
+
+    # all phases
+
+    def all(self, policy: Policy, budget: int | None) -> tuple[PhasePlan, ...]:
+        """In the order of events.PHASES."""
+        work, standing = self.work(policy), self.standing[policy]
+        process = int(calibration.PROCESS_RAM_BYTES.amount)
+        if self.kind == "cuda":
+            self._fit_sampling(policy, budget)
+        early = standing if policy.stream == "all" else Standing()  # then the engine draws the class images, too
+        before, ram = process + early.host, process + work.host_peak + self._average() + self.latents()
+        parked = standing.card - standing.weights if self.parks else 0
+        drawing = max(self._draw(policy, self.sample_batch), self._vae(decode=True))
+        unit = self._export(policy)  # one unit's weights in fp32, where they are
+        away, on_card = policy.stream == "all", policy.stream != "all" or policy.resident_units > 0
+        found = [
+            self._phase("load", 0, 0, process),
+            self._phase("cache images", early.card, self._vae(decode=False), before + self.latents()),
+            self._phase("train", work.card_kept, work.card_peak - work.card_kept, ram, self.split[policy]),
+            replace(self._phase("sample", standing.card - parked, drawing, ram + parked), parked_bytes=parked),
+            self._phase("save", standing.card, 0, ram + PIECE_BYTES),
+            self._phase("export", standing.card, unit if on_card else 0, ram + PIECE_BYTES + (unit if away else 0)),
+        ]
+        if self.prior and self.config.prior.by == "images":
+            visiting = max(self._draw_base(policy, self.sample_batch), early.card + self._vae(decode=True))
+            found.append(self._phase("class images", 0, visiting, before))
+        if self.prior or not self.text:  # a text encoder that learns is read before the engine takes it over
+            found.append(self._phase("cache text", 0 if self.text else early.card, self._encode(), before))
+        return tuple(sorted(found, key=lambda phase: PHASES.index(phase.name)))
+
+    def _phase(self, name: str, standing: int, own: int, ram: int, parts: dict[str, int] | None = None) -> PhasePlan:
+        tensors, parts = standing + own, parts or {"standing": standing, "phase": own}
+        parts = {kind: size for kind, size in parts.items() if size}
+        if self.kind == "cpu":
+            return PhasePlan(name, 0, ram + tensors, parts)
+        return PhasePlan(name, _process(tensors), ram, parts | calibration.overhead(tensors))
+
+    def _fit_sampling(self, policy: Policy, budget: int | None) -> None:
+        """The least approximate way for the VAE, and the largest batch of pictures, that fit the budget. The optimizer state
+        stays on the card where four pictures then still take less than the step: RAM is scarcer than a preview's seconds."""
+        room = float("inf") if budget is None else budget
+        standing = self.standing[policy]
+        tiles = [self.config.memory.vae_tile] if self.config.memory.vae_tile else [None, TILE, TILE // 2]
+        ways = [(dtype, tile) for dtype in (torch.float32, torch.bfloat16) for tile in tiles]
+        for self.vae_dtype, self.vae_tile in ways:
+            early = standing.card if policy.stream == "all" else 0
+            decoding, encoding = standing.weights + self._vae(decode=True), early + self._vae(decode=False)
+            if _process(max(decoding, encoding)) <= room:
+                break
+        batches = (MAX_SAMPLE_BATCH, 4, 2, 1)
+        ways = [(False, batch) for batch in batches[:2]] + [(True, batch) for batch in batches]
+        for self.parks, self.sample_batch in ways:
+            own = max(self._draw(policy, self.sample_batch), self._vae(decode=True))
+            drawing = max(
+                (standing.weights if self.parks else standing.card) + own, self._draw_base(policy, self.sample_batch)
+            )
+            if _process(drawing) <= (room if self.parks else min(room, self.step_bytes(policy))):
+                break
+
+    def _vae(self, decode: bool) -> int:
+        """Bytes of the VAE and one picture."""
+        size, tile = self.shapes.size, self.vae_tile
+        tile = None if tile is not None and max(size) <= tile else tile
+        dtype, rehearsal = self.vae_dtype, rehearse.decode_picture if decode else rehearse.encode_picture
+
+        def run() -> int:
+            _cast(self.parts.vae, dtype)
+            return rehearsal(self.parts, size, tile).card_peak
+
+        return self._once(("vae", decode, dtype, tile), run)
+
+    def _small_vae(self) -> int:
+        """The VAE at its smallest."""
+        before = self.vae_dtype, self.vae_tile
+        self.vae_dtype, self.vae_tile = torch.bfloat16, self.config.memory.vae_tile or TILE
+        size = max(self._vae(decode=True), self._vae(decode=False))
+        self.vae_dtype, self.vae_tile = before
+        return size
+
+    def _encode(self) -> int:
+        return self._once("text", lambda: rehearse.encode_text(self.parts).card_peak)
+
+    def _draw(self, policy: Policy, pictures: int) -> int:
+        """Bytes that drawing through the engine takes beside its standing weights."""
+
+        def run() -> int:
+            with rehearse.engine(self.parts, policy, text=self.text) as made:
+                return _own(rehearse.draw(self.parts, made.as_module(self.parts.unet), self.shapes.size, 1, made))
+
+        return pictures * self._once(("draw", policy), run)
+
+    def _draw_base(self, policy: Policy, pictures: int) -> int:
+        """Bytes that drawing class images takes, the denoiser included."""
+        if not self.prior:
+            return 0
+        standing = self.standing[policy]
+        if policy.stream == "all":
+            return standing.card + self._draw(policy, pictures)
+
+        dtype = policy.math if self.kind == "cuda" else torch.float32
+
+        def run() -> int:
+            return _own(rehearse.draw(self.parts, _cast(self.parts.unet, dtype), self.shapes.size, 1))
+
+        return self.sizes["unet"] // 4 * dtype.itemsize + pictures * self._once(("draw base", dtype), run)
+
+    def _export(self, policy: Policy) -> int:
+        def run() -> int:
+            with rehearse.engine(self.parts, policy, text=self.text) as made:
+                return _own(rehearse.export(made))
+
+        return self._once(("export", policy.weights, policy.stream), run)
+
+    def _once(self, name: object, run: Callable[[], int]) -> int:
+        if name not in self.rehearsed:
+            self.rehearsed[name] = run()
+        return self.rehearsed[name]
+
+    def _adapt(self) -> None:
+        """Adapters, as the stages inject them before the engine is made."""
+        method = self.config.train.method
+        if method != "full" and not self.adapted:
+            with torch.device("meta"):
+                adapters.inject(self.parts, self.config.lora, dora=method == "dora", text=self.text)
+            self.adapted = True
+        elif method == "full" and not self.adapted:
+            for module in self.parts.modules().values():
+                module.requires_grad_(True)
+            self.adapted = True
+
+    def class_images(self) -> int:
+        """How many class images there will be."""
+        config = self.config.prior
+        return (config.num_class_images or self.parts.family.defaults.class_images) if self.prior else 0
+
+    def latents(self) -> int:
+        """Encoded photos and class images, in the cache and in RAM: fp32 means and deviations."""
+        (width, height), parts = self.shapes.size, self.parts
+        one = 2 * 4 * parts.vae.config.latent_channels * (width * height // parts.latent_factor**2)
+        return (PHOTOS + self.class_images()) * one
+
+    def _average(self) -> int:
+        """The moving average: fp32 copies of what is trained, in RAM (ema.py)."""
+        if not self.config.train.ema:
+            return 0
+        return sum(
+            4 * p.numel()
+            for unit in self.parts.family.units(self.parts, text=self.text)
+            for p in unit.module.parameters()
+            if p.requires_grad
+        )
+
+
+def _fp32(module: nn.Module) -> int:
+    return 4 * sum(parameter.numel() for parameter in module.parameters())
+
+
+def _cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """nn.Module.to, past diffusers' warning, which is about checkpoints."""
+    return nn.Module.to(module, dtype)
+
+
+def _own(watched: Watched) -> int:
+    return watched.card_peak - watched.card_kept
+
+
+def _process(tensors: int) -> int:
+    return tensors + sum(calibration.overhead(tensors).values())
+
+
+def _standing(made: Engine, policy: Policy) -> Standing:
+    holdings = made.holdings
+    card = {
+        kind: sum(b.home.nbytes for h in holdings if (b := getattr(h, kind)).resident) for kind in ("weights", "state")
+    }
+    host = sum(b.home.nbytes for h in holdings for b in (h.weights, h.state) if not b.resident)
+    moving = [h.state.home.nbytes + (h.weights.home.nbytes if policy.stream == "all" else 0) for h in holdings]
+    saved = sum(h.state.home.nbytes + h.weights.home.nbytes for h in holdings if h.n)
+    trained = sum(h.n * h.tensors["weight"][1].itemsize for h in holdings)
+    blocks = tuple(sorted(moving, reverse=True))
+    return Standing(card["weights"] + card["state"], card["weights"], host, saved, trained, blocks)

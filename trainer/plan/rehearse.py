@@ -1,0 +1,200 @@
+"""The stages of a run, performed on meta tensors under the tracker: the planner's only source of bytes and arithmetic.
+
+Every function here calls the function that the real stage calls (the engine's step, the encoder, the sampler, the VAE)
+with tensors that have shapes but no memory, so a change of the code changes the plan with it. What a run repeats (the
+steps of a sampler, the pictures of a folder) is done once or twice here, because it costs the same every time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from trainer import memory
+from trainer.draw import sampler
+from trainer.kernels.adamw_lowbit import block_bytes
+from trainer.machine import host
+from trainer.models import vae
+from trainer.models.base import Parts
+from trainer.objective import loss as objective
+from trainer.plan.pretend import CardAttention
+from trainer.plan.simulate import Tracker, Watched
+from trainer.policy import Policy
+from trainer.step.engine import Engine
+
+TOKENS = 77
+T = 1000  # noise levels of every public model
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What the photos and settings make of a step. size: (width, height); rows: of one micro-batch, class images included;
+    apart: class images have a micro-batch of their own, as where a photo's bucket has another shape than theirs."""
+
+    size: tuple[int, int]
+    rows: int = 2
+    instances: int = 1
+    accumulation: int = 1
+    masked: bool = False
+    apart: bool = False
+
+    def micro_batches(self) -> list[Shapes]:
+        """Each of them alone, in order."""
+        if not self.apart:
+            return [self] * self.accumulation
+        photos = replace(self, rows=self.instances)
+        return [photos, replace(self, rows=self.rows - self.instances, instances=0)] * self.accumulation
+
+
+def watch(run: Callable[[], object], *residents: nn.Module) -> Watched:
+    """Run once on meta tensors beside modules that are on the card already."""
+    tracker = Tracker("meta", host.holds)
+    for module in residents:
+        tracker.keep(module, "weights")
+    tracker.restart()
+    with CardAttention(), tracker:
+        run()
+    return tracker.watched()
+
+
+@contextmanager
+def engine(parts: Parts, policy: Policy, *, text: bool) -> Iterator[Engine]:
+    """An engine over meta modules, as the run makes it over real ones; afterwards the modules are plain again."""
+    policy = replace(
+        policy, compile="off", cuda_graphs=False
+    )  # neither changes which bytes are alive between operators
+    restore = memory.prepare(parts.unet, policy, "meta")
+    try:
+        yield Engine(parts.family.units(parts, text=text), policy, torch.device("meta"))
+    finally:
+        restore()
+
+
+def train(parts: Parts, made: Engine, shapes: Shapes, *, text: bool, steps: int = 1) -> Watched:
+    """One optimizer step (the first one; `steps` more before it are not watched)."""
+    tracker = Tracker("meta", host.holds)
+    _keep(tracker, made)
+    with CardAttention(), tracker:
+        for _ in range(steps):
+            with tracker.kind("inputs"):
+                micro = [batch(parts, each, text) for each in shapes.micro_batches()]
+            tracker.restart()
+            run_step(made, micro, shapes)
+    return tracker.watched()
+
+
+def run_step(made: Engine, micro: list[tuple[dict[str, Tensor], Tensor, Tensor | None]], shapes: Shapes) -> None:
+    """One step of the engine with the loop's own loss."""
+    aims = objective.Objective(torch.linspace(0.999, 0.001, T, dtype=torch.float64, device="cpu"))
+    each = shapes.micro_batches()
+    weights = [torch.ones(one.rows, device=made.device) for one in each]
+
+    def loss(prediction: Tensor, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        _, target, mask = micro[index]
+        total, instance, prior = aims.loss(prediction, target, weights[index], each[index].instances, mask)
+        return total / shapes.accumulation, instance, prior
+
+    rates = {name.split(".")[0]: 1e-6 for name in ("unet", "text", "text_2")}
+    made.step([values for values, _, _ in micro], loss, rates)
+
+
+def batch(parts: Parts, shapes: Shapes, text: bool) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
+    """(values, target, mask) of one micro-batch as the loop hands them over, on the card."""
+    factor, channels = parts.latent_factor, parts.unet.config.in_channels
+    rows, height, width = shapes.rows, shapes.size[1] // factor, shapes.size[0] // factor
+    values = {
+        "sample": torch.empty(rows, channels, height, width, device="meta"),
+        "timestep": torch.empty(rows, dtype=torch.int64, device="meta"),
+    }
+    if text:
+        names = ("input_ids", "input_ids_2")[: len(parts.tokenizers)]
+        values |= {name: torch.empty(rows, TOKENS, dtype=torch.int64, device="meta") for name in names}
+    else:
+        values["text"] = torch.empty(rows, TOKENS, parts.unet.config.cross_attention_dim, device="meta")
+        if parts.unet.config.addition_embed_type == "text_time":
+            values["pooled"] = torch.empty(rows, parts.text_encoders[-1].config.projection_dim, device="meta")
+    if parts.unet.config.addition_embed_type == "text_time":
+        values["time_ids"] = torch.empty(rows, 6, device="meta")
+    mask = torch.empty(rows, 1, height, width, device="meta") if shapes.masked else None
+    return values, torch.empty(rows, channels, height, width, device="meta"), mask
+
+
+def _keep(tracker: Tracker, made: Engine) -> None:
+    """Book the engine's standing bytes by what they are; a state block holds corrections and moments side by side."""
+    for holding in made.holdings:
+        tracker.keep([holding.weights.home], "weights")
+        tracker.keep([holding.state.home], "state")
+
+
+def split_state(parts: dict[str, int], made: Engine) -> dict[str, int]:
+    """`parts` with the engine's state blocks shown as the corrections and the moments that lie in them side by side."""
+    if "state" not in parts:
+        return parts
+    corrections = sum(block_bytes(h.tensors, [n for n in h.state_names if n == "correction"]) for h in made.holdings)
+    whole = sum(block_bytes(h.tensors, h.state_names) for h in made.holdings)
+    share = parts["state"] * corrections // max(whole, 1)
+    shown = {"corrections": share, "moments": parts["state"] - share}
+    return {name: size for name, size in (parts | shown).items() if name != "state" and size}
+
+
+def export(made: Engine) -> Watched:
+    """Every trained weight in full precision, one after the other, as the writers take them."""
+    tracker = Tracker("meta", host.holds)
+    _keep(tracker, made)
+    tracker.restart()
+    with tracker:
+        for _ in made.master():
+            pass
+    return tracker.watched()
+
+
+def encode_text(parts: Parts) -> Watched:
+    """One prompt through the text encoders, each on the card for its turn alone."""
+    tracker = Tracker("meta", host.holds)
+
+    @contextmanager
+    def visit(encoder: nn.Module) -> Iterator[None]:
+        tracker.keep(encoder, "weights")
+        yield
+        tracker.forget(encoder)
+
+    with CardAttention(), tracker:
+        parts.family.encode_text(parts, [""], visit)
+    return tracker.watched()
+
+
+def encode_picture(parts: Parts, size: tuple[int, int], tile: int | None) -> Watched:
+    pixels = torch.empty(1, 3, size[1], size[0], device="meta")
+    return watch(lambda: vae.encode_pixels(parts.vae, pixels, tile), parts.vae)
+
+
+def decode_picture(parts: Parts, size: tuple[int, int], tile: int | None) -> Watched:
+    factor = parts.latent_factor
+    latents = torch.empty(1, parts.vae.config.latent_channels, size[1] // factor, size[0] // factor, device="meta")
+    return watch(lambda: vae.decode_latents(parts.vae, latents, tile), parts.vae)
+
+
+def draw(
+    parts: Parts, denoiser: nn.Module, size: tuple[int, int], pictures: int, made: Engine | None = None
+) -> Watched:
+    """Two steps of the sampler, with guidance. `made`: the engine behind `denoiser`, where it is a stand-in."""
+    look = sampler.Look(size, steps=2)
+    width = {"text": (TOKENS, parts.unet.config.cross_attention_dim)}
+    if parts.unet.config.addition_embed_type == "text_time":
+        width["pooled"] = (parts.text_encoders[-1].config.projection_dim,)
+    texts = {"": {name: torch.zeros(shape) for name, shape in width.items()}}
+    tracker = Tracker("meta", host.holds)
+    if made is None:
+        tracker.keep(denoiser, "weights")
+    else:
+        _keep(tracker, made)
+    tracker.restart()
+    steps = sampler.draw(parts, denoiser, texts, [""] * pictures, list(range(pictures)), look, "meta")
+    with CardAttention(), tracker:
+        for _ in range(look.steps):
+            next(steps)
+    return tracker.watched()

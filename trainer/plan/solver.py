@@ -1,0 +1,161 @@
+"""From a budget to the fastest exact plan that fits it: walk a ladder of plans, each slower than the one above, and stop.
+
+The ladder's order is what each rung costs in time: keeping everything, recomputing the cheap part, sending gradients over
+the bus, recomputing whole units, then streaming what the card cannot hold, as little of it as possible. Whoever set a
+value keeps it on every rung; approximate techniques (4-bit moments, the previous step's norm) are never chosen unasked.
+Bytes come from one function that simulates a policy, so nothing here knows a formula for memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from trainer.memory import TECHNIQUES
+from trainer.policy import AdamHyper, Policy
+from trainer.settings.config import Config, ConfigError
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One plan of the ladder: settings of `[memory]` and, in words, what they cost."""
+
+    words: str
+    checkpointing: str = "off"
+    gradients: str = "card"
+    boundaries: str = "card"
+    stream: str = "off"
+
+
+LADDER: tuple[Rung, ...] = (
+    Rung("no checkpointing needed, nothing leaves the card"),
+    Rung("cheap operators are recomputed, nothing leaves the card", "selective"),
+    Rung("no checkpointing needed; gradients wait in RAM for the exact norm", "off", "ram"),
+    Rung("cheap operators are recomputed; gradients wait in RAM for the exact norm", "selective", "ram"),
+    Rung("units are recomputed in backward (about a quarter more arithmetic), nothing leaves the card", "blocks"),
+    Rung("units are recomputed in backward; gradients wait in RAM for the exact norm", "blocks", "ram"),
+    Rung("units are recomputed in backward; gradients and the values between units wait in RAM", "blocks", "ram", "ram"),
+    Rung("no checkpointing needed; optimizer state visits the card unit by unit", "off", "ram", "card", "state"),
+    Rung("units are recomputed; optimizer state visits the card unit by unit", "blocks", "ram", "card", "state"),
+    Rung("units are recomputed; optimizer state visits the card, values between units wait in RAM", "blocks", "ram", "ram", "state"),
+    Rung("weights and optimizer state visit the card unit by unit", "blocks", "ram", "card", "all"),
+    Rung("weights and optimizer state visit the card, values between units wait in RAM", "blocks", "ram", "ram", "all"),
+)  # fmt: skip
+AXES = ("checkpointing", "gradients", "boundaries", "stream")
+
+
+@dataclass(frozen=True)
+class Found:
+    """The policy, what the step takes with it, why it was chosen, and which rungs above it were too large."""
+
+    policy: Policy
+    step_bytes: int
+    words: str
+    fits: bool
+    tried: tuple[tuple[str, int], ...] = ()  # (words, bytes) of what did not fit
+
+
+def base(config: Config, device: str, bf16: bool = True) -> Policy:
+    """Everything but the ladder's choices. `device`: "cuda" or "cpu"; `bf16`: the card computes in it."""
+    memory, train = config.memory, config.train
+    full, ours = train.method == "full", train.optimizer == "adamw"
+    asked = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}.get(train.mixed_precision)
+    compute = asked or (torch.float32 if device == "cpu" else torch.bfloat16 if bf16 else torch.float16)
+    plain = compute == torch.float32
+    weights = "fp32" if plain or not ours else "24bit"
+    moments = "fp32" if plain or not ours or not full else "8bit"  # an adapter's moments are a few megabytes
+    switch = {"on": True, "off": False, "auto": device == "cuda"}
+    return Policy(
+        weights=weights if memory.weights == "auto" else memory.weights,
+        moments=moments if memory.moments == "auto" else memory.moments,
+        compute=compute,
+        clipping=train.clipping,
+        max_grad_norm=train.max_grad_norm,
+        optimizer=train.optimizer,
+        hyper=AdamHyper((train.adam_beta1, train.adam_beta2), train.adam_epsilon, train.adam_weight_decay),
+        seed=train.seed,
+        attention="sdpa" if memory.attention == "auto" else memory.attention,
+        recompute_kernels=switch[memory.recompute_kernels],
+        channels_last=switch[memory.channels_last],
+        compile=memory.compile,
+        cuda_graphs=memory.cuda_graphs,
+    )
+
+
+def rungs(config: Config, start: Policy, facts: object) -> list[tuple[Rung, Policy]]:
+    """The ladder under the values somebody set, without repetitions and without what the techniques refuse."""
+    fixed = {axis: getattr(config.memory, axis) for axis in AXES if getattr(config.memory, axis) != "auto"}
+    if not start.two_passes:
+        fixed.setdefault("gradients", "card")  # nothing has to wait
+    found: dict[Policy, Rung] = {}
+    refused: ConfigError | None = None
+    for rung in LADDER:
+        policy = replace(start, **{axis: getattr(rung, axis) for axis in AXES} | fixed)
+        if policy.stream != "off" and config.memory.resident_units is not None:
+            policy = replace(policy, resident_units=config.memory.resident_units)
+        if policy in found:
+            continue
+        try:
+            for technique in TECHNIQUES:
+                if technique.enabled(policy):
+                    technique.check(policy, facts)
+        except ConfigError as error:
+            refused = refused or error
+            continue
+        found[policy] = rung
+    if not found:
+        assert refused is not None
+        raise refused
+    return [(rung, policy) for policy, rung in found.items()]
+
+
+def solve(
+    ladder: list[tuple[Rung, Policy]],
+    budget: int | None,
+    measure: Callable[[Policy], int],
+    residents: Callable[[Policy, int], Iterator[int]],
+    *,
+    at_least: Callable[[Policy], int] = lambda policy: 0,
+    fixed_residents: bool = False,
+) -> Found:
+    """The first rung that fits. measure: policy -> bytes of the process at the step's peak, simulated.
+
+    at_least(policy): a lower bound that costs nothing, so that hopeless rungs are not simulated. residents(policy,
+    budget): numbers of units worth trying to keep on the card, largest first, for a streaming rung that fits with none.
+    """
+    tried: list[tuple[int, Rung, Policy]] = []
+    for rung, policy in ladder:
+        size = at_least(policy)
+        if budget is None or size <= budget:
+            size = measure(policy)
+        if budget is None or size <= budget:
+            if policy.stream != "off" and not fixed_residents and budget is not None:
+                policy, size = _fill(policy, size, budget, measure, residents)
+            return Found(policy, size, rung.words, True, tuple((rung.words, size) for size, rung, _ in tried))
+        tried.append((size, rung, policy))
+    size, rung, policy = _smallest(tried, measure)
+    return Found(policy, size, rung.words, False, tuple((rung.words, size) for size, rung, _ in tried))
+
+
+def _smallest(tried: list[tuple[int, Rung, Policy]], measure: Callable[[Policy], int]) -> tuple[int, Rung, Policy]:
+    """The smallest plan, measured: what was tried may be known by a lower bound only."""
+    best: tuple[int, Rung, Policy] | None = None
+    for bound, rung, policy in sorted(tried, key=lambda each: each[0]):
+        if best is not None and bound >= best[0]:
+            break
+        size = measure(policy)
+        if best is None or size < best[0]:
+            best = size, rung, policy
+    assert best is not None
+    return best
+
+
+def _fill(policy: Policy, size: int, budget: int, measure, residents) -> tuple[Policy, int]:
+    for count in residents(policy, budget):
+        fuller = replace(policy, resident_units=count)
+        larger = measure(fuller)
+        if larger <= budget:
+            return fuller, larger
+    return policy, size

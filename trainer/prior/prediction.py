@@ -1,0 +1,197 @@
+"""Prior by prediction: hold on to what the untouched model *predicts* for the class, without a single class picture.
+
+    x_0 ~ base model, class prompt, classifier-free guidance     (a short DDIM trajectory; latents, never decoded)
+    x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps                (fresh noise and timestep for each draw)
+    target = base(x_t, t, class prompt)                          (conditional, no guidance: what training compares with)
+
+The class half of the loss then asks the learner to equal the base model there, as in distillation: where plain
+prior preservation regresses onto the noise of 200 pictures, whose irreducible error teaches nothing, this
+target is the model's own answer, so its loss starts at zero and only measures drift. All draws are made before
+training and cached: no second model on the card.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from trainer.data.photos import class_prompt
+from trainer.draw.preview import draw_all
+from trainer.draw.sampler import Look, Texts, conditions, noise, predict
+from trainer.events import Event, Notice
+from trainer.files.store import Store, key
+from trainer.machine.phase import Phase
+from trainer.machine.visit import visiting
+from trainer.models.base import Parts, abar
+from trainer.settings.config import Config, ConfigError
+
+LATENTS = 50  # class latents; each is noised many times, and every draw brings new noise and a new target
+DRAWS = 1000  # distinct (x_t, t, target) triples; an 800-step run sees most of them once
+SAMPLE_STEPS = 25
+NOISE_SEED = 1 << 32  # draws' noise must not be the noise that began a trajectory
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One row of a micro-batch. sample, target: (C, H/f, W/f) fp32; timestep: 0-d int64."""
+
+    sample: Tensor
+    timestep: Tensor
+    target: Tensor
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """latents: (M, C, h, w) fp16, scaled; timesteps: (K,); targets: (K, C, h, w) fp16. Draw k noises latent k mod M."""
+
+    prompt: str
+    abar: Tensor  # (T,) fp64
+    seed: int
+    latents: Tensor
+    timesteps: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (self.latents, self.timesteps, self.targets))
+
+    def draw(self, generator: torch.Generator) -> Draw:
+        """One of the cached triples, picked by `generator`."""
+        return self[int(torch.randint(len(self), (1,), generator=generator))]
+
+    def __getitem__(self, index: int) -> Draw:
+        sample = noised(self.latents, index, self.timesteps[index], self.abar, self.seed)
+        return Draw(sample, self.timesteps[index], self.targets[index].float())
+
+
+def noised(latents: Tensor, index: int, timestep: Tensor, abar: Tensor, seed: int) -> Tensor:
+    """x_t of draw `index`, (C, h, w) fp32: made again from its seed rather than stored, the same bits each time."""
+    latent = latents[index % len(latents)].float()
+    signal = abar[timestep]
+    return (
+        signal.sqrt().float() * latent
+        + (1 - signal).sqrt().float() * noise([NOISE_SEED + seed + index], tuple(latent.shape))[0]
+    )
+
+
+def spread_timesteps(count: int, total: int) -> Tensor:
+    """`count` timesteps that cover 0..total-1 evenly (golden ratio); a larger `count` keeps the first ones."""
+    golden = (5**0.5 - 1) / 2
+    return torch.tensor([int(total * ((0.5 + golden * i) % 1.0)) for i in range(count)], dtype=torch.int64)
+
+
+def check(config: Config) -> None:
+    """Refuse a rescaled schedule, where a timestep has another noise level than the base model learned."""
+    if config.train.zero_terminal_snr:
+        raise ConfigError(
+            "prior by prediction holds on to the noise schedule that zero_terminal_snr changes",
+            "use --by images, or leave --zero_terminal_snr out",
+        )
+
+
+def ensure(
+    parts: Parts,
+    config: Config,
+    folder: Path,
+    device: torch.device | str,
+    texts: Texts,
+    *,
+    draws: int = DRAWS,
+    latents: int = LATENTS,
+    sample_steps: int = SAMPLE_STEPS,
+    batch_size: int = 4,
+    denoiser: nn.Module | None = None,
+    unet_dtype: torch.dtype | None = None,
+) -> Iterator[Event]:
+    """Returns Predictions (through `yield from`), made now or found in `folder`. Arguments as in prior.ensure.
+
+    `texts` holds class_prompt(config) and "". A file with fewer draws than wanted is continued, not made again.
+    """
+    check(config)
+    device, prompt = torch.device(device), class_prompt(config)
+    side = config.data.resolution or parts.family.resolution
+    look = Look((side, side), sample_steps, config.prior.guidance_scale, sampler="ddim")
+    schedule, seed = abar(parts), config.train.seed
+    store = Store(Path(folder) / "predictions")
+    facts = {
+        "model": parts.digest,
+        "predicts": parts.prediction_type,
+        "prompt": prompt,
+        "seed": seed,
+        "size": side,
+        "steps": look.steps,
+        "guidance": look.guidance,
+        "latents": latents,
+        "dtype": str(unet_dtype),
+    }
+    name = key(kind="predictions 1", **facts)
+    found = store.get(name, ("latents", "timesteps", "targets"))
+    if found is not None and len(found["timesteps"]) >= draws:
+        made = Predictions(
+            prompt, schedule, seed, found["latents"], found["timesteps"][:draws], found["targets"][:draws]
+        )
+        yield Notice(f"Prior by prediction: {draws} predictions reused ({made.size_bytes / 2**20:.1f} MiB).")
+        return made
+    phase = Phase("class images", device)
+    have = 0 if found is None else len(found["timesteps"])
+    sampling = latents * look.steps if found is None else 0
+    yield phase.start(sampling + draws - have, f"{draws - have} predictions of the base model, no pictures")
+    if denoiser is not None:
+        found = yield from _make(
+            parts, denoiser, texts, prompt, look, schedule, seed, found, draws, latents, batch_size, device, phase
+        )
+    else:
+        with visiting(parts.unet, device, unet_dtype) as unet:
+            found = yield from _make(
+                parts, unet, texts, prompt, look, schedule, seed, found, draws, latents, batch_size, device, phase
+            )
+    store.put(name, found)
+    made = Predictions(prompt, schedule, seed, found["latents"], found["timesteps"], found["targets"])
+    yield phase.end(f"{draws - have} predictions made, {have} reused: {made.size_bytes / 2**20:.1f} MiB")
+    return made
+
+
+def _make(
+    parts: Parts,
+    denoiser: nn.Module,
+    texts,
+    prompt: str,
+    look: Look,
+    schedule: Tensor,
+    seed: int,
+    found: dict[str, Tensor] | None,
+    draws: int,
+    latents: int,
+    batch_size: int,
+    device: torch.device,
+    phase: Phase,
+) -> Iterator[Event]:
+    """Class latents where there are none yet, then the base model's predictions on them, noised."""
+    if found is None:
+        seeds = [seed + i for i in range(latents)]
+        clean = yield from draw_all(parts, denoiser, texts, [prompt] * latents, seeds, look, device, batch_size, phase)
+        found = {
+            "latents": clean.half(),
+            "timesteps": torch.empty(0, dtype=torch.int64),
+            "targets": torch.empty(0, *clean.shape[1:], dtype=torch.float16),
+        }
+    clean, have = found["latents"], len(found["timesteps"])
+    timesteps = spread_timesteps(draws, len(schedule))
+    targets = [found["targets"]]
+    for start in range(have, draws, batch_size):
+        rows = range(start, min(start + batch_size, draws))
+        samples = torch.stack([noised(clean, i, timesteps[i], schedule, seed) for i in rows]).to(device)
+        values = conditions(parts, texts, [prompt] * len(rows), look, device)
+        with torch.no_grad():
+            targets.append(
+                predict(denoiser, samples, timesteps[rows.start : rows.stop].to(device), values).half().cpu()
+            )
+        yield phase.progress(phase.total - (draws - rows.stop))
+    return {"latents": clean, "timesteps": timesteps, "targets": torch.cat(targets)}

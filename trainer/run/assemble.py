@@ -1,0 +1,296 @@
+"""A planned run put together: model loaded, class images drawn, caches filled, engine, batches, guard and loop's job.
+
+The order keeps one large model on the card at a time: text encoders, then the denoiser for class images, then the VAE,
+and the engine only when they have gone. A denoiser that does not fit the card whole is brought unit by unit from the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from trainer import memory, models
+from trainer.data import encode as cache
+from trainer.data import photos as data
+from trainer.data import pictures
+from trainer.data.batches import Batches
+from trainer.data.dataset import Dataset, Example
+from trainer.data.photos import Photo, PhotoSet
+from trainer.draw import preview as sample
+from trainer.draw import sampler
+from trainer.draw.sampler import Look
+from trainer.events import Event, Notice
+from trainer.files.mapped import give_back
+from trainer.files.store import Store
+from trainer.guard import guard, judge
+from trainer.machine.phase import Phase
+from trainer.machine.vitals import Vitals
+from trainer.models import Parts, adapters
+from trainer.objective.loss import Objective
+from trainer.plan.phases import parks
+from trainer.plan.planner import Plan
+from trainer.policy import Policy
+from trainer.prior import identifier, prediction
+from trainer.prior import images as prior
+from trainer.run import loop
+from trainer.run.schedule import factor
+from trainer.settings.config import Config
+from trainer.step.ema import Average
+from trainer.step.engine import Engine
+
+
+def build(
+    config: Config, photos: PhotoSet, spared: Photo | None, plan: Plan, device: torch.device, run: Path
+) -> Iterator[Event]:
+    """Returns (job, parts, dataset), through `yield from`."""
+    folder, train, model = Path(config.run.cache_dir), config.train, config.model
+    phase = Phase("load", device)
+    yield phase.start(detail=model.name)
+    parts = models.load(
+        model.name,
+        family=model.family,
+        dtype=None,  # as their file has them: the weights cost no RAM until the engine has its own
+        revision=model.revision,
+        variant=model.variant,
+        vae=model.vae,
+        prediction_type=model.prediction_type,
+    )
+    yield phase.end(
+        f"{parts.family.title}, {sum(p.numel() for p in parts.unet.parameters()) / 1e6:.1f} million parameters in the denoiser"
+    )
+    if config.model.name != "demo" or config.chosen("data.identifier"):  # the small model has never heard of rifles
+        yield from identifier.warnings_for(config.data.identifier, config.data.class_name, parts.tokenizers[0])
+
+    texts = yield from _class_texts(config, parts, device, folder)  # by encoders that the engine has not taken over yet
+    engine = make_engine(config, parts, plan.policy, device) if plan.policy.stream == "all" else None
+    class_images, predictions = yield from _prior(config, parts, plan, device, folder, texts, engine)
+    dataset = yield from cache.ensure(
+        parts,
+        photos,
+        class_images,
+        config,
+        device,
+        folder,
+        prompts=drawn_prompts(config),
+        vae_dtype=plan.vae_dtype,
+        tile=plan.vae_tile,
+    )
+    held = yield from _held_out(config, parts, photos, spared, plan, device, folder)
+    dataset, held_class = guard.hold_out_class(dataset) if config.guard.watch else (dataset, [])
+
+    engine = engine or make_engine(config, parts, plan.policy, device)
+    yield from _attention(config, parts, plan.policy, dataset, device)
+    objective = Objective(
+        models.abar(parts, train.zero_terminal_snr),
+        parts.prediction_type,
+        train.snr_gamma,
+        train.offset_noise,
+        config.prior.prior_loss_weight,
+    )
+    scaling = parts.vae.config.scaling_factor
+    batches = Batches(
+        dataset,
+        objective,
+        scaling=scaling,
+        batch_size=train.train_batch_size,
+        accumulation=train.gradient_accumulation_steps,
+        seed=train.seed,
+        caption_dropout=train.caption_dropout,
+        predictions=predictions,
+    )
+    job = loop.Job(
+        run,
+        engine,
+        batches,
+        objective,
+        rates(config),
+        factor(train, train.max_train_steps),
+        train.max_train_steps,
+        Vitals(device),
+        {"policy": plan.policy.as_json(), "model": parts.digest},
+        preview=lambda step: iter(()),
+        average=Average(engine.master(), train.ema_decay) if train.ema else None,
+        text_stop=train.text_encoder_stop_step,
+        save_every=config.checkpoint.checkpointing_steps,
+        save_limit=config.checkpoint.checkpoints_total_limit,
+        sample_every=config.sample.validation_steps,
+        keep_best=config.guard.keep_best,
+    )
+    torch.manual_seed(train.seed)  # what dropout draws from; every other draw has a generator of its own
+    if config.guard.watch:
+        seen = [dataset.instance(index, 0) for index in range(len(dataset.instances))]
+        losses = guard.Losses.of(
+            engine,
+            dataset,
+            objective,
+            scaling,
+            {"held-out": held, "seen": seen, "class": held_class},
+            train.train_batch_size,
+            train.seed,
+        )
+        job.guard = guard.Guard(
+            run, config.guard, losses, _pictures(config, photos, plan, engine, parts, dataset, device)
+        )
+    return job, parts, dataset
+
+
+def rates(config: Config) -> dict[str, float]:
+    """Learning rate by model name, before the schedule."""
+    train = config.train
+    scale = train.train_batch_size * train.gradient_accumulation_steps if train.scale_lr else 1
+    found = {"unet": train.learning_rate * scale}
+    if train.train_text_encoder:
+        found |= {"text": train.text_encoder_lr * scale, "text_2": train.text_encoder_lr * scale}
+    return found
+
+
+def make_engine(config: Config, parts: Parts, policy: Policy, device: torch.device) -> Engine:
+    """The engine over `parts`, with adapters and the techniques that change modules applied first, in this order."""
+    if config.train.method != "full":
+        adapters.inject(
+            parts,
+            config.lora,
+            dora=config.train.method == "dora",
+            text=config.train.train_text_encoder,
+            seed=config.train.seed,
+        )
+    memory.prepare(parts.unet, policy, device)
+    engine = Engine(parts.family.units(parts, text=config.train.train_text_encoder), policy, device)
+    give_back()
+    return engine
+
+
+def _attention(config: Config, parts: Parts, policy: Policy, dataset: Dataset, device: torch.device) -> Iterator[Event]:
+    """On a card: the attention kernel that takes this run's shapes, compared with plain mathematics before it trains."""
+    if device.type != "cuda" or not memory.attention.enabled(policy):
+        return
+    rows = config.train.train_batch_size * (2 if config.prior.with_prior_preservation else 1)
+    kinds = {kind: None for size in dataset.groups for kind in memory.attention.shapes(parts.unet, rows, *size)}
+    yield Notice("\n".join(memory.attention.verify(kinds, policy.math, device, policy.attention)))
+    memory.allocator.release()
+
+
+def _class_texts(config: Config, parts: Parts, device: torch.device, folder: Path) -> Iterator[Event]:
+    """What the class is drawn from, where it is."""
+    if not config.prior.with_prior_preservation:
+        return {}
+    cached = folder if config.memory.cache_text else None
+    return (yield from cache.encode_prompts(parts, [data.class_prompt(config), ""], device, cached))
+
+
+def _prior(
+    config: Config,
+    parts: Parts,
+    plan: Plan,
+    device: torch.device,
+    folder: Path,
+    texts: sampler.Texts,
+    engine: Engine | None,
+) -> Iterator[Event]:
+    """(class images, predictions) by the untouched model: one of them, or neither."""
+    if not config.prior.with_prior_preservation:
+        return None, None
+    settings = {
+        "batch_size": config.prior.sample_batch_size or plan.sample_batch,
+        "unet_dtype": plan.sample_dtype,
+        "denoiser": engine.as_module(parts.unet) if engine else None,
+    }
+    if config.prior.by == "prediction":
+        rows = config.train.max_train_steps * config.train.train_batch_size * config.train.gradient_accumulation_steps
+        draws = min(prediction.DRAWS, max(rows, 16))  # a short run cannot use more
+        settings |= {"draws": draws, "latents": min(prediction.LATENTS, draws // 4)}
+        return None, (yield from prediction.ensure(parts, config, folder, device, texts, **settings))
+    place = prior.folder_for(parts, config, folder)
+    return (
+        yield from prior.ensure(
+            parts, config, place, device, texts, tile=plan.vae_tile, vae_dtype=plan.vae_dtype, **settings
+        )
+    ), None
+
+
+def _held_out(
+    config: Config, parts: Parts, photos: PhotoSet, spared: Photo | None, plan: Plan, device: torch.device, folder: Path
+) -> Iterator[Event]:
+    """Examples of the subject that training never sees."""
+    if not config.guard.watch:
+        return []
+    side = config.data.resolution
+    store = Store(folder / "latents" if config.memory.cache_latents else None)
+    found: list[Example] = yield from cache.images(
+        parts, guard.held_views(photos, spared, (side, side)), store, device, plan.vae_dtype, plan.vae_tile
+    )
+    return found
+
+
+def drawn_prompts(config: Config) -> list[str]:
+    """Every prompt that previews and the guard may draw."""
+    previews = (
+        [*config.sample.validation_prompt, config.sample.negative_prompt] if config.sample.num_validation_images else []
+    )
+    return [*previews, *guard.prompts(config)]
+
+
+def look(config: Config) -> Look:
+    """How previews are drawn."""
+    side = config.data.resolution
+    return Look(
+        (side, side),
+        config.sample.steps,
+        config.sample.guidance_scale,
+        negative=config.sample.negative_prompt,
+        zero_terminal_snr=config.train.zero_terminal_snr,
+    )
+
+
+def live_texts(
+    engine: Engine, tokens: dict[str, dict[str, torch.Tensor]], prompts: list[str]
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Embeddings by the text encoder as it is now, where it is being trained."""
+    texts = {}
+    for prompt in dict.fromkeys(prompts):
+        ids = {name: row[None] for name, row in tokens[prompt].items()}
+        names = ("text", "pooled") if len(ids) > 1 else ("text",)
+        texts[prompt] = {name: engine.forward(ids, name)[0].float().cpu() for name in names}
+    return texts
+
+
+def _pictures(
+    config: Config, photos: PhotoSet, plan: Plan, engine: Engine, parts: Parts, dataset: Dataset, device: torch.device
+) -> guard.Pictures | None:
+    """The guard's eye, where there is a judge that can look and a class to compare with."""
+    name = config.guard.judge
+    if name == "auto":
+        name = "demo" if config.model.name == "demo" else "none"
+    if name == "none" or not guard.prompts(config):
+        return None
+    chosen = replace(look(config), steps=min(20, config.sample.steps))
+    batch = config.sample.batch_size or plan.sample_batch
+
+    def draw(prompts: list[str], seeds: list[int]) -> list[Image.Image]:
+        texts = dataset.texts or live_texts(engine, dataset.tokens, [*prompts, chosen.negative])
+        latents = []
+        with engine.parked() if parks(plan.phases) else nullcontext():
+            for start in range(0, len(prompts), batch):
+                rows = slice(start, start + batch)
+                latents.append(
+                    list(
+                        sampler.draw(
+                            parts, engine.as_module(parts.unet), texts, prompts[rows], seeds[rows], chosen, device
+                        )
+                    )[-1]
+                )
+            return sample.to_pictures(parts, torch.cat(latents), device, plan.vae_tile, plan.vae_dtype)
+
+    shown = [pictures.read(Path(photo.path)).rgb for photo in photos.photos]
+    return guard.Pictures(judge.load(name), draw, shown, config.data.instance_prompt, data.class_prompt(config))
+
+
+def resumed(job: loop.Job, point: Path) -> Notice:
+    """Put the job back to where `point` was written."""
+    loop.resume(job, point)
+    return Notice(f"Resumed from {point} after step {job.done}.")

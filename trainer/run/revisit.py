@@ -1,0 +1,136 @@
+"""Going back to a run: draw more pictures of what it learned, or write it in another format or precision.
+
+Both start from a checkpoint, which holds full-precision weights, and rebuild the engine that wrote it; a model that is no
+run (a hub id, a folder, a file) is drawn from as it is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from trainer import models
+from trainer.data import encode as cache
+from trainer.draw import preview as sample
+from trainer.draw.sampler import Look
+from trainer.events import Event, Finished
+from trainer.models import Parts, adapters
+from trainer.out import checkpoint, export
+from trainer.policy import Policy
+from trainer.run import stages
+from trainer.run.assemble import live_texts, make_engine
+from trainer.run.settle import unused
+from trainer.settings.config import Config, ConfigError
+from trainer.settings.overlay import load as settings
+from trainer.step.engine import Engine
+
+
+def sample_run(
+    run: Path, prompts: Sequence[str], seeds: Sequence[int], output: Path | None, config: Config
+) -> Iterator[Event]:
+    """Draw every prompt with every seed, from the newest checkpoint of `run`, from one checkpoint, or from a model."""
+    begun = time.perf_counter()
+    device = stages.choose_device(config)
+    point = newest(run)
+    if point is None and (run / "config.toml").is_file():
+        raise no_checkpoint(run)
+    parts, engine = _load(config) if point is None else restore(point, config, device)
+    step = checkpoint.step_of(point) if point else 0
+    wanted = [*dict.fromkeys(prompts), config.sample.negative_prompt]
+    if engine is not None and config.train.train_text_encoder:
+        texts = live_texts(engine, cache.token_ids(parts, wanted), wanted)
+    else:
+        texts = yield from cache.encode_prompts(parts, wanted, device, None)
+    side = config.data.resolution or parts.family.resolution
+    look = Look(
+        (side, side),
+        config.sample.steps,
+        config.sample.guidance_scale,
+        negative=config.sample.negative_prompt,
+        zero_terminal_snr=config.train.zero_terminal_snr,
+    )
+    folder = output or unused(
+        (run if point is None and run.is_dir() else (point.parent if point else Path.cwd())) / "drawn"
+    )
+    rows = [(prompt, seed) for prompt in prompts for seed in seeds]
+    denoiser = engine.as_module(parts.unet) if engine else parts.unet.to(device)
+    yield from sample.preview(
+        parts,
+        denoiser,
+        texts,
+        [p for p, _ in rows],
+        [s for _, s in rows],
+        folder,
+        step,
+        look=look,
+        device=device,
+        batch_size=config.sample.batch_size or 1,
+        tile=config.memory.vae_tile,
+    )
+    yield Finished("done", step, time.perf_counter() - begun, str(run), f"pictures    {folder}")
+
+
+def export_run(run: Path, formats: Sequence[str] | None, precision: str, output: Path | None) -> Iterator[Event]:
+    """Write `run` (or one checkpoint of it) in `formats`; default those of its settings. The moving average, where one was kept."""
+    begun = time.perf_counter()
+    point = newest(run)
+    if point is None:
+        raise no_checkpoint(run)
+    config = settings(file=point.parent / "config.toml")
+    if config.train.method == "full" and any(name.startswith("lora") for name in formats or ()):
+        raise ConfigError(
+            f"{run} trained the whole model, there is no adapter in it", "use --formats diffusers single_file"
+        )
+    parts, engine = restore(point, config, torch.device("cpu"))
+    formats = list(
+        formats or config.export.formats or (["lora_diffusers"] if config.train.method != "full" else ["diffusers"])
+    )
+    folder = output or unused(point.parent / f"model-{checkpoint.step_of(point):06d}-{precision}")
+    yield from export.write(parts, engine.master, folder, formats, precision, stages.metadata(config))
+    yield Finished("done", checkpoint.step_of(point), time.perf_counter() - begun, str(run), f"model       {folder}")
+
+
+def newest(run: Path) -> Path | None:
+    """`run` itself where it is a checkpoint, else its newest checkpoint, else None."""
+    return run if (run / "state.json").is_file() else checkpoint.locate(run, "latest")
+
+
+def no_checkpoint(run: Path) -> ConfigError:
+    return ConfigError(
+        f"{run} holds no checkpoint to start from.",
+        "Name a run folder (or one of its step-... folders) that was saved.",
+    )
+
+
+def restore(point: Path, config: Config, device: torch.device) -> tuple[Parts, Engine]:
+    """The model and the engine as they were when `point` was written; the engine holds the moving average where there is one."""
+    parts, _ = _load(config, None)
+    with torch.random.fork_rng():  # loading a checkpoint puts torch's generators back, which is for resuming only
+        state, weights, average, _ = checkpoint.load(point)
+    if state["model"] != parts.digest:
+        raise ConfigError(
+            f"{point} was trained from another version of {config.model.name} than the one that is there now.",
+            "Put the model back, or name it with --model (the run's config.toml has the name it had).",
+        )
+    engine = make_engine(config, parts, Policy.from_json(state["policy"]), device)
+    adapters.dropout(parts, False)
+    engine.load_state_dict(weights)
+    if average is not None:
+        engine.load_master(average)
+    return parts, engine
+
+
+def _load(config: Config, dtype: torch.dtype | None = torch.float32) -> tuple[Parts, None]:
+    model = config.model
+    return models.load(
+        model.name or "demo",
+        family=model.family,
+        dtype=dtype,
+        revision=model.revision,
+        variant=model.variant,
+        vae=model.vae,
+        prediction_type=model.prediction_type,
+    ), None

@@ -1,0 +1,105 @@
+"""Blanks filled in: what the person left open is decided by the built-in demo, the model's family and the photos.
+
+Each decision is written with `Config.settle`, so the printed settings say who made it. Memory settings stay open: they
+are the planner's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+
+from trainer.data.photos import PhotoSet, class_prompt, instance_prompt
+from trainer.models.base import Family
+from trainer.settings.config import Config
+
+DEMO_GUIDANCE = 3.5  # what the built-in model draws best with; 7.5 burns its colours
+DEMO_LOOK = {"sample.guidance_scale": DEMO_GUIDANCE, "prior.guidance_scale": DEMO_GUIDANCE, "prior.sample_steps": 25}
+SUBJECTS = Path(__file__).parent.parent / "assets" / "demo" / "subjects"
+
+
+def subject(config: Config) -> None:
+    """The built-in subject, where no photos are named: its folder, its words, and prompts that show whether it was learned."""
+    if config.data.instance_data_dir is not None:
+        return
+    name, facts = next(iter(json.loads((SUBJECTS / "subjects.json").read_text(encoding="utf-8")).items()))
+    config.settle("data.instance_data_dir", str(SUBJECTS / name), "built-in photos")
+    for knob in ("class_name", "identifier"):
+        if not config.chosen(f"data.{knob}"):
+            config.settle(f"data.{knob}", facts[knob], "built-in photos")
+    if config.model.name == "demo" and config.train.method == "full" and not config.chosen("train.train_text_encoder"):
+        # its text encoder learned to pass over rare words, so a new name has to be learned there, too
+        config.settle("train.train_text_encoder", True, "built-in demo")
+    if not config.sample.validation_prompt:
+        mine = instance_prompt(config.data)
+        prompts = [mine, f"{mine} {facts['unseen_context']}", class_prompt(config)]
+        config.settle("sample.validation_prompt", prompts, "built-in photos")
+
+
+def learning(config: Config, family: Family) -> None:
+    """Settings that the family decides: prior preservation, prompts, rates, exports."""
+    defaults, train = family.defaults, config.train
+
+    def default(key: str, value: object, origin: str = f"{family.name} default") -> None:
+        if config.value(key) is None:
+            config.settle(key, value, origin)
+
+    default("data.resolution", family.resolution)
+    for key, value in DEMO_LOOK.items():
+        if config.model.name == "demo" and not config.chosen(key):
+            config.settle(key, value, "demo default")
+    named = bool(config.data.class_name or config.prior.class_prompt)
+    default("prior.with_prior_preservation", train.method == "full" and named)
+    prior = config.prior.with_prior_preservation
+    if prior:
+        default("prior.num_class_images", defaults.class_images)
+        default("prior.class_prompt", class_prompt(config), "class_name")
+    default("data.instance_prompt", instance_prompt(config.data), "identifier and class_name")
+    rate_given, finds_itself = config.chosen("train.learning_rate"), train.optimizer == "prodigy"
+    if finds_itself:
+        default("train.learning_rate", 1.0, "prodigy finds the rate; this is its factor")
+    default("train.learning_rate", defaults.learning_rate(train.method, prior, train.train_text_encoder))
+    if train.train_text_encoder and (rate_given or finds_itself):
+        default("train.text_encoder_lr", train.learning_rate, "learning_rate")
+    elif train.train_text_encoder:
+        default("train.text_encoder_lr", defaults.text_learning_rate(train.method))
+    lora = train.method != "full"
+    default(
+        "export.formats",
+        ["lora_diffusers", "lora_kohya"] if lora else ["diffusers", "single_file"],
+        f"{train.method} training",
+    )
+
+
+def schedule(config: Config, family: Family, photos: PhotoSet) -> None:
+    """Settings that the photos decide: how many steps, which prompts are drawn."""
+    train = config.train
+    if train.max_train_steps is None and train.num_train_epochs is not None:
+        shown = sum(photo.repeats for photo in photos.photos)
+        steps = train.num_train_epochs * math.ceil(shown / (train.train_batch_size * train.gradient_accumulation_steps))
+        config.settle("train.max_train_steps", steps, f"{train.num_train_epochs} epochs of {shown} photos")
+    elif train.max_train_steps is None:
+        config.settle("train.max_train_steps", family.defaults.max_train_steps(train.method), f"{family.name} default")
+    if not config.sample.validation_prompt and config.sample.num_validation_images:
+        config.settle("sample.validation_prompt", photos.prompts[:4], "the photos' prompts")
+
+
+def places(config: Config) -> None:
+    """Folders that were left open."""
+    if config.run.output_dir is None:
+        words = "-".join(word for word in (config.data.identifier, config.data.class_name) if word).replace(" ", "-")
+        config.settle(
+            "run.output_dir", str(unused(Path("runs") / f"{time.strftime('%Y-%m-%d')}-{words}")), "today's date"
+        )
+    if config.run.cache_dir is None:
+        config.settle("run.cache_dir", str(Path(config.run.output_dir).parent / "cache"), "beside output_dir")
+
+
+def unused(path: Path) -> Path:
+    """`path`, or with the first free number behind it: a default name never lands in an older run."""
+    candidate, number = path, 2
+    while candidate.exists() and any(candidate.iterdir()):
+        candidate, number = path.with_name(f"{path.name}-{number}"), number + 1
+    return candidate

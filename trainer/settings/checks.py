@@ -1,0 +1,251 @@
+"""What can be known to be wrong before anything heavy is loaded: contradictions, settings without effect, paths, disk.
+
+Each finding is a `ConfigError` that says how to mend it. A line written for diffusers' script may carry settings
+which that script ignores too; those become notices, so that the line runs unchanged.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from trainer.settings.config import Config, ConfigError
+from trainer.settings.effect import idle, prior_is_on
+from trainer.settings.foreign import TOLERATED
+from trainer.settings.overlay import nearest, presets
+
+
+def check(config: Config, tolerant: bool = False, files: bool = True) -> list[str]:
+    """Raise a ConfigError for the first thing that is wrong; the notices that remain are returned.
+
+    tolerant: a line made for diffusers' script. files: look at photos, output folder and disk too (a plan needs none).
+    """
+    _contradictions(config)
+    notices = _without_effect(config, tolerant)
+    _numbers(config)
+    if files:
+        _photos(config)
+        _output(config)
+        _space(config)
+    return notices
+
+
+def _contradictions(config: Config) -> None:
+    train, data, prior = config.train, config.data, config.prior
+    if train.max_train_steps is not None and train.num_train_epochs is not None:
+        raise ConfigError("max_train_steps and num_train_epochs contradict each other", "keep one of them")
+    if prior.with_prior_preservation and not on_demo(config) and not (data.class_name or prior.class_prompt):
+        raise ConfigError(
+            "prior preservation needs to know what the subject is",
+            "add --class_name dog (or --class_prompt 'a photo of a dog')",
+        )
+    if prior_is_on(config) and prior.prior_loss_weight == 0:
+        raise ConfigError(
+            "prior_loss_weight = 0 makes class images and then ignores them",
+            "use --no-with_prior_preservation, or a weight above 0",
+        )
+    if train.lr_scheduler == "constant_with_warmup" and train.lr_warmup_steps == 0:
+        raise ConfigError(
+            "constant_with_warmup with lr_warmup_steps = 0 has no warm-up",
+            "choose --lr_warmup_steps, or --lr_scheduler constant",
+        )
+    if train.max_train_steps is not None and train.lr_warmup_steps >= train.max_train_steps:
+        raise ConfigError(
+            f"lr_warmup_steps = {train.lr_warmup_steps} leaves nothing of {train.max_train_steps} steps",
+            "shorten --lr_warmup_steps",
+        )
+    formats = config.export.formats or []
+    lora = [name for name in formats if name.startswith("lora")]
+    if lora and train.method == "full":
+        raise ConfigError(
+            f"export.formats = {lora} needs an adapter", "add --method lora, or --formats diffusers single_file"
+        )
+    if config.memory.weights != "auto" and train.optimizer != "adamw" and config.memory.weights != "fp32":
+        raise ConfigError(
+            f"memory.weights = {config.memory.weights} needs the optimizer that understands it",
+            "use --optimizer adamw, or --weights fp32",
+        )
+
+
+def _without_effect(config: Config, tolerant: bool) -> list[str]:
+    notices, errors = [], []
+    defaults = Config()
+    for key, (why, fix) in idle(config).items():
+        if not config.chosen(key):
+            continue
+        origin = config.provenance[key]
+        name = key.rpartition(".")[2]
+        if config.value(key) == defaults.value(key) or (tolerant and name in TOLERATED):
+            notices.append(f"{key} ({origin}) has no effect: {why}")
+        else:
+            errors.append((f"{key} ({origin}) would have no effect: {why}", fix))
+    if errors:
+        raise ConfigError(
+            "\n       ".join(what for what, _ in errors), "; ".join(dict.fromkeys(fix for _, fix in errors))
+        )
+    return notices
+
+
+def _numbers(config: Config) -> None:
+    """Numbers the schema allows but nobody means."""
+    train = config.train
+    limit = {"full": 1e-3, "lora": 1e-1, "dora": 1e-1}[train.method]
+    rates = {"learning_rate": train.learning_rate, "text_encoder_lr": train.text_encoder_lr}
+    for name, rate in rates.items():
+        if rate is not None and rate > limit and train.optimizer != "prodigy":
+            usual = "1e-6 to 5e-6" if train.method == "full" else "1e-4 to 5e-4"
+            raise ConfigError(
+                f"train.{name} = {rate:g} would destroy the model ({train.method}: at most {limit:g})",
+                f"usual values are {usual}",
+            )
+    if config.data.resolution and config.data.resolution % 8:
+        near = max(round(config.data.resolution / 64) * 64, 64)
+        raise ConfigError(
+            f"data.resolution = {config.data.resolution} is not a multiple of 8", f"use --resolution {near}"
+        )
+    if config.train.adam_beta1 > config.train.adam_beta2 and config.chosen("train.adam_beta1"):
+        raise ConfigError("adam_beta1 is above adam_beta2", "usual values are 0.9 and 0.999")
+
+
+def on_demo(config: Config) -> bool:
+    return config.data.instance_data_dir is None
+
+
+def _photos(config: Config) -> None:
+    data = config.data
+    if config.model.name is None:  # a plan needs only the family
+        raise ConfigError(
+            f"which {config.model.family} model?", "add --model with a hub id, a folder or a .safetensors file"
+        )
+    if on_demo(config):
+        if config.model.name not in (None, "demo"):
+            raise ConfigError(
+                f"no photos for {config.model.name}",
+                "add --instance_data_dir with a folder of 3 to 6 photos of the subject",
+            )
+        return
+    folder = Path(data.instance_data_dir)
+    if not folder.is_dir():
+        siblings = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
+        near = nearest(folder.name, siblings, "did you mean {}?") or "check the path after --instance_data_dir"
+        raise ConfigError(
+            f"there is no photo folder {folder}"
+            if not folder.exists()
+            else f"{folder} is a file, not a folder of photos",
+            near,
+        )
+    captioned = data.captions and any(folder.rglob("*.txt"))
+    kohya = any(path.is_dir() and re.match(r"\d+_\S", path.name) for path in folder.iterdir())
+    if not (data.class_name or data.instance_prompt or captioned or kohya):
+        raise ConfigError(
+            "what do the photos show?",
+            "add --class_name dog (the prompt becomes 'a photo of sks dog'), or --instance_prompt",
+        )
+    if config.prior.class_data_dir and Path(config.prior.class_data_dir).is_file():
+        raise ConfigError(
+            f"{config.prior.class_data_dir} is a file, not a folder of class images",
+            "name a folder after --class_data_dir; it may be new",
+        )
+
+
+def _output(config: Config) -> None:
+    for flag, path in (("--cache_dir", config.run.cache_dir), ("--logging_dir", config.run.logging_dir)):
+        if path is not None:
+            writable(Path(path), flag)
+    resume = config.checkpoint.resume_from_checkpoint
+    if config.run.output_dir is None:
+        if resume == "latest":
+            raise ConfigError(
+                "'latest' of which run?",
+                "name its folder with --output_dir, or repeat it with --config RUN/config.toml",
+            )
+        return writable(Path("runs"))
+    folder = Path(config.run.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"output_dir {folder} is a file", "name a folder that is new or empty")
+    if folder.is_dir() and any(folder.iterdir()) and not resume and not config.run.overwrite:
+        raise ConfigError(
+            f"output_dir {folder} is not empty",
+            "name a new folder, go on with its run (--resume_from_checkpoint latest), or add --overwrite",
+        )
+    writable(folder)
+
+
+def writable(folder: Path, flag: str = "--output_dir") -> None:
+    """ConfigError where `folder` cannot be made or written into; nothing stays behind."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise ConfigError(f"{folder} cannot be made: {place} is a file", f"choose another {flag}")
+    try:
+        tempfile.TemporaryFile(dir=place).close()  # asking beats guessing: read-only disks, /proc, root
+    except OSError as error:
+        fix = f"choose another {flag}, or mend the permissions"
+        raise ConfigError(f"{folder} cannot be written: {error.strerror} in {place}", fix) from error
+
+
+# GB of one fp16 export, from the parameter counts of the public models; a checkpoint holds 3 to 12 bytes a weight more
+EXPORT_GB = {"demo": 0.05, "sd1": 2.1, "sd2": 2.6, "sdxl": 6.9}
+
+
+def _space(config: Config) -> None:
+    """A rough look at the disk; the exact sizes are checked again before each file is written."""
+    name = (config.model.name or ("demo" if on_demo(config) else "sd1")).lower()
+    family = config.model.family
+    if family == "auto":
+        family = "demo" if name == "demo" else "sdxl" if "xl" in name else "sd2" if "-2" in name else "sd1"
+    fp16 = _weights_gb(Path(config.model.name or "")) / 2 or EXPORT_GB[family]  # a model on this disk is measured
+    export = fp16 * {"fp16": 1, "bf16": 1, "fp32": 2}[config.export.precision]
+    full = export * (1 + len(config.export.formats or ["diffusers", "single_file"]))
+    need = full if config.train.method == "full" else min(full, 0.1)
+    place = Path(config.run.output_dir or "runs").absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free / 1e9
+    if free < need:
+        raise ConfigError(
+            f"the disk under {place} has {_gb(free)} GB free; this run writes at least {_gb(need)} GB",
+            "free space, choose another --output_dir, or fewer --formats",
+        )
+
+
+def _gb(number: float) -> str:
+    return f"{number:.1f}" if number >= 0.1 else f"{number:.1g}"
+
+
+def _weights_gb(model: Path) -> float:
+    """What the weights of a model on this disk take there; 0 where there is none."""
+    files = [model] if model.is_file() else model.glob("*/*.safetensors") if model.name and model.is_dir() else []
+    return sum(file.stat().st_size for file in files) / 1e9
+
+
+def judge(name: str) -> None:
+    """ConfigError where the guard's judge is not known, or is neither on this machine nor to be had from the hub."""
+    kind, _, where = name.partition(":")
+    if kind in ("clip", "dino") and where:
+        from trainer.models import hub
+
+        if not Path(where).is_dir():
+            hub.small(where)
+    elif name not in ("auto", "none", "demo", "efficientnet-lite0") and not (Path(name) / "judge.json").is_file():
+        raise ConfigError(
+            f"no judge is called {name!r}",
+            "use --judge demo, clip:<hub id or folder>, dino:<hub id or folder>, efficientnet-lite0 or none",
+        )
+
+
+def card(config: Config, total_bytes: int, name: str) -> None:
+    """ConfigError where the budget is larger than the card: a preset for another card was chosen."""
+    budget = config.memory.vram_gb
+    if budget is None or budget * 2**30 <= total_bytes:
+        return
+    total = total_bytes / 2**30
+    fitting = [preset for preset in presets() if int(preset.removesuffix("gb")) <= total + 0.6]
+    fix = f"use --preset {fitting[-1]}" if fitting else f"use --vram_gb {total * 0.85:.1f}"
+    origin = config.provenance.get("memory.vram_gb", "default")
+    raise ConfigError(
+        f"vram_gb = {budget:g} ({origin}) is more than {name} has ({total:.1f} GiB)", f"{fix}, or --preset auto"
+    )

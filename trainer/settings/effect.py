@@ -1,0 +1,78 @@
+"""Which settings would do nothing, and why: a setting that is silently ignored is worse than one that is refused.
+
+`idle` judges a configuration whatever its origin; `check` refuses what a person set in vain, and `write` in
+`overlay.py` puts such settings into config.toml as comments. One rule is one line.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from trainer.settings.config import Config, knobs
+
+
+class Idle(NamedTuple):
+    why: str
+    fix: str
+
+
+def idle(config: Config) -> dict[str, Idle]:
+    """Every setting that has no effect in this configuration: {dotted key: (why, fix)}."""
+    found: dict[str, Idle] = {}
+    for when, keys, why, fix in _rules(config):
+        if when:
+            for key in _expand(keys):
+                found.setdefault(key, Idle(why, f"add {fix}, or leave it out" if fix else "leave it out"))
+    return found
+
+
+def prior_is_on(config: Config) -> bool:
+    """Whether class images will be trained on. Left open, it follows from the method and from a class being named."""
+    if config.prior.with_prior_preservation is not None:
+        return config.prior.with_prior_preservation
+    demo = config.data.instance_data_dir is None  # the built-in subject names its class
+    return config.train.method == "full" and bool(demo or config.data.class_name or config.prior.class_prompt)
+
+
+def _rules(config: Config) -> Iterator[tuple[bool, str, str, str]]:
+    """(nothing happens when, settings, why, what to add for it to count). A trailing dot means the whole section."""
+    data, train, memory, sample = config.data, config.train, config.memory, config.sample
+    yield train.method == "full", "lora.", "the method is full fine-tuning", "--method lora"
+    yield not prior_is_on(config), "prior.", "prior preservation is off", "--with_prior_preservation and --class_name"
+    yield data.crop != "random", "data.crop_variants", "crops are not random", "--crop random"
+    yield data.buckets, "data.crop", "buckets cut no squares", ""
+
+    text = "train.text_encoder_lr train.text_encoder_stop_step"
+    yield not train.train_text_encoder, text, "the text encoder is not trained", "--train_text_encoder"
+    yield train.train_text_encoder, "memory.cache_text", "a text encoder in training cannot be cached", ""
+    late = (train.text_encoder_stop_step or 0) >= (train.max_train_steps or math.inf)
+    yield late, "train.text_encoder_stop_step", "training ends before", f"less than {train.max_train_steps}"
+
+    schedule, why = train.lr_scheduler, f"the schedule is {train.lr_scheduler}"
+    yield schedule != "cosine_with_restarts", "train.lr_num_cycles", why, "--lr_scheduler cosine_with_restarts"
+    yield schedule != "polynomial", "train.lr_power", why, "--lr_scheduler polynomial"
+    yield schedule == "constant", "train.lr_warmup_steps", why, "--lr_scheduler constant_with_warmup"
+
+    adam = "train.adam_beta1 train.adam_beta2 train.adam_epsilon"
+    yield train.optimizer != "adamw", "memory.moments", f"{train.optimizer} keeps its own moments", "--optimizer adamw"
+    yield train.optimizer == "adafactor", adam, "Adafactor has no such setting", "--optimizer adamw"
+    yield train.optimizer == "prodigy", "train.adam_epsilon", "Prodigy runs with its own epsilon", ""
+    yield train.max_grad_norm == 0, "train.clipping", "gradients are not clipped", "--max_grad_norm"
+    single = train.train_batch_size * train.gradient_accumulation_steps == 1
+    yield single, "train.scale_lr", "a step is one photo", "--train_batch_size above 1"
+    yield not train.ema, "train.ema_decay", "no average is kept", "--ema"
+
+    yield memory.stream == "off", "memory.resident_units", "nothing is streamed", "--stream state (or all)"
+    once = config.checkpoint.checkpointing_steps is None and not config.guard.keep_best
+    yield once, "checkpoint.checkpoints_total_limit", "only the end is saved", "--checkpointing_steps"
+    drawn = " ".join(key for key in knobs() if key.startswith("sample.") and key != "sample.num_validation_images")
+    yield sample.num_validation_images == 0, drawn, "no pictures are drawn", "--num_validation_images above 0"
+    yield not config.run.report_to, "run.logging_dir", "no tracker writes", "--report_to tensorboard"
+
+
+def _expand(keys: str) -> list[str]:
+    if not keys.endswith("."):
+        return keys.split()
+    return [key for key in knobs() if key.startswith(keys) and key != "prior.with_prior_preservation"]

@@ -1,0 +1,384 @@
+"""The heart: a training step as a schedule over units.
+
+Forward goes through the units in order and keeps what the policy says; backward goes through them in reverse: bring the
+unit, recompute if needed, take its cotangents, hand its gradients to one optimizer call, send it home. All micro-batches
+pass a unit before the next one's turn, so accumulation needs one unit-sized gradient buffer and a streamed unit is
+brought once. Every choice of residency and recomputation is a value in `Policy`, not a code path, and nothing in a step
+waits for the device.
+
+    engine = Engine(units, Policy(weights="24bit", moments="8bit", compute=torch.bfloat16, checkpointing="blocks"), "cuda")
+    result = engine.step(micro_batches, loss, lr=2e-6)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from trainer import memory
+from trainer.memory import boundaries, checkpointing, cuda_graphs
+from trainer.memory.clipping import Waiting
+from trainer.memory.stream import Traffic
+from trainer.policy import AdamHyper, Policy
+from trainer.settings.config import ConfigError
+from trainer.step import optim
+from trainer.step.mixed import autocast
+from trainer.step.residency import Holding
+from trainer.step.route import Route, needed
+from trainer.step.standin import StandIn
+from trainer.step.updates import Updates, norms
+from trainer.units import Unit
+
+__all__ = ["AdamHyper", "Engine", "Policy", "StepResult"]
+
+Loss = Callable[[Tensor, int], "Tensor | tuple[Tensor, ...]"]
+EXACT = {"timestep", "time_ids"}  # given values that are positions or sizes: 16 bits would change them
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Both on the device; reading them is what waits. losses: (micro-batches, parts of the loss); grad_norm: () before clipping."""
+
+    losses: Tensor
+    grad_norm: Tensor
+
+
+class Engine:
+    """Takes the weights of `units` over: their parameters become views into the engine's buffers, `policy` says where."""
+
+    def __init__(self, units: list[Unit], policy: Policy, device: torch.device | str):
+        assert units[-1].writes == ("prediction",), "the last unit writes the prediction"
+        memory.check(policy)
+        optim.check(policy)
+        self.units, self.policy, self.device = units, policy, torch.device(device)
+        self.traffic = Traffic(self.device)
+        stay = _staying(units, policy.resident_units if policy.stream != "off" else len(units))
+        self.holdings = [
+            Holding(
+                unit,
+                policy,
+                self.traffic,
+                weights_stay=policy.stream != "all" or k in stay,
+                state_stays=policy.stream == "off" or k in stay,
+            )
+            for k, unit in enumerate(units)
+        ]
+        for holding in self.holdings:
+            for place in holding.trained:
+                place.parameter.grad_dtype = None  # gradients may be fp32 sums beside 16-bit weights
+        self.updates = Updates(policy, self.device)
+        self.waiting = Waiting(policy.gradients, self.traffic)
+        self.shelves: list[dict[str, Tensor]] = []  # host memory of boundaries, by micro-batch
+        self.draws = [checkpointing.draws(unit.module) for unit in units]
+        self.routes: dict[tuple[bool, ...], Route] = {}
+        self.graphed: list[Unit] = []  # the units with captured runs, once there are any
+
+    # one step
+
+    def step(
+        self,
+        micro_batches: Sequence[Mapping[str, Tensor]],
+        loss: Loss,
+        lr: float | Mapping[str, float],
+        *,
+        update: bool = True,
+    ) -> StepResult:
+        """One optimizer step over the sum of the micro-batches' losses.
+
+        loss(prediction, i) returns the total to differentiate, or (total, *parts to report). `lr`: one rate, or rates by
+        the first part of the units' names; what has no rate or 0 is frozen in this step and costs no backward.
+        `update` False measures losses and norm and changes nothing, in the memory that a step with an update takes.
+        """
+        rates = [self._rate(unit, lr) for unit in self.units]
+        route = self._route(rates)
+        if self.policy.cuda_graphs and not self.graphed and self.device.type == "cuda":
+            self._capture(route, micro_batches)
+        self.updates.start(update)
+        while len(self.shelves) < len(micro_batches):
+            self.shelves.append({})
+        values = [
+            boundaries.Values(self._given(batch), self.traffic, route.travellers, shelf)
+            for batch, shelf in zip(micro_batches, self.shelves, strict=False)
+        ]
+        kept = self._forward(route, values)
+        losses, pieces = self._backward(route, values, kept, loss, rates, update)
+        norm = self.updates.measure(pieces[::-1])
+        if self.policy.two_passes and self.updates.possible(update):
+            self.updates.decide(norm)
+            self._second_pass(rates)
+        if update:
+            self.updates.finish(norm)
+        self.traffic.settle()
+        return StepResult(torch.stack(losses), norm)
+
+    def _forward(self, route: Route, values: list[boundaries.Values]) -> dict:
+        """All units but the last, whose forward is the beginning of backward. Returns, by (unit, micro-batch), the graphs
+        that are kept, and for units that draw random numbers and will run again, the state of the generators."""
+        kept: dict = {}
+        for k, unit in enumerate(self.units[:-1]):
+            self.holdings[k].use_weights()
+            self.holdings[k + 1].bring()
+            for i, store in enumerate(values):
+                inputs = self._inputs(route, values, k, i, backward=False)
+                if route.kept[k]:
+                    kept[k, i], outputs = checkpointing.record(
+                        self._runner(k, route.light), unit.reads, unit.writes, inputs, route.wants[k]
+                    )
+                else:
+                    if self.draws[k]:
+                        kept[k, i] = checkpointing.random_state(self.device)
+                    outputs = self._run(k, inputs)
+                del inputs
+                for name, value in zip(unit.writes, outputs, strict=True):
+                    store.put(name, value)
+                del outputs, value
+                store.drop(route.done_forward[k])
+                store.part(route.near(k, len(values), backward=False))
+            self.holdings[k].leave(changed=False)
+        return kept
+
+    def _backward(
+        self, route: Route, values: list[boundaries.Values], kept: dict, loss: Loss, rates: list[float], update: bool
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """From the loss to the gradients, and where one pass suffices to the new weights. Returns losses and norms."""
+        losses: list[Tensor] = []
+        pieces: list[Tensor] = []
+        cotangents: list[dict[str, Tensor]] = [{} for _ in values]
+        update = self.updates.possible(update)
+        at_once = update and not self.policy.two_passes
+        for k in route.backward:
+            unit, holding, learns = self.units[k], self.holdings[k], self._learns(k, rates)
+            holding.bring(state=learns and at_once)
+            holding.use_weights()
+            if (following := route.next(k, backward=True)) is not None:
+                self.holdings[following].bring()  # its state has its own visit's length to arrive
+            grad = self._open_gradients(holding, len(values)) if learns else None
+            reached = False
+            for i, store in enumerate(values):
+                record = kept.pop((k, i), None)
+                if not isinstance(record, checkpointing.Record):
+                    inputs = self._inputs(route, values, k, i, backward=True)
+                    with checkpointing.replay(record, self.device):
+                        record, outputs = checkpointing.record(
+                            self._runner(k), unit.reads, unit.writes, inputs, route.wants[k]
+                        )
+                    del inputs
+                    if unit is self.units[-1]:
+                        losses.append(self._turn(outputs[0], loss, i, cotangents[i]))
+                    del outputs
+                reached |= record.backward(cotangents[i])
+                del record
+                store.drop(route.done_backward[k])
+                store.part(route.near(k, len(values), backward=True))
+            for place in holding.trained:
+                place.parameter.grad = None
+            changed = learns and reached and update
+            if learns and reached:
+                pieces.append(norms(holding, grad))
+            if changed and at_once:
+                self.updates.apply(k, holding, grad, rates[k], pieces[-1])
+            elif changed:
+                self.waiting.store(k, grad)
+            del grad
+            holding.leave(changed=changed and at_once)
+        return losses, pieces
+
+    def _second_pass(self, rates: list[float]) -> None:
+        """Apply the gradients that waited for the norm of all of them."""
+        order, self.waiting.order = self.waiting.order[::-1], []
+        for position, k in enumerate(order):
+            for j in order[position : position + 2]:
+                self.holdings[j].bring(state=True)
+                self.waiting.bring(j)
+            self.updates.apply(k, self.holdings[k], self.waiting.take(k), rates[k])
+            self.holdings[k].leave(changed=True)
+        self.updates.step_together(self.holdings)
+
+    def _inputs(self, route: Route, values: list[boundaries.Values], k: int, i: int, backward: bool) -> list[Tensor]:
+        """What unit k reads, while the next visit's reads are on their way."""
+        inputs = values[i].take(self.units[k].reads)
+        if i + 1 < len(values):
+            values[i + 1].bring(self.units[k].reads)
+        elif (following := route.next(k, backward)) is not None:
+            values[0].bring(self.units[following].reads)
+        return inputs
+
+    def _turn(self, prediction: Tensor, loss: Loss, i: int, cotangents: dict[str, Tensor]) -> Tensor:
+        """The turning point: from the prediction to the loss and to the prediction's cotangent."""
+        with torch.enable_grad():
+            prediction.requires_grad_()
+            parts = loss(prediction, i)
+            parts = parts if isinstance(parts, tuple) else (parts,)
+            factor = self.updates.scale.factor
+            parts[0].backward(None if factor is None else factor.to(parts[0].dtype))
+        cotangents["prediction"] = prediction.grad
+        return torch.stack([part.detach().float() for part in parts])
+
+    def _open_gradients(self, holding: Holding, micro_batches: int) -> Tensor:
+        """One zeroed buffer; each parameter's gradient is a view of it, so that autograd adds in place. Sums over
+        micro-batches are fp32, whatever the weights are."""
+        weight = holding.tensors["weight"][1]
+        grad = torch.zeros(holding.n, dtype=torch.float32 if micro_batches > 1 else weight, device=self.device)
+        for place in holding.trained:
+            place.parameter.grad = place.view(grad)
+        return grad
+
+    # running units
+
+    def _capture(self, route: Route, micro_batches: Sequence[Mapping[str, Tensor]]) -> None:
+        """Run forward once to see the shapes, then capture every unit."""
+        if len(micro_batches) > 1:
+            raise ConfigError(
+                "memory.cuda_graphs cannot be combined with gradient accumulation: a graph's activations are overwritten by its next run.",
+                "Set --gradient_accumulation_steps 1 (and a larger --train_batch_size), or leave out --cuda_graphs.",
+            )
+        known, examples = self._given(micro_batches[0]), []
+        for k, unit in enumerate(self.units):
+            inputs = [known[name] for name in unit.reads]
+            examples.append(
+                tuple(x.clone().requires_grad_(n in route.wants[k]) for n, x in zip(unit.reads, inputs, strict=True))
+            )
+            known.update(zip(unit.writes, self._run(k, inputs), strict=True))
+        self.graphed = cuda_graphs.capture(self.units, examples)
+
+    def _runner(self, k: int, light: bool = False) -> Callable[..., tuple[Tensor, ...]]:
+        run = (self.graphed or self.units)[k].run
+
+        def plain(*inputs: Tensor) -> tuple[Tensor, ...]:
+            with autocast(self.policy, self.device):
+                outputs = run(*inputs)
+            return outputs if isinstance(outputs, tuple) else (outputs,)
+
+        if k == len(self.units) - 1:  # backward follows at once
+            return plain
+        if self.policy.checkpointing == "selective":
+            return checkpointing.selective(plain, self.draws[k])
+        return checkpointing.again(plain, self.draws[k]) if light else plain
+
+    def _run(self, k: int, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+        with torch.no_grad(), autocast(self.policy, self.device):
+            outputs = self.units[k].run(*inputs)
+        return outputs if isinstance(outputs, tuple) else (outputs,)
+
+    def forward(self, values: Mapping[str, Tensor], wanted: str = "prediction") -> Tensor:
+        """A value computed from `values` without gradients, with streamed weights too; units that are not needed for it
+        (text encoders, when `text` is given) do not run."""
+        known = self._given(values)
+        order = needed(self.units, set(known), {wanted})
+        for position, k in enumerate(order):
+            unit, holding = self.units[k], self.holdings[k]
+            holding.use_weights()
+            if position + 1 < len(order):
+                self.holdings[order[position + 1]].bring()
+            known.update(zip(unit.writes, self._run(k, [known[name] for name in unit.reads]), strict=True))
+            holding.leave(changed=False)
+            later = {name for j in order[position + 1 :] for name in self.units[j].reads} | {wanted}
+            known = {name: value for name, value in known.items() if name in later}
+        return known[wanted]
+
+    def _given(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Values from outside, on the card, in the dtype the model computes with."""
+        dtype = (
+            torch.float32
+            if self.policy.weights == "fp32" and self.policy.compute != torch.float32
+            else self.policy.math
+        )
+        return {
+            name: value.to(
+                self.device,
+                dtype if value.is_floating_point() and name not in EXACT else value.dtype,
+                non_blocking=True,
+            )
+            for name, value in batch.items()
+        }
+
+    def _rate(self, unit: Unit, lr: float | Mapping[str, float]) -> float:
+        return lr if isinstance(lr, (int, float)) else lr.get(unit.name.split(".")[0], 0.0)
+
+    def _learns(self, k: int, rates: list[float]) -> bool:
+        return self.holdings[k].n > 0 and rates[k] > 0
+
+    def _route(self, rates: list[float]) -> Route:
+        learns = tuple(self._learns(k, rates) for k in range(len(self.units)))
+        if learns not in self.routes:
+            self.routes[learns] = Route(self.units, self.policy, learns)
+        for holding, learning in zip(self.holdings, learns, strict=True):
+            for place in holding.trained:
+                place.parameter.requires_grad_(learning)
+        return self.routes[learns]
+
+    # weights and state, seen from outside
+
+    def master(self, frozen: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """(name, fp32 value) of every trained parameter, one unit's worth of memory at a time; `frozen`: the others too."""
+        for holding in self.holdings:
+            yield from holding.master(frozen)
+
+    def load_master(self, values: Mapping[str, Tensor]) -> None:
+        """Replace the trained weights (and corrections); the moments stay."""
+        for holding in self.holdings:
+            holding.set_master(values)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything an exact resume needs: trained weights, corrections and moments by unit as they are stored (not
+        copies), and the counters. Independent of where they live, so a run may resume with another residency."""
+        state = {f"{unit.name}.{name}": tensor for unit, holding in zip(self.units, self.holdings, strict=True) if holding.n
+                 for name, tensor in holding.at_home().tensors.items()}  # fmt: skip
+        layout = torch.tensor(int(self.policy.channels_last))
+        return state | self.updates.state_dict() | {"engine.channels_last": layout}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse. Raises ConfigError where the checkpoint's formats are not this run's."""
+        mine = {
+            name: tensor for name, tensor in self.state_dict().items() if not name.startswith(("engine.", "optimizer."))
+        }
+        theirs = {name for name in state if not name.startswith(("engine.", "optimizer."))}
+        wrong = sorted(mine.keys() ^ theirs)
+        wrong += [n for n in mine.keys() & theirs if (mine[n].shape, mine[n].dtype) != (state[n].shape, state[n].dtype)]
+        if bool(state["engine.channels_last"]) != self.policy.channels_last:
+            wrong.append("memory.channels_last")
+        if wrong:
+            raise ConfigError(
+                f"The checkpoint was written with other settings of [memory] or [train]: {wrong[0]} differs.",
+                "Resume with weights, moments, channels_last, mixed_precision, method and train_text_encoder as in its run's config.toml.",
+            )
+        for name, tensor in mine.items():
+            tensor.copy_(state[name])
+        self.updates.load_state_dict(state, self.holdings)
+
+    @property
+    def bytes(self) -> dict[str, int]:
+        """Counted bytes: weights and state on the card, and everything in host memory."""
+        blocks = [(kind, getattr(holding, kind)) for holding in self.holdings for kind in ("weights", "state")]
+        counted = {
+            kind: sum(b.home.nbytes for k, b in blocks if k == kind and b.resident) for kind in ("weights", "state")
+        }
+        shelves = [*self.waiting.shelf.values(), *(tensor for shelf in self.shelves for tensor in shelf.values())]
+        return counted | {
+            "host": sum(b.home.nbytes for _, b in blocks if not b.resident) + sum(t.nbytes for t in shelves)
+        }
+
+    @contextmanager
+    def parked(self):
+        """Optimizer state in host memory for the length of the block, so that sampling has the card to itself."""
+        for holding in self.holdings:
+            holding.park()
+        try:
+            yield self
+        finally:
+            for holding in self.holdings:
+                holding.unpark()
+
+    def as_module(self, unet: nn.Module) -> nn.Module:
+        """A stand-in for `unet` in a diffusers pipeline, which also works when the weights are streamed."""
+        return StandIn(self, unet)
+
+
+def _staying(units: list[Unit], count: int) -> set[int]:
+    """The `count` largest units: what stays shrinks the window as well."""
+    sizes = [sum(p.numel() for p in unit.module.parameters()) for unit in units]
+    return set(sorted(range(len(units)), key=lambda k: -sizes[k])[:count])

@@ -1,0 +1,171 @@
+"""Where a unit's bytes live: its weights and its optimizer state as two blocks, on the card or visiting it.
+
+All trained parameters of a unit become views into one flat buffer, so that one kernel updates them and one copy moves
+them; frozen ones (under LoRA) lie behind them in the same block. A parameter's `data` always points at real bytes: at
+the card's copy while the unit visits, at the host's copy else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from trainer.files.mapped import forget
+from trainer.kernels.adamw_lowbit import ALIGN, State, block_bytes, layout, views
+from trainer.machine import host
+from trainer.memory.stream import Block, Traffic
+from trainer.policy import Policy
+from trainer.units import Unit
+
+
+@dataclass(frozen=True)
+class Place:
+    """One parameter inside a flat buffer; `stride` keeps its memory format."""
+
+    name: str
+    parameter: nn.Parameter
+    start: int
+    shape: torch.Size
+    stride: tuple[int, ...]
+
+    def view(self, flat: Tensor) -> Tensor:
+        return torch.as_strided(flat, self.shape, self.stride, flat.storage_offset() + self.start)
+
+    def fill(self, flat: Tensor, value: Tensor) -> None:
+        self.view(flat).copy_(value)
+
+
+def _places(named: list[tuple[str, nn.Parameter]], channels_last: bool) -> tuple[list[Place], int]:
+    """Where each parameter will lie. Convolutions change to channels last on the way: no copy in RAM beforehand."""
+    places, end = [], 0
+    for name, parameter in named:
+        like = torch.empty_strided(parameter.shape, parameter.stride(), device="meta")
+        last = parameter.dim() == 4 and (channels_last or like.is_contiguous(memory_format=torch.channels_last))
+        stride = like.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format).stride()
+        places.append(Place(name, parameter, end, parameter.shape, stride))
+        end += -(-parameter.numel() // ALIGN) * ALIGN
+    return places, end
+
+
+class Holding:
+    """The bytes of one unit. `trained` decides what learns: the parameters that require gradients when it is made."""
+
+    def __init__(self, unit: Unit, policy: Policy, traffic: Traffic, *, weights_stay: bool, state_stays: bool):
+        named = list(unit.module.named_parameters())
+        trained, frozen = ([(name, p) for name, p in named if p.requires_grad is learns] for learns in (True, False))
+        self.trained, self.n = _places(trained, policy.channels_last)
+        self.frozen, self.n_frozen = _places(frozen, policy.channels_last)
+        self.policy, self.traffic = policy, traffic
+        ours = policy.optimizer == "adamw"
+        tensors = layout(
+            self.n, policy.weights, policy.moments, policy.math if policy.weights != "fp32" else torch.float32
+        )
+        if not ours:  # a torch optimizer keeps its own state
+            tensors = {"weight": tensors["weight"]}
+        self.tensors = tensors
+        self.state_names = tuple(name for name in tensors if name != "weight")
+        self.weight_tensors = {"weight": tensors["weight"], "frozen": ((self.n_frozen,), policy.math)}
+        self.weights = Block.make(block_bytes(self.weight_tensors, self.weight_tensors), weights_stay, traffic)
+        self.state = Block.make(block_bytes(tensors, self.state_names), state_stays, traffic)
+        self._take_over(unit)
+
+    def _take_over(self, unit: Unit) -> None:
+        """Copy the module's weights into the blocks and point its parameters there, which lets go of what they were."""
+        parts = self.weight_views(self.weights.home)
+        if self.weights.home.device.type != "meta":
+            master = torch.zeros(self.n, dtype=torch.float32, device=parts["weight"].device)
+            for place in self.trained:
+                place.fill(master, place.parameter.detach())
+                forget(place.parameter)
+            self._state_over(self.weights.home, self.state.home).initialise(master)
+            parts["frozen"].zero_()
+            for place in self.frozen:
+                place.fill(parts["frozen"], place.parameter.detach())
+                forget(place.parameter)
+        self.point(self.weights.home)
+        for buffer_owner in unit.module.modules():
+            for name, buffer in buffer_owner._buffers.items():
+                if buffer is not None:
+                    buffer_owner._buffers[name] = buffer.to(self.traffic.device)
+
+    def weight_views(self, block: Tensor) -> dict[str, Tensor]:
+        return views(block, self.weight_tensors, self.weight_tensors)
+
+    def _state_over(self, weights: Tensor, state: Tensor) -> State:
+        tensors = {"weight": self.weight_views(weights)["weight"]} | views(state, self.tensors, self.state_names)
+        moments = self.policy.moments if self.state_names else "fp32"
+        return State(self.n, self.policy.weights, moments, tensors["weight"].dtype, tensors)
+
+    def point(self, block: Tensor) -> None:
+        """Let the parameters' data lie in `block`."""
+        parts = self.weight_views(block)
+        for place in self.trained:
+            place.parameter.data = place.view(parts["weight"])
+        for place in self.frozen:
+            place.parameter.data = place.view(parts["frozen"])
+
+    def bring(self, weights: bool = True, state: bool = False) -> None:
+        """Start bringing what is away."""
+        if weights:
+            self.weights.bring()
+        if state and self.n:
+            self.state.bring()
+
+    def use_weights(self) -> None:
+        """The parameters are on the card after this."""
+        if not self.weights.resident:
+            self.point(self.weights.use())
+
+    def use_state(self) -> State:
+        return self._state_over(self.weights.use(), self.state.use())
+
+    def leave(self, changed: bool) -> None:
+        """Send home what does not stay."""
+        if not self.weights.resident:
+            self.point(self.weights.home)
+        self.weights.leave(changed and self.n > 0)
+        self.state.leave(changed)
+
+    def park(self) -> None:
+        """Move a resident state to the host until `unpark`."""
+        if self.state.resident:
+            self.state.move(host.empty(self.state.home.shape, torch.uint8, self.traffic.device))
+
+    def unpark(self) -> None:
+        if self.state.resident:
+            self.state.move(torch.empty_like(self.state.home, device=self.traffic.device))
+
+    def at_home(self) -> State:
+        """The whole state for a look from outside a step."""
+        return self._state_over(self.weights.read(), self.state.read())
+
+    def master(self, frozen: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """(name, fp32 value) of every trained parameter, and of the frozen ones if asked."""
+        if self.n:
+            state = self.at_home()
+            device = state.tensors["weight"].device
+            full = replace(
+                state,
+                tensors={
+                    name: tensor.to(device)
+                    for name, tensor in state.tensors.items()
+                    if name in ("weight", "correction")
+                },
+            ).master()
+            for place in self.trained:
+                yield place.name, place.view(full).contiguous()
+        if frozen:
+            stored = self.weight_views(self.weights.read())["frozen"]
+            for place in self.frozen:
+                yield place.name, place.view(stored).float().contiguous()
+
+    def set_master(self, values: dict[str, Tensor]) -> None:
+        """The inverse, for the trained parameters; moments stay."""
+        state = self.at_home()
+        full = torch.zeros(self.n, dtype=torch.float32, device=state.tensors["weight"].device)
+        for place in self.trained:
+            place.fill(full, values[place.name])
+        state.set_master(full)

@@ -1,0 +1,195 @@
+"""From gradients to new weights: norm, clip factor, overflow flag and one optimizer call for each unit.
+
+    norm = |g| / scale        clip = min(1, max_norm / (norm + 1e-6)) / scale        skip = norm is not finite (fp16)
+
+Everything a step decides stays on the device as 0-d tensors that the kernel reads, so the host never waits: the clip
+factor, the overflow flag, and the loss scale, which halves after an overflow and doubles after 2000 steps without one,
+as torch's GradScaler does. (Unlike there, a skipped step counts in Adam's bias correction: its number is the host's.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from trainer.kernels.adamw_lowbit import step_
+from trainer.policy import Policy
+from trainer.settings.config import ConfigError
+from trainer.step import optim
+from trainer.step.residency import Holding, Place
+
+GROWTH_INTERVAL = 2000
+FIRST_SCALE = 2.0**16
+
+
+class Scale:
+    """The loss scale. Without fp16 it is absent (None) and costs nothing."""
+
+    def __init__(self, policy: Policy, device: torch.device):
+        self.factor = self.calm = None
+        if policy.math == torch.float16:
+            self.factor = torch.full((), FIRST_SCALE, device=device)
+            self.calm = torch.zeros((), device=device)  # steps since the last change
+
+    def adapt(self, overflow: Tensor) -> None:
+        calm = torch.where(overflow, 0.0, self.calm + 1)
+        grown = calm >= GROWTH_INTERVAL
+        self.factor.copy_(torch.where(overflow, self.factor * 0.5, torch.where(grown, self.factor * 2, self.factor)))
+        self.calm.copy_(torch.where(grown, 0.0, calm))
+
+
+def norms(holding: Holding, flat: Tensor) -> Tensor:
+    """The norm of each parameter's gradient, fp32 (k,). One per parameter as clip_grad_norm_ takes them, so that the
+    order of sums is the same."""
+    return torch.stack(torch._foreach_norm([place.view(flat) for place in holding.trained], 2.0, dtype=torch.float32))
+
+
+def _row(place: Place, flat: Tensor) -> Tensor:
+    """A parameter's numbers in the order in which they lie, whatever its memory format."""
+    return flat[place.start : place.start + place.shape.numel()]
+
+
+class Updates:
+    """The optimizer's side of a step."""
+
+    def __init__(self, policy: Policy, device: torch.device):
+        self.policy, self.device = policy, device
+        self.scale = Scale(policy, device)
+        self.taken = 0  # optimizer steps
+        self.norm = torch.full((), float("nan"), device=device)  # of the last step, unscaled
+        self.clip: Tensor | None = None
+        self.skip: Tensor | None = None
+        self.optimizers: dict[int, torch.optim.Optimizer] = {}  # by unit; those that are not ours
+        self.together: dict[int, float] = {}  # units that wait for a step of the whole model, with their rates
+
+    def possible(self, update: bool) -> bool:
+        """Whether gradients are kept and applied: our optimizer does all that a step does under a flag that changes nothing."""
+        return update or self.policy.optimizer == optim.OURS
+
+    def start(self, update: bool = True) -> None:
+        """Before backward. By the previous norm the clip factor is known already; in the first step it is 1, which is
+        harmless because Adam's first update is the same for gradients of every size."""
+        self.taken += update
+        self.clip = None
+        self.skip = None if update else torch.ones((), device=self.device)
+        if self.policy.two_passes:
+            return
+        if self.policy.max_grad_norm > 0:
+            self.clip = self._clip(torch.where(torch.isfinite(self.norm), self.norm, 0.0))
+        else:
+            self.clip = self._inverse()
+
+    def measure(self, pieces: list[Tensor]) -> Tensor:
+        """After backward: the global norm from all units' norms, in the order of the units."""
+        norm = torch.linalg.vector_norm(torch.cat(pieces)) if pieces else torch.zeros((), device=self.device)
+        return norm if self.scale.factor is None else norm / self.scale.factor
+
+    def decide(self, norm: Tensor) -> None:
+        """Before the second pass: the clip factor and the overflow flag that it will use."""
+        self.clip = self._clip(norm) if self.policy.max_grad_norm > 0 else self._inverse()
+        if self.scale.factor is not None and self.skip is None:
+            self.skip = ~torch.isfinite(norm)
+
+    def finish(self, norm: Tensor) -> None:
+        self.norm = norm
+        if self.scale.factor is not None:
+            self.scale.adapt(~torch.isfinite(norm))
+
+    def _clip(self, norm: Tensor) -> Tensor:
+        clip = (self.policy.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        inverse = self._inverse()
+        return clip if inverse is None else clip * inverse
+
+    def _inverse(self) -> Tensor | None:
+        return None if self.scale.factor is None else 1.0 / self.scale.factor
+
+    def apply(self, index: int, holding: Holding, grad: Tensor, lr: float, norm: Tensor | None = None) -> None:
+        """Update one unit. `norm`: its parameters' norms, where the flag must come from this unit alone (one pass, fp16)."""
+        if self.policy.optimizer != optim.OURS:
+            self._step_theirs(index, holding, grad, lr)
+            return
+        skip = self.skip
+        if skip is None and self.scale.factor is not None:
+            skip = ~torch.isfinite(norm.sum())
+        hyper = self.policy.hyper
+        step_(
+            holding.use_state(), grad, lr=lr, beta1=hyper.betas[0], beta2=hyper.betas[1], eps=hyper.eps,
+            weight_decay=hyper.weight_decay, step=max(self.taken, 1), clip_scale=self.clip, skip=skip,
+            seed=self.policy.seed * 100003 + index,
+        )  # fmt: skip
+
+    def _step_theirs(self, index: int, holding: Holding, grad: Tensor, lr: float) -> None:
+        if self.clip is not None:
+            grad.mul_(self.clip)
+        if self.policy.optimizer in optim.NEEDS_ALL:
+            for place in holding.trained:
+                place.parameter.grad = place.view(grad)
+            self.together[index] = lr  # stepped by `finish`, when all gradients hang on their parameters
+            return
+        optimizer = self.theirs(index, holding, lr)
+        group = optimizer.param_groups[0]
+        group["lr"] = lr
+        for place, parameter in zip(holding.trained, group["params"], strict=True):
+            parameter.grad = _row(place, grad) if self.policy.optimizer in optim.IN_A_ROW else place.view(grad)
+        optimizer.step()
+        for parameter in group["params"]:
+            parameter.grad = None
+
+    def theirs(self, index: int, holding: Holding, lr: float = 0.0) -> torch.optim.Optimizer:
+        """The torch optimizer of one unit. Its weights stay on the card, so a row of them stays one."""
+        if index not in self.optimizers:
+            parameters = [place.parameter for place in holding.trained]
+            if self.policy.optimizer in optim.IN_A_ROW:
+                flat = holding.weight_views(holding.weights.home)["weight"]
+                parameters = [nn.Parameter(_row(place, flat)) for place in holding.trained]
+            groups = [{"params": parameters, "lr": lr}]
+            self.optimizers[index] = optim.make(self.policy.optimizer, groups, self.policy.hyper)
+        return self.optimizers[index]
+
+    def whole(self, holdings: list[Holding]) -> torch.optim.Optimizer:
+        """The one torch optimizer over all units, for those that need all gradients at once."""
+        if -1 not in self.optimizers:
+            groups = [{"params": [place.parameter for h in holdings for place in h.trained], "lr": 1.0}]
+            self.optimizers[-1] = optim.make(self.policy.optimizer, groups, self.policy.hyper)
+        return self.optimizers[-1]
+
+    def step_together(self, holdings: list[Holding]) -> None:
+        rates = set(self.together.values())
+        if len(rates) > 1:
+            raise ConfigError(
+                f"train.optimizer = {self.policy.optimizer!r} estimates one step size, but there are several learning rates.",
+                "Give --text_encoder_lr the value of --learning_rate, or use --optimizer adamw.",
+            )
+        if rates:
+            optimizer = self.whole(holdings)
+            optimizer.param_groups[0]["lr"] = rates.pop()
+            optimizer.step()
+            for index in self.together:
+                for place in holdings[index].trained:
+                    place.parameter.grad = None
+            self.together.clear()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        state = {"engine.taken": torch.tensor(self.taken), "engine.norm": self.norm}
+        if self.scale.factor is not None:
+            state |= {"engine.scale": self.scale.factor, "engine.calm": self.scale.calm}
+        for index, optimizer in self.optimizers.items():
+            state |= {f"optimizer.{index}.{name}": tensor for name, tensor in optim.export_state(optimizer).items()}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor], holdings: list[Holding]) -> None:
+        self.taken = int(state["engine.taken"])
+        self.norm = state["engine.norm"].to(self.device)
+        if self.scale.factor is not None:
+            self.scale.factor.copy_(state["engine.scale"])
+            self.scale.calm.copy_(state["engine.calm"])
+        theirs: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in state.items():
+            if name.startswith("optimizer."):
+                _, index, rest = name.split(".", 2)
+                theirs.setdefault(int(index), {})[rest] = tensor
+        for index, entries in theirs.items():
+            optimizer = self.whole(holdings) if index == -1 else self.theirs(index, holdings[index])
+            optim.import_state(optimizer, entries)
