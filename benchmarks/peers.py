@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from trainer.settings.config import ConfigError
+from trainer.errors import ConfigError
 
 from .. import models
 from . import baseline, jobs

@@ -11,7 +11,7 @@ import os
 import sys
 
 from trainer.cli import parse as cli
-from trainer.settings.config import ConfigError
+from trainer.errors import ConfigError
 
 
 def main(words: list[str] | None = None) -> int:

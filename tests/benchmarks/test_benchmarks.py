@@ -28,7 +28,7 @@ from trainer.benchmarks import (
 )
 from trainer.benchmarks.harness import Options
 
-from trainer.settings.config import ConfigError
+from trainer.errors import ConfigError
 
 TINY = Options(tiny=True, repeats=1, warmup=0)
 

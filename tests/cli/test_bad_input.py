@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 
 from trainer.__main__ import main
 from trainer.cli import commands
+from trainer.errors import ConfigError
 from trainer.models import SD1
 from trainer.out import checkpoint
 from trainer.settings import checks, foreign
-from trainer.settings.config import ConfigError
 from trainer.settings.overlay import load
 
 

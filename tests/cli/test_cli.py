@@ -15,9 +15,10 @@ from trainer.__main__ import main
 from trainer.cli import explain
 from trainer.cli import parse as cli
 from trainer.cli.help import page
+from trainer.errors import ConfigError
 from trainer.settings import foreign
 from trainer.settings.checks import check
-from trainer.settings.config import ConfigError, knobs
+from trainer.settings.config import knobs
 
 ROOT = Path(__file__).parent.parent.parent
 FLAG = r"(?<![\w(-])--([a-z][a-z0-9_.-]*[a-z0-9])(?![\w:-])"  # and not a CSS variable

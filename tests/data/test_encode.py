@@ -11,10 +11,10 @@ from PIL import Image
 from trainer.data import crops, pictures
 from trainer.data import encode as cache
 from trainer.data import photos as data
+from trainer.errors import ConfigError
 from trainer.events import Notice, PhaseEnded
 from trainer.files.store import Store, module_digest
 from trainer.models import SD1, SDXL, vae
-from trainer.settings.config import ConfigError
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ from photos import folder_of, noise_picture, settings
 from PIL import Image
 
 from trainer.data import photos as data
-from trainer.settings.config import Config, ConfigError, Data
+from trainer.errors import ConfigError
+from trainer.settings.config import Config, Data
 
 SUBJECTS = Path(__file__).resolve().parents[3] / "shared" / "subjects"
 

@@ -7,9 +7,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from trainer.errors import ConfigError
 from trainer.memory import attention, recompute_kernels
 from trainer.models import FAMILIES, family
-from trainer.settings.config import ConfigError
 
 NAMES = [each.name for each in FAMILIES]
 

@@ -16,10 +16,11 @@ from small_unet import Model, take_step
 
 import trainer.memory
 from trainer import memory
+from trainer.errors import ConfigError
 from trainer.memory import TECHNIQUES
 from trainer.models import FAMILIES, adapters, family
 from trainer.plan.simulate import Tracker
-from trainer.settings.config import ConfigError, Lora
+from trainer.settings.config import Lora
 from trainer.step.engine import Engine, Policy
 
 LOW = {"weights": "24bit", "compute": torch.bfloat16}

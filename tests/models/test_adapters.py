@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from trainer.errors import ConfigError
 from trainer.models import SD1, SD2, SDXL, adapters
-from trainer.settings.config import ConfigError, Lora
+from trainer.settings.config import Lora
 
 PROMPTS = ["a photo of sks dog"]
 

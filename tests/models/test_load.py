@@ -8,11 +8,11 @@ import huggingface_hub
 import pytest
 import torch
 
+from trainer.errors import ConfigError
 from trainer.files.safetensors_stream import Writer
 from trainer.models import DEMO, SD1, SD2, SDXL, describe, ldm, load
 from trainer.out import export
 from trainer.out.formats import configurations
-from trainer.settings.config import ConfigError
 
 ROOT = ldm.UNET
 

@@ -6,9 +6,9 @@ import shutil
 import pytest
 import torch
 
+from trainer.errors import ConfigError
 from trainer.files.safetensors_stream import PIECE_BYTES
 from trainer.out import checkpoint
-from trainer.settings.config import ConfigError
 
 
 def save(run, step, value=1.0):

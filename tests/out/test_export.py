@@ -8,11 +8,12 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors import safe_open
 
+from trainer.errors import ConfigError
 from trainer.events import Exported, PhaseEnded, PhaseStarted
 from trainer.files.safetensors_stream import Writer, header
 from trainer.models import FAMILIES, SD1, SD2, SDXL, adapters, load
 from trainer.out import export
-from trainer.settings.config import ConfigError, Lora
+from trainer.settings.config import Lora
 
 PIPELINES = {"sd1": StableDiffusionPipeline, "sd2": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from trainer.errors import ConfigError
 from trainer.files.safetensors_stream import PIECE_BYTES
 from trainer.models import family
 from trainer.plan import calibration, cards, planner, rehearse
@@ -20,7 +21,7 @@ from trainer.plan.phases import Phases, parks
 from trainer.plan.planner import Machine
 from trainer.policy import Policy
 from trainer.settings import overlay
-from trainer.settings.config import Config, ConfigError
+from trainer.settings.config import Config
 
 FULL = Policy(weights="24bit", moments="8bit", compute=torch.bfloat16, recompute_kernels=True, channels_last=True, gradients="ram",
               checkpointing="blocks")  # fmt: skip

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from trainer import memory
+from trainer.errors import ConfigError
 from trainer.plan import solver
 from trainer.policy import Policy
-from trainer.settings.config import Config, ConfigError
+from trainer.settings.config import Config
 
 
 def config(**settings: object) -> Config:

@@ -4,10 +4,11 @@ import re
 
 import pytest
 
+from trainer.errors import ConfigError
 from trainer.models import SD1, SDXL
 from trainer.models.text import tokenizer as clip_tokenizer
 from trainer.prior import identifier
-from trainer.settings.config import Config, ConfigError
+from trainer.settings.config import Config
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from photos import finish, folder_of, noise_picture, settings
 from PIL import Image
 
 from trainer.data import encode as cache
+from trainer.errors import ConfigError
 from trainer.events import Notice, PhaseEnded, PhaseProgress, PhaseStarted
 from trainer.models import SD1, SDXL
 from trainer.prior import images as prior
-from trainer.settings.config import ConfigError
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ from photos import finish, settings
 
 from trainer import models
 from trainer.data import encode as cache
+from trainer.errors import ConfigError
 from trainer.events import PhaseEnded, PhaseProgress, PhaseStarted
 from trainer.models import SD1, SD2, SDXL
 from trainer.prior import prediction
-from trainer.settings.config import ConfigError
 
 FAMILIES = [SD1, SD2, SDXL]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from recorded_run import events
 
+from trainer.errors import ConfigError
 from trainer.readers import compare, log
 from trainer.readers.view.state import replay
-from trainer.settings.config import ConfigError
 
 
 @pytest.fixture(scope="module")

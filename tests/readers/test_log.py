@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from recorded_run import events
 
+from trainer.errors import ConfigError
 from trainer.events import KINDS, Event, Finished, Meters, Notice, RunStarted, Step, to_json
 from trainer.readers import log
-from trainer.settings.config import Config, ConfigError
+from trainer.settings.config import Config
 
 
 def started(run: Path) -> RunStarted:

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from recorded_run import events
 
+from trainer.errors import ConfigError
 from trainer.events import Event, Exported, Finished, PhaseEnded, RunStarted, Step
 from trainer.readers import log, report
 from trainer.readers.view import figures
 from trainer.readers.view.page import locate, spread
 from trainer.readers.view.state import RunState, replay
 from trainer.readers.view.usage import usage
-from trainer.settings.config import ConfigError
 
 SNAPSHOT = Path(__file__).parent / "snapshots" / "report.txt"
 VOID = {"meta", "img", "br"}

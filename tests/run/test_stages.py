@@ -8,6 +8,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from trainer.cli import parse as cli
+from trainer.errors import ConfigError
 from trainer.events import (
     CheckpointSaved,
     Controls,
@@ -25,7 +26,6 @@ from trainer.models import SD1, SDXL
 from trainer.out import checkpoint
 from trainer.readers import log
 from trainer.run import revisit, stages
-from trainer.settings.config import ConfigError
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from trainer.errors import ConfigError
 from trainer.settings import overlay
 from trainer.settings.checks import card, check, writable
-from trainer.settings.config import Config, ConfigError, knobs
+from trainer.settings.config import Config, knobs
 from trainer.settings.effect import idle, prior_is_on
 
 

@@ -10,11 +10,11 @@ import torch
 from small_unet import Model, batch, take_step, train, train_plainly
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from trainer.errors import ConfigError
 from trainer.machine import host
 from trainer.memory import channels_last, cuda_graphs
 from trainer.memory.stream import Traffic
 from trainer.plan.simulate import Tracker
-from trainer.settings.config import ConfigError
 from trainer.step.engine import Engine, Policy
 from trainer.step.residency import Holding
 from trainer.units import Unit

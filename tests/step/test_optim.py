@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_unet import Model, batches, take_step, train, train_plainly
 
-from trainer.settings.config import ConfigError
+from trainer.errors import ConfigError
 from trainer.step import optim
 from trainer.step.engine import Engine, Policy
 

@@ -10,9 +10,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from trainer.cli.parse import Command
+from trainer.errors import ConfigError
 from trainer.events import Controls, Event, Notice, RunStarted
 from trainer.settings.checks import check
-from trainer.settings.config import Config, ConfigError
+from trainer.settings.config import Config
 
 
 def train(command: Command) -> int:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from trainer.cli.help import default, shape
 from trainer.cli.parse import flags
+from trainer.errors import ConfigError
 from trainer.settings import foreign
-from trainer.settings.config import Config, ConfigError, knobs
+from trainer.settings.config import Config, knobs
 from trainer.settings.effect import idle
 from trainer.settings.overlay import nearest, presets
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trainer.errors import ConfigError
 from trainer.settings import foreign
-from trainer.settings.config import Config, ConfigError, knobs
+from trainer.settings.config import Config, knobs
 from trainer.settings.overlay import load, nearest, read
 
 COMMANDS = {

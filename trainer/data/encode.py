@@ -20,13 +20,14 @@ from trainer.data import augment, crops, pictures
 from trainer.data.crops import View
 from trainer.data.dataset import Dataset, Example
 from trainer.data.photos import Photo, PhotoSet, class_prompt
+from trainer.errors import ConfigError
 from trainer.events import Event, Notice
 from trainer.files.store import Store, key, module_digest
 from trainer.machine.phase import Phase
 from trainer.machine.visit import visiting
 from trainer.models.base import Parts
 from trainer.models.vae import encode_pixels
-from trainer.settings.config import Config, ConfigError
+from trainer.settings.config import Config
 
 
 def ensure(

@@ -18,7 +18,8 @@ from pathlib import Path
 from trainer.data.augment import recommendation
 from trainer.data.crops import Size, center, kept_share
 from trainer.data.pictures import PICTURE_SUFFIXES, Picture, Unreadable, read
-from trainer.settings.config import Config, ConfigError, Data
+from trainer.errors import ConfigError
+from trainer.settings.config import Config, Data
 
 CAPTION_SUFFIXES = (".txt", ".caption")
 METADATA = "metadata.jsonl"

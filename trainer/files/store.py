@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from trainer.errors import ConfigError
 from trainer.files.mapped import forget
-from trainer.settings.config import ConfigError
 
 
 def key(**facts: object) -> str:

@@ -17,9 +17,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from trainer.errors import ConfigError
 from trainer.machine import host
 from trainer.memory.stream import Traffic, wait
-from trainer.settings.config import ConfigError
 
 EVERYWHERE = 4  # a value with so many readers stays on the card
 

@@ -15,9 +15,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trainer.errors import ConfigError
 from trainer.machine import host
 from trainer.memory.stream import Traffic, wait
-from trainer.settings.config import ConfigError
 
 
 def enabled(policy) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from trainer.settings.config import ConfigError
+from trainer.errors import ConfigError
 
 TOLERANCE = 1e-3
 BACKEND = "inductor"

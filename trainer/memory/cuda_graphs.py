@@ -21,7 +21,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from trainer.settings.config import ConfigError
+from trainer.errors import ConfigError
 from trainer.units import Unit
 
 

@@ -11,7 +11,7 @@ Exact: no: 8bit stays within 1 % of fp32 Adam's update, 4bit within a few (tests
 
 from __future__ import annotations
 
-from trainer.settings.config import ConfigError
+from trainer.errors import ConfigError
 
 TOLERANCE = 0.05
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from trainer.errors import ConfigError
 from trainer.machine import host
-from trainer.settings.config import ConfigError
 
 
 def enabled(policy) -> bool:

@@ -12,7 +12,7 @@ Exact: no: computing in 16 bits; beyond that 24bit loses 2^-16 relative to each 
 
 from __future__ import annotations
 
-from trainer.settings.config import ConfigError
+from trainer.errors import ConfigError
 
 TOLERANCE = 0.05  # relative difference of losses over three steps on tiny models: bf16 arithmetic
 

@@ -19,9 +19,10 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from trainer.errors import ConfigError
 from trainer.files.mapped import forget
 from trainer.models.base import Parts
-from trainer.settings.config import ConfigError, Lora
+from trainer.settings.config import Lora
 
 ADAPTER = "default"  # peft's own name for the only adapter; it is left out of saved names
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]  # the text encoders' attention, as diffusers' script has it

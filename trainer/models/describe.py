@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from trainer.errors import ConfigError
 from trainer.files.safetensors_stream import Header, header
 from trainer.models import hub
 from trainer.models.base import Family
@@ -20,7 +21,6 @@ from trainer.models.sd import StableDiffusion
 from trainer.models.sd1 import DEMO, SD1
 from trainer.models.sd2 import SD2
 from trainer.models.sdxl import SDXL
-from trainer.settings.config import ConfigError
 
 WHAT_WORKS = "give a Stable Diffusion 1.x, 2.x or XL text-to-image model: a hub id, a diffusers folder, or one .safetensors checkpoint"
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from trainer.settings.config import ConfigError
+from trainer.errors import ConfigError
 
 SMALL = ["model_index.json", "*/config.json", "scheduler/*", "tokenizer/*", "tokenizer_2/*"]
 STEMS = {

@@ -20,12 +20,12 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from trainer.errors import ConfigError
 from trainer.files.safetensors_stream import header
 from trainer.models import hub, ldm, text
 from trainer.models.base import Parts
 from trainer.models.describe import Facts, describe
 from trainer.models.sd import StableDiffusion, build_encoder
-from trainer.settings.config import ConfigError
 
 ALL = ("unet", "vae", "text", "tokenizer")
 WHOLE_BYTES = 64 * 2**20  # files up to this size are hashed whole

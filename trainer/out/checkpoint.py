@@ -23,9 +23,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from trainer.errors import ConfigError
 from trainer.files.mapped import Stored, give_back
 from trainer.files.safetensors_stream import Writer
-from trainer.settings.config import ConfigError
 
 FORMAT = 1
 NAME = re.compile(r"step-(\d{6,})$")

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from trainer.errors import ConfigError
 from trainer.events import Event, Exported, PhaseEnded, PhaseProgress, PhaseStarted
 from trainer.files.mapped import Stored, forget
 from trainer.files.safetensors_stream import Writer, size_bytes
@@ -28,7 +29,6 @@ from trainer.machine.vitals import Vitals
 from trainer.models import adapters, load
 from trainer.models.base import Parts
 from trainer.out.formats import File, files
-from trainer.settings.config import ConfigError
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 LORA = ("lora_diffusers", "lora_kohya")

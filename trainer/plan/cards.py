@@ -11,9 +11,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
+from trainer.errors import ConfigError
 from trainer.plan import calibration
 from trainer.plan.simulate import Watched
-from trainer.settings.config import ConfigError
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ import psutil
 import torch
 
 from trainer import models
+from trainer.errors import ConfigError
 from trainer.models.base import Parts
 from trainer.models.describe import Facts, describe
 from trainer.plan import calibration, cards
-from trainer.settings.config import Config, ConfigError
+from trainer.settings.config import Config
 
 
 @dataclass(frozen=True)

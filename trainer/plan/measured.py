@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from trainer.errors import ConfigError
 from trainer.events import Notice
 from trainer.plan import calibration
 from trainer.plan.text import gib
-from trainer.settings.config import ConfigError
 
 if TYPE_CHECKING:
     from trainer.plan.planner import Plan

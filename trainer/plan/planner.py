@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from trainer.errors import ConfigError
 from trainer.events import Event, Notice, PlanReady
 from trainer.models.describe import Facts
 from trainer.plan import cards, solver
@@ -24,7 +25,7 @@ from trainer.plan.phases import PhasePlan, Phases
 from trainer.plan.refusal import asked_for, flags, nearest, refuse
 from trainer.plan.text import gib, table
 from trainer.policy import Policy
-from trainer.settings.config import Config, ConfigError
+from trainer.settings.config import Config
 
 __all__ = ["Machine", "Plan", "compare", "draft", "enforce", "main", "plan", "probe", "public_facts", "spill_watch"]
 

@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from trainer.errors import ConfigError
 from trainer.models.describe import Facts
 from trainer.plan import calibration, solver
 from trainer.plan.inputs import Machine, meta_parts
 from trainer.plan.phases import Phases
 from trainer.plan.text import gib
-from trainer.settings.config import Config, ConfigError
+from trainer.settings.config import Config
 
 if TYPE_CHECKING:
     from trainer.plan.planner import Plan

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from trainer.errors import ConfigError
 from trainer.memory import TECHNIQUES
 from trainer.policy import AdamHyper, Policy
-from trainer.settings.config import Config, ConfigError
+from trainer.settings.config import Config
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from itertools import pairwise
 
 import torch
 
+from trainer.errors import ConfigError
 from trainer.events import Notice
-from trainer.settings.config import Config, ConfigError
+from trainer.settings.config import Config
 
 # Rare tokens that name something all the same, by what a picture of it would show. "sks" is every tutorial's choice.
 MEANINGS = {

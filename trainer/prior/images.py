@@ -24,12 +24,13 @@ from trainer.data.photos import PhotoSet, candidates, class_prompt, scan_folder,
 from trainer.data.pictures import Unreadable, read
 from trainer.draw.preview import draw_all, slug, to_pictures
 from trainer.draw.sampler import Look, Texts
+from trainer.errors import ConfigError
 from trainer.events import Event, Notice
 from trainer.files.store import key
 from trainer.machine.phase import Phase
 from trainer.machine.visit import visiting
 from trainer.models.base import Parts
-from trainer.settings.config import Config, ConfigError
+from trainer.settings.config import Config
 
 MANIFEST = "manifest.json"
 CHUNK = 16  # pictures between two moves of the denoiser off the card: little is lost when somebody interrupts

@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from trainer.data.photos import class_prompt
 from trainer.draw.preview import draw_all
 from trainer.draw.sampler import Look, Texts, conditions, noise, predict
+from trainer.errors import ConfigError
 from trainer.events import Event, Notice
 from trainer.files.store import Store, key
 from trainer.machine.phase import Phase
 from trainer.machine.visit import visiting
 from trainer.models.base import Parts, abar
-from trainer.settings.config import Config, ConfigError
+from trainer.settings.config import Config
 
 LATENTS = 50  # class latents; each is noised many times, and every draw brings new noise and a new target
 DRAWS = 1000  # distinct (x_t, t, target) triples; an 800-step run sees most of them once

@@ -15,13 +15,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from trainer.errors import ConfigError
 from trainer.readers import log
 from trainer.readers.report import show
 from trainer.readers.view import figures
 from trainer.readers.view.lines import duration, gib, number
 from trainer.readers.view.page import locate, page, picture, plots, section, spread, table
 from trainer.readers.view.state import RunState, replay, settings
-from trainer.settings.config import ConfigError
 
 NAME = "compare.html"
 OWN = ("run.output_dir", "run.logging_dir")  # differ between any two runs and explain nothing

@@ -45,9 +45,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from trainer.errors import ConfigError
 from trainer.events import Event, Finished, Meters, RunStarted, Sampled, Step, from_json, to_json
 from trainer.readers.view.state import settings
-from trainer.settings.config import Config, ConfigError
+from trainer.settings.config import Config
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker

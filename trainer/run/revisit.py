@@ -16,6 +16,7 @@ from trainer import models
 from trainer.data import encode as cache
 from trainer.draw import preview as sample
 from trainer.draw.sampler import Look
+from trainer.errors import ConfigError
 from trainer.events import Event, Finished
 from trainer.models import Parts, adapters
 from trainer.out import checkpoint, export
@@ -23,7 +24,7 @@ from trainer.policy import Policy
 from trainer.run import stages
 from trainer.run.assemble import live_texts, make_engine
 from trainer.run.settle import unused
-from trainer.settings.config import Config, ConfigError
+from trainer.settings.config import Config
 from trainer.settings.overlay import load as settings
 from trainer.step.engine import Engine
 

@@ -21,6 +21,7 @@ from trainer.data.dataset import Dataset
 from trainer.data.photos import Photo, PhotoSet
 from trainer.draw import preview as sample
 from trainer.draw import sampler
+from trainer.errors import ConfigError
 from trainer.events import (
     CheckpointSaved,
     Controls,
@@ -43,7 +44,7 @@ from trainer.prior import images as prior
 from trainer.run import loop, settle
 from trainer.run.assemble import build, live_texts, look, resumed
 from trainer.settings import checks, overlay
-from trainer.settings.config import Config, ConfigError
+from trainer.settings.config import Config
 
 
 @dataclass

@@ -11,7 +11,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from trainer.settings.config import Config, ConfigError
+from trainer.errors import ConfigError
+from trainer.settings.config import Config
 from trainer.settings.effect import idle, prior_is_on
 from trainer.settings.foreign import TOLERATED
 from trainer.settings.overlay import nearest, presets

@@ -12,14 +12,6 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 
-class ConfigError(ValueError):
-    """Something the person at the keyboard can mend: `what` is wrong, and the `fix`. Exit code 2, nothing overwritten."""
-
-    def __init__(self, what: str, fix: str):
-        self.what, self.fix = what, fix
-        super().__init__(f"{what}\n  fix: {fix}")
-
-
 def knob(default: Any, help: str, *aliases: str, **limits: Any) -> Any:
     """A field whose `aliases` are flag names of diffusers' and kohya's scripts; `limits` are pydantic's (gt, ge, le ...)."""
     return Field(default, description=help, json_schema_extra={"aliases": list(aliases)}, **limits)

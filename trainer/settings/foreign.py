@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from trainer.settings.config import ConfigError
+from trainer.errors import ConfigError
 
 SWITCH = "true"  # what a flag without a value carries
 

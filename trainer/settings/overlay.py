@@ -17,7 +17,8 @@ from typing import Any
 from pydantic import ValidationError
 
 import trainer
-from trainer.settings.config import Config, ConfigError, knobs
+from trainer.errors import ConfigError
+from trainer.settings.config import Config, knobs
 from trainer.settings.effect import idle
 
 DEMO = "demo"

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from trainer import memory
+from trainer.errors import ConfigError
 from trainer.memory import boundaries, checkpointing, cuda_graphs
 from trainer.memory.clipping import Waiting
 from trainer.memory.stream import Traffic
 from trainer.policy import AdamHyper, Policy
-from trainer.settings.config import ConfigError
 from trainer.step import optim
 from trainer.step.mixed import autocast
 from trainer.step.residency import Holding

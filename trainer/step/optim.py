@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer.errors import ConfigError
 from trainer.machine import host
 from trainer.policy import AdamHyper, Policy
-from trainer.settings.config import ConfigError
 
 OURS = "adamw"
 NEEDS_ALL = {"prodigy"}  # gradients of the whole model at once

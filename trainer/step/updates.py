@@ -14,9 +14,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from trainer.errors import ConfigError
 from trainer.kernels.adamw_lowbit import step_
 from trainer.policy import Policy
-from trainer.settings.config import ConfigError
 from trainer.step import optim
 from trainer.step.residency import Holding, Place
 
