@@ -50,17 +50,18 @@ def main(words: list[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="only the JSON line, no table")
     given = parser.parse_intermixed_args(words)  # further words may stand behind options
-    harness, suite = _package("benchmarks.harness"), _package(f"benchmarks.{given.suite}")
-    error = _package("config").ConfigError
+    timing, rows = _package("benchmarks.harness.timing"), _package("benchmarks.harness.rows")
+    suite = _package(f"benchmarks.suites.{given.suite}")
+    error = _package("errors").ConfigError
     repeats, warmup = given.repeats or (2 if given.tiny else getattr(suite, "REPEATS", 5)), 1 if given.tiny else 2
     model = MODELS.get(given.model, given.model)
-    options = harness.Options(model, given.preset, given.tiny, repeats, warmup, tuple(given.words))
-    folder = given.out or (None if given.tiny else harness.RESULTS)
+    options = timing.Options(model, given.preset, given.tiny, repeats, warmup, tuple(given.words))
+    folder = given.out or (None if given.tiny else rows.RESULTS)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a time-out still shows what there is, and ends its jobs
     try:
         _check(given, error)
-        rows = ({"tiny": options.tiny} | row for row in suite.suite(options))
-        kept = harness.run(given.suite, rows, folder=folder, quiet=given.json)
+        measured = ({"tiny": options.tiny} | row for row in suite.suite(options))
+        kept = rows.run(given.suite, measured, folder=folder, quiet=given.json)
     except error as wrong:
         print(f"error: {wrong.what}\n  fix: {wrong.fix}", file=sys.stderr)
         return 2
@@ -69,7 +70,7 @@ def main(words: list[str] | None = None) -> int:
 
 def _check(given: argparse.Namespace, error: type) -> None:
     """Refuse what cannot be run, or would have no effect, before anything is built."""
-    presets = _package("overlay").presets()
+    presets = _package("settings.overlay").presets()
     if given.model not in (*MODELS, *MODELS.values()):
         raise error(f"--model {given.model} cannot be built here.", "Choose sd1 (sd15), sd2 (sd21) or sdxl.")
     if given.preset and given.suite not in TAKE_PRESET:

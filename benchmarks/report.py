@@ -16,7 +16,7 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
-from .harness import RESULTS, shown
+from .harness.rows import RESULTS, shown
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 Row = dict[str, object]

@@ -1,7 +1,7 @@
 """Compiles every Triton kernel for real cards without one: each `launch` runs as far as Triton's own argument binder and
 compiler, then stops before the driver. Prints registers, spilled bytes and PTX size of each variant as one JSON line.
 
-    python tests/kernels_compiled.py [--all] 75 86 89 90
+    python tests/kernels/kernels_compiled.py [--all] 75 86 89 90
 
 Types, divisibility and the special case of arguments that are 1 are thus what a run would really compile, not what a
 hand-written signature says. --all: every combination of formats, layouts and special cases (some 500 to 800 kernels,

@@ -1,6 +1,6 @@
 """Runs every Triton kernel in Triton's interpreter beside its reference; prints the distances as one JSON line.
 
-The interpreter must be chosen before Triton is imported, so test_kernels_triton.py runs this file as a process.
+The interpreter must be chosen before Triton is imported, so test_triton.py runs this file as a process.
 """
 
 import json

@@ -347,7 +347,7 @@ def test_a_spill_is_noticed_although_the_process_keeps_to_its_preset(preset):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card: nothing to measure a plan against")
 def test_a_planned_step_is_within_three_percent_of_the_measured_one():
-    from trainer.benchmarks.harness import Options
-    from trainer.benchmarks.planner import suite
+    from trainer.benchmarks.harness.timing import Options
+    from trainer.benchmarks.suites.planner import suite
 
     assert all(math.isclose(row["planned_bytes"], row["measured_bytes"], rel_tol=0.03) for row in suite(Options()))

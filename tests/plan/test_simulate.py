@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from trainer.benchmarks.planner import allocator_log, filled
+from trainer.benchmarks.suites.planner import allocator_log, filled
 
 from trainer.machine import host
 from trainer.memory import checkpointing, clipping, recompute_kernels, stream

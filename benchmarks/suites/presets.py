@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from statistics import median
 
+from trainer.events import Finished, PhaseEnded, PlanReady, Step
 from trainer.readers import log
 from trainer.settings.overlay import presets
 
-from ..events import Finished, PhaseEnded, PlanReady, Step
-from . import jobs
-from .harness import Options
+from ..harness import jobs
+from ..harness.timing import Options
 
 STEPS = 6
 

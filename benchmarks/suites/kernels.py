@@ -21,7 +21,7 @@ from trainer.kernels.layernorm import layernorm
 
 from trainer.memory import attention
 
-from .harness import Options, Timed, guarded, timed
+from ..harness.timing import Options, Timed, guarded, timed
 
 FORMATS = (("24bit", "8bit"), ("24bit", "4bit"), ("16bit_sr", "8bit"), ("fp32", "fp32"))
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from trainer.kernels.adamw_lowbit import State, step_
 from trainer.kernels.weights24 import pack, random_bits, random_key, round_randomly, unpack
 
-from .harness import Options
+from ..harness.timing import Options
 
 STEPS = 800
 RATES = (1e-6, 2e-6, 5e-6)

@@ -7,17 +7,17 @@ be compared with each other. On a CPU the bytes are those of live tensors, follo
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
 import torch
 
-from .. import memory
-from ..policy import Policy
-from . import baseline, work
-from .harness import Options, guarded, timed
+from trainer import memory
+from trainer.policy import Policy
+
+from ..harness import baseline, work
+from ..harness.timing import Options, guarded, release, timed
 
 PAIRS = 1
 
@@ -62,7 +62,7 @@ def suite(options: Options) -> Iterator[dict]:
     ways += [(name, partial(_engine, options, policy)) for name, policy in policies(half)]
     for name, way in ways:
         row = guarded({"technique": name, "model": options.model}, way)
-        _release()
+        release()
         if above is not None and "failed" not in row:
             row["bytes_against_above"] = f"{(peak(row) - peak(above)) / 2**20:+.1f} MiB"
             row["speed_against_above"] = f"{row['images_per_second'] / above['images_per_second'] - 1:+.0%}"
@@ -88,7 +88,7 @@ def _engine(options: Options, policy: Policy) -> dict:
 
 
 def _measured(step: Callable, options: Options, stays: Callable) -> dict:
-    _release()  # what building the model left in the allocator's hands
+    release()  # what building the model left in the allocator's hands
     row = timed(step, options).row(2 * PAIRS)
     if options.device.type == "cpu":
         row["live_peak_bytes"], losses = work.live_peak(step, stays())
@@ -100,8 +100,3 @@ def _measured(step: Callable, options: Options, stays: Callable) -> dict:
 def peak(row: dict) -> int:
     """Bytes of tensors at the worst moment: allocated on a card, followed operator by operator on a CPU."""
     return row.get("peak_allocated_bytes") or row["live_peak_bytes"]
-
-
-def _release() -> None:
-    gc.collect()
-    memory.allocator.release()

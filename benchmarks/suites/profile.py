@@ -18,10 +18,10 @@ from torch.profiler import ProfilerActivity, profile
 from trainer import memory
 from trainer.plan import cards
 from trainer.plan.simulate import Tracker
+from trainer.policy import Policy
 
-from ..policy import Policy
-from . import work
-from .harness import Options, timed
+from ..harness import work
+from ..harness.timing import Options, timed
 
 TOP = 12
 

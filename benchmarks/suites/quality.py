@@ -27,15 +27,16 @@ from trainer.data import pictures
 from trainer.draw import preview as sample
 from trainer.draw import sampler
 from trainer.draw.sheet import contact_sheet
+from trainer.events import Controls, Finished, PhaseEnded
 from trainer.guard import judge
 from trainer.out.checkpoint import found
 from trainer.run import assemble, settle, stages
 from trainer.run.revisit import restore
 from trainer.settings import overlay
 
-from ..events import Controls, Finished, PhaseEnded
-from . import jobs
-from .harness import RESULTS, Options
+from ..harness import jobs
+from ..harness.rows import RESULTS
+from ..harness.timing import Options
 
 WAYS: dict[str, list[str]] = {
     "no prior preservation": ["--no-with_prior_preservation"],

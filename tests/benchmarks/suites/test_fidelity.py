@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from trainer.benchmarks import fidelity
+from trainer.benchmarks.harness.timing import Options
+from trainer.benchmarks.suites import fidelity
 from trainer.kernels.adamw_lowbit import State, step_
 
 
@@ -47,3 +48,11 @@ def test_smooth_updates_below_the_24th_bit_are_kept_by_the_whole_optimizer(momen
     true, moved = (state.master() - b for state, b in zip(states, begin, strict=True))
     assert (moved - true).norm() <= allowed * true.norm()
     assert float(moved @ true / (true @ true)) == pytest.approx(1, abs=0.02 if moments == "8bit" else 0.2)
+
+
+def test_fidelity_names_each_format_with_its_error(monkeypatch):
+    monkeypatch.setattr(fidelity, "STEPS", 8)
+    rows = list(fidelity.suite(Options(tiny=True)))
+    assert {row["part"] for row in rows} == {"format", "optimizer"}
+    for row in rows:
+        assert {"what", "error", "kept", "lr", "steps", "weights", "bytes_per_weight"} <= row.keys()

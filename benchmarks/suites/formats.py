@@ -19,23 +19,24 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from trainer.kernels.adamw_lowbit import State
 
 from trainer import models
 from trainer.data import encode as cache
 from trainer.guard import judge
+from trainer.models import Parts
 from trainer.objective.loss import Objective
 from trainer.out.checkpoint import found
+from trainer.policy import Policy
 from trainer.run import settle
 from trainer.run.revisit import restore
 from trainer.settings import overlay
 from trainer.step import updates
 from trainer.step.engine import Engine
 
-from ..kernels.adamw_lowbit import State
-from ..models import Parts
-from ..policy import Policy
-from . import jobs, quality
-from .harness import Options
+from ..harness import jobs
+from ..harness.timing import Options
+from . import quality
 
 FORMATS: dict[str, tuple[str, str, str]] = {  # weights, moments, precision of the arithmetic
     "fp32 AdamW": ("fp32", "fp32", "no"),

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from trainer.models import Parts, abar, family
 from trainer.objective.loss import Objective
 from trainer.plan.simulate import Tracker
+from trainer.policy import Policy
 from trainer.step.engine import Engine
 
-from ..models import Parts, abar, family
-from ..policy import Policy
-from .harness import Options
+from .timing import Options
 
 TINY_SIDE = 64  # pixels
 # Random numbers are drawn once and repeated: drawing each weight took 11 s of one core for SD 1.5, in each row. A prime, so

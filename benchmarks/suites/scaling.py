@@ -8,11 +8,11 @@ from functools import partial
 
 import torch
 
-from .. import memory
-from ..policy import Policy
-from . import work
-from .harness import Options, guarded, timed
-from .ladder import _release
+from trainer import memory
+from trainer.policy import Policy
+
+from ..harness import work
+from ..harness.timing import Options, guarded, release, timed
 
 
 def suite(options: Options) -> Iterator[dict]:
@@ -27,14 +27,14 @@ def suite(options: Options) -> Iterator[dict]:
     for varied, model, side, pairs in cases:
         row = {"varied": varied, "model": model, "pixels": side, "pairs": pairs}
         yield guarded(row, partial(measure, replace(options, model=model), policy, side, pairs))
-        _release()
+        release()
 
 
 def measure(options: Options, policy: Policy, pixels: int, pairs: int) -> dict:
     made = work.parts(options, "unet", device=options.device)
     undo = memory.prepare(made.unet, policy, options.device)
     engine, step = work.stepper(made, policy, [work.batch(made, pixels, pairs, options.device)], options.device)
-    _release()
+    release()
     try:
         row = {"parameters": sum(holding.n for holding in engine.holdings)} | timed(step, options).row(2 * pairs)
         if options.device.type == "cpu":

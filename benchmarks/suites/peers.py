@@ -23,11 +23,11 @@ from pathlib import Path
 
 import torch
 
+from trainer import models
 from trainer.errors import ConfigError
 
-from .. import models
-from . import baseline, jobs
-from .harness import Options
+from ..harness import baseline, jobs
+from ..harness.timing import Options
 
 REPEATS = 2
 SHORT, LONG = 4, 84  # OneTrainer counts epochs, of as many steps as there are photos
@@ -174,7 +174,7 @@ def _ours(preset: str | None) -> Command:
 
 
 def _plain(made: jobs.Material, run: Path, steps: int) -> list[object]:
-    code = "from trainer.benchmarks.peers import plain; plain()"
+    code = "from trainer.benchmarks.suites.peers import plain; plain()"
     return [sys.executable, "-c", code, made.model, made.pixels, steps, run]
 
 

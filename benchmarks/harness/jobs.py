@@ -25,10 +25,10 @@ from PIL import Image
 from trainer.out import export
 
 from . import work
-from .harness import Options
+from .timing import Options
 
 PHOTOS, CLASS_IMAGES = 4, 8
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,14 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from trainer import memory
 from trainer.machine import host
+from trainer.models import family
+from trainer.models.base import Parts
 from trainer.plan import rehearse
+from trainer.policy import Policy
 from trainer.step.engine import Engine
 
-from ..models import family
-from ..models.base import Parts
-from ..policy import Policy
-from . import work
-from .harness import Options, guarded
+from ..harness import work
+from ..harness.timing import Options, guarded
 
 MIXED = Policy(weights="24bit", moments="8bit", compute=torch.bfloat16, recompute_kernels=True, channels_last=True)
 CASES: dict[str, Policy] = {

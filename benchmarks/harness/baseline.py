@@ -16,7 +16,7 @@ from diffusers import DDPMScheduler
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor
 
-from ..models import Parts
+from trainer.models import Parts
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 import torch
-from trainer.benchmarks import formats, quality
-from trainer.benchmarks.harness import Options
+from trainer.benchmarks.harness.timing import Options
+from trainer.benchmarks.suites import formats
 from trainer.kernels.adamw_lowbit import State, step_
 
 from trainer.step import updates
@@ -45,9 +45,3 @@ def test_24_bits_learn_on_the_built_in_model_what_fp32_learns_and_plain_bf16_doe
     assert exact < before and abs(ours - exact) < 0.1 * (before - exact)
     assert nearest > (before + exact) / 2
     assert rows[formats.NEAREST]["update_kept"] < 0.1 < 0.9 < rows["24 bits, 8-bit moments"]["update_kept"]
-
-
-def test_the_quality_suite_measures_a_way_to_train():
-    (row,) = quality.suite(TINY)
-    assert row["way"] == "class images" and row["floor"] < row["ceiling"]
-    assert row["class_drift"] >= 0 and row["seconds"] > row["prior_seconds"] > 0

@@ -1,21 +1,17 @@
-"""What every suite shares: options, timing, peaks, rows with their origin, a table for people and JSON for programs.
+"""Rows and where they go: each with its origin, appended as soon as it exists, as a table for people and JSON for programs.
 
-A row is a flat dictionary of what was measured; the harness adds where and when (hardware, versions, commit), appends it
-to results/<suite>.jsonl as soon as it exists, and so a suite that is cut short loses only its tail. The last line on
-stdout is one JSON document with all rows.
+A row is a flat dictionary of what was measured; here it gets where and when (hardware, versions, commit) and is appended
+to results/<suite>.jsonl, and so a suite that is cut short loses only its tail. The last line on stdout is one JSON
+document with all rows.
 """
 
 from __future__ import annotations
 
 import json
 import platform
-import statistics
 import subprocess
 import time
-import traceback
-from collections.abc import Callable, Iterable
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -24,112 +20,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent.parent / "results"
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "bitsandbytes", "triton", "xformers", "peft")
-
-
-@dataclass(frozen=True)
-class Options:
-    """model: sd1, sd2 or sdxl; preset: of the suites that have one; tiny: seconds on two CPU cores, for tests and a first look."""
-
-    model: str = "sd1"
-    preset: str | None = None
-    tiny: bool = False
-    repeats: int = 5
-    warmup: int = 2
-    words: tuple[str, ...] = ()  # anything further a suite understands, such as a peer's checkout
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@dataclass(frozen=True)
-class Timed:
-    """Seconds of each repeat, and the peaks over all of them. Bytes of the card are 0 where there is none."""
-
-    seconds: tuple[float, ...]
-    allocated: int
-    reserved: int
-    device_used: int
-    rss: int
-
-    def row(self, images: int) -> dict:
-        """The columns of a timing: median, spread (half of what lies between the fastest and the slowest repeat), images a
-        second."""
-        row = {
-            "seconds": round(self.median, 6),
-            "spread": round(self.spread, 6),
-            "images_per_second": round(images / self.median, 4),
-        }
-        if self.device_used:
-            row["peak_allocated_bytes"] = self.allocated
-            row["peak_reserved_bytes"] = self.reserved
-            row["device_used_bytes"] = self.device_used
-        return row | {"peak_rss_bytes": self.rss}
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
-    @property
-    def spread(self) -> float:
-        return (max(self.seconds) - min(self.seconds)) / 2
-
-
-def timed(call: Callable[[], object], options: Options) -> Timed:
-    """Run `call` warmup + repeats times; the device is waited for around each timed one."""
-    device = options.device
-    for _ in range(options.warmup):
-        call()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-    forget_peak_rss()
-    seconds = []
-    for _ in range(options.repeats):
-        started = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-    return Timed(tuple(seconds), *peaks(device))
-
-
-def peaks(device: torch.device) -> tuple[int, int, int, int]:
-    """(allocated, reserved, used on the whole device by everyone, resident set), bytes."""
-    if device.type != "cuda":
-        return 0, 0, 0, peak_rss()
-    free, total = torch.cuda.mem_get_info()
-    return torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved(), total - free, peak_rss()
-
-
-def forget_peak_rss() -> None:
-    """Let the kernel's high-water mark of this process begin anew, where there is one (Linux)."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_rss() -> int:
-    """The largest resident set since `forget_peak_rss`; today's where the kernel keeps no mark."""
-    with suppress(OSError):
-        marks = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
-        return int(marks[0].split()[1]) * 1024
-    return psutil.Process().memory_info().rss
-
-
-def guarded(known: dict, measure: Callable[[], dict]) -> dict:
-    """The row of `known` and what `measure` returns, or `failed`: out of memory in one row must not lose the others."""
-    try:
-        return known | measure()
-    except (
-        RuntimeError,
-        ValueError,
-        OSError,
-    ) as error:  # what cards, libraries and full disks say; bugs of ours go through
-        said = f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
-        traceback.print_exc()
-    return known | {"failed": said}  # here the error is gone, and with it the frames that hold its tensors
 
 
 def origin() -> dict[str, object]:
