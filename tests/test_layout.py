@@ -28,8 +28,8 @@ WINGS = (
     ("memory",),
     ("objective",),
     ("machine",),
-    ("files",),
     ("settings",),
+    ("files",),
 )
 FLOOR = {wing: len(WINGS) - floor for floor, wings in enumerate(WINGS) for wing in wings}
 FOR_ALL = {

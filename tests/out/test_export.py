@@ -11,6 +11,7 @@ from safetensors import safe_open
 from trainer.errors import ConfigError
 from trainer.events import Exported, PhaseEnded, PhaseStarted
 from trainer.files.safetensors_stream import Writer, header
+from trainer.files.whole import whole
 from trainer.models import FAMILIES, SD1, SD2, SDXL, adapters, load
 from trainer.out import export
 from trainer.settings.config import Lora
@@ -250,6 +251,10 @@ def test_the_writer_takes_pieces_in_any_order_and_leaves_no_torso(tmp_path):
     with safe_open(path, "pt") as file:
         assert file.get_tensor("a").tolist() == [1, 2, 3, 4] and file.metadata() == {"k": "v"}
     assert header(path).tensors == {"a": ("BF16", (4,)), "b": ("BF16", (2, 2))}
-    with pytest.raises(AssertionError, match="never written"), Writer(tmp_path / "y", {"a": (4,)}, torch.float32, {}):
+    with (
+        pytest.raises(AssertionError, match="never written"),
+        whole(tmp_path / "y") as part,
+        Writer(part, {"a": (4,)}, torch.float32, {}),
+    ):
         pass
     assert not (tmp_path / "y").exists()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from trainer.draw.sampler import Look, Texts, draw
 from trainer.draw.sheet import contact_sheet
 from trainer.events import Event, Sampled
+from trainer.files.whole import whole
 from trainer.machine.phase import Phase
 from trainer.machine.visit import visiting
 from trainer.models.base import Parts
@@ -53,7 +54,8 @@ def preview(
     paths = []
     for index, (picture, prompt, seed) in enumerate(zip(pictures, prompts, seeds, strict=True)):
         paths.append(str(place / f"{index:02d}-{slug(prompt)}-{seed}.png"))
-        picture.save(paths[-1])
+        with whole(Path(paths[-1])) as part:
+            picture.save(part, "PNG")
     sheet = Path(folder) / f"step-{step:06d}.png"
     contact_sheet(
         pictures,

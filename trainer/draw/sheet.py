@@ -8,6 +8,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from trainer.files.whole import whole
+
 GROUND, INK, MARGIN = (250, 250, 248), (40, 40, 40), 8
 
 
@@ -52,7 +54,8 @@ def contact_sheet(
         y += side + text_height
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(path)
+        with whole(Path(path)) as part:
+            sheet.save(part, "PNG")
     return sheet
 
 

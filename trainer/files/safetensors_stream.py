@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,10 +60,10 @@ def size_bytes(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> int
 
 
 class Writer:
-    """Write tensors to `path`, each in the one dtype or in its own; on leaving the `with` block all must be there, else
-    the file is removed.
+    """Write tensors to `path`, each in the one dtype or in its own; on leaving the `with` block all must be there. What
+    is written is the part of something `whole`, which flushes it, or removes it where this ends badly.
 
-    with Writer(path, {"a": (2, 3)}, torch.float16, {"format": "pt"}) as file:
+    with whole(path) as part, Writer(part, {"a": (2, 3)}, torch.float16, {"format": "pt"}) as file:
         file.write("a", tensor)
     """
 
@@ -110,12 +109,7 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None and self.missing_bytes == 0:
-            self.file.flush()
-            os.fsync(self.file.fileno())
         self.file.close()
-        if kind is not None or self.missing_bytes != 0:
-            self.path.unlink()
         assert kind is not None or self.missing_bytes == 0, (
             f"{self.path.name}: {self.missing_bytes} bytes were never written"
         )

@@ -1,14 +1,13 @@
 """A folder of small tensor files, each named by the hash of everything its content depends on.
 
-A file is written beside its place and renamed into it, so it is there completely or not at all; one that cannot
-be read back, or does not hold what it should, counts as missing and is made again.
+A file is there completely or not at all (`whole`); one that cannot be read back, or does not hold what it should,
+counts as missing and is made again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from trainer.errors import ConfigError
 from trainer.files.mapped import forget
+from trainer.files.whole import tidy, whole
 
 
 def key(**facts: object) -> str:
@@ -52,6 +52,7 @@ class Store:
         if folder is not None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
+                tidy(folder)
             except OSError as error:
                 raise ConfigError(
                     f"the cache folder {folder} cannot be made ({error.strerror})",
@@ -78,13 +79,10 @@ class Store:
     def put(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         if self.folder is None:
             return
-        path = self.path(name)
-        unfinished = path.with_suffix(f".{os.getpid()}.part")
         try:
-            save_file({k: v.contiguous() for k, v in tensors.items()}, unfinished)
-            os.replace(unfinished, path)
+            with whole(self.path(name)) as part:
+                save_file({k: v.contiguous() for k, v in tensors.items()}, part)
         except (OSError, SafetensorError) as error:
-            unfinished.unlink(missing_ok=True)
             raise ConfigError(
                 f"cannot write to the cache folder {self.folder} ({error})",
                 "free some disk space, or name another folder with --cache_dir",

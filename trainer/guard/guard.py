@@ -24,6 +24,7 @@ from trainer.data.crops import View
 from trainer.data.dataset import Dataset, Example
 from trainer.data.photos import Photo, PhotoSet, class_prompt
 from trainer.events import Event, Meters, Notice
+from trainer.files.whole import tidy, whole
 from trainer.guard import judge
 from trainer.guard.rulings import Rulings
 from trainer.objective.loss import Objective
@@ -263,6 +264,7 @@ class Guard:
 
     def _keep(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        tidy(self.folder)
         state = {
             "history": self.rulings.history,
             "best_step": self.rulings.best_step,
@@ -271,11 +273,13 @@ class Guard:
             "named": sorted(self.rulings.named),
             "best": str(self.best) if self.best else None,
         }
-        (self.folder / "readings.json").write_text(json.dumps(state, indent=1))
+        with whole(self.folder / "readings.json") as part:
+            part.write_text(json.dumps(state, indent=1), encoding="utf-8")
         pictures = self.meters["pictures"]
         for index, picture in enumerate(pictures.base if pictures else []):
             if not (self.folder / f"base-{index}.png").exists():
-                picture.save(self.folder / f"base-{index}.png")
+                with whole(self.folder / f"base-{index}.png") as part:
+                    picture.save(part, "PNG")
 
     def _restore(self) -> None:
         state = json.loads((self.folder / "readings.json").read_text())

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent: written to a temporary folder, then renamed.
+"""Checkpoints that are whole or absent: filled beside their place, then renamed (`whole_folder`).
 
 A checkpoint holds what decides the rest of the run: weights, corrections and moments as the engine keeps them, the
 moving average, the data order and every random generator. A run that is interrupted and resumed equals an
@@ -13,19 +13,19 @@ uninterrupted one bit for bit on the CPU.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from trainer.errors import ConfigError
 from trainer.files.mapped import Stored, give_back
 from trainer.files.safetensors_stream import Writer
+from trainer.files.whole import remove, whole_folder
 
 FORMAT = 1
 NAME = re.compile(r"step-(\d{6,})$")
@@ -74,19 +74,15 @@ def save(
 ) -> Path:
     """Write a checkpoint and return its folder. `batches` is Batches.state(); `facts` is any JSON (policy, config digest)."""
     final = folder(run, step)
-    partial = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    run.mkdir(parents=True, exist_ok=True)
     give_back()  # what the steps freed
-    _write(partial / "engine.safetensors", engine)
-    if ema is not None:
-        _write(partial / "ema.safetensors", ema)
-    save_file(_generators(batches["generator"]), partial / "random.safetensors")
     state = {"format": FORMAT, "step": step, "batches": {k: v for k, v in batches.items() if k != "generator"}} | facts
-    (partial / "state.json").write_text(json.dumps(state, indent=1))
-    if final.exists():  # only a checkpoint of this very run and step can stand there: the new one replaces it whole
-        shutil.rmtree(final)
-    os.replace(partial, final)
+    with whole_folder(final) as part:
+        _write(part / "engine.safetensors", engine)
+        if ema is not None:
+            _write(part / "ema.safetensors", ema)
+        _write(part / "random.safetensors", _generators(batches["generator"]))
+        (part / "state.json").write_text(json.dumps(state, indent=1))
     return final
 
 
@@ -120,7 +116,7 @@ def prune(run: Path, limit: int | None, keep: Path | None = None) -> list[Path]:
         return []
     old = [p for p in found(run)[:-limit] if p != keep]
     for path in old:
-        shutil.rmtree(path)
+        remove(path)
     return old
 
 

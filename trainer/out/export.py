@@ -5,8 +5,8 @@
     lora_diffusers  adapters for `pipeline.load_lora_weights`
     lora_kohya      adapters in kohya's key names, for ComfyUI and A1111
 
-Tensors stream from the trainer to every file at once, one at a time. A file is written under a temporary name, read back
-and compared tensor by tensor, and only then given its own.
+Tensors stream from the trainer to every file at once, one at a time. What was written is read back and compared
+tensor by tensor before it gets its name.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from trainer.errors import ConfigError
 from trainer.events import Event, Exported, PhaseEnded, PhaseProgress, PhaseStarted
 from trainer.files.mapped import Stored, forget
 from trainer.files.safetensors_stream import Writer, size_bytes
+from trainer.files.whole import tidy, whole, whole_folder
 from trainer.machine.vitals import Vitals
 from trainer.models import adapters, load
 from trainer.models.base import Parts
@@ -129,6 +130,7 @@ def _check_room(folder: Path, planned: list[File], dtype: torch.dtype, replace: 
             raise ConfigError(f"{file.target} exists", "choose another folder, or remove it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        tidy(folder)
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written: {error.strerror}", "choose another output folder") from error
     needed = sum(size_bytes(file.shapes, dtype) for file in planned) + 16 * 2**20
@@ -145,13 +147,11 @@ def _export(
 ) -> Exported:
     """Write the files of one format under temporary names, compare them, rename."""
     target = own[0].target
-    temporary = target.with_name(f".{target.name}.unfinished")
-    _remove(temporary)
-    try:
+    with (whole_folder if own[0].inside else whole)(target) as part:
         with ExitStack() as stack:
             writers = []
             for file in own:
-                path = temporary / file.inside if file.inside else temporary
+                path = part / file.inside
                 path.parent.mkdir(parents=True, exist_ok=True)
                 writers.append((file, stack.enter_context(Writer(path, file.shapes, dtype, file.metadata))))
             for name, tensor in values():
@@ -162,13 +162,8 @@ def _export(
                 for key, tensor in file.constants.items():
                     writer.write(key, tensor)
         for file in own:
-            file.finish(temporary)
-        error = max(_compare(file, temporary / file.inside if file.inside else temporary, values()) for file in own)
-    except BaseException:
-        _remove(temporary)
-        raise
-    _remove(target)
-    temporary.rename(target)
+            file.finish(part)
+        error = max(_compare(file, part / file.inside, values()) for file in own)
     size = sum(each.stat().st_size for each in target.rglob("*")) if target.is_dir() else target.stat().st_size
     return Exported(str(target), own[0].format.replace("_", " "), precision, size, error, own[0].usage)
 
@@ -204,10 +199,3 @@ def _difference(expected: Tensor, found: Tensor, name: str, place: str) -> float
     if error == float("inf"):
         raise ConfigError(f"{name} is too large for this precision", "export.precision=fp32 or bf16")
     return error
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

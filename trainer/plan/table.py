@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from trainer.files.whole import whole
 from trainer.plan import cards, planner
 from trainer.plan.calibration import GIB
 from trainer.plan.inputs import Machine, meta_parts, public_facts
@@ -72,7 +73,8 @@ def insert(readme: Path, text: str) -> None:
     before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
     _, found, after = rest.partition(END)
     assert found, f"{readme} has no {BEGIN} ... {END}"
-    readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+    with whole(readme) as part:
+        part.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

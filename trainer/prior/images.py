@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from trainer.draw.sampler import Look, Texts
 from trainer.errors import ConfigError
 from trainer.events import Event, Notice
 from trainer.files.store import key
+from trainer.files.whole import tidy, whole
 from trainer.machine.phase import Phase
 from trainer.machine.visit import visiting
 from trainer.models.base import Parts
@@ -57,9 +57,8 @@ class Manifest:
             ) from error
 
     def write(self, folder: Path) -> None:
-        unfinished = folder / f".{MANIFEST}.{os.getpid()}"
-        unfinished.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
-        os.replace(unfinished, folder / MANIFEST)
+        with whole(folder / MANIFEST) as part:
+            part.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
 
     def drawn(self, folder: Path) -> set[int]:
         """Indices of the pictures that are still there as they were written."""
@@ -165,6 +164,7 @@ def check(parts: Parts, config: Config, folder: Path) -> tuple[Manifest, int]:
     made = settings(parts, config, config.data.resolution or parts.family.resolution)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        tidy(folder)
     except OSError as error:
         raise ConfigError(
             f"the folder of class images {folder} cannot be made ({error.strerror})",
@@ -222,12 +222,10 @@ def _save(picture: Image.Image, folder: Path, index: int) -> tuple[str, str]:
         if _digest(path.read_bytes()) == digest:
             return name, digest
         name = f"{index:05d}-{digest[:12]}-{again}.png"
-    unfinished = folder / f".{name}.part"
     try:
-        unfinished.write_bytes(buffer.getvalue())
-        os.replace(unfinished, folder / name)
+        with whole(folder / name) as part:
+            part.write_bytes(buffer.getvalue())
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         raise ConfigError(
             f"cannot write a class image to {folder} ({error.strerror})",
             "free some disk space, or name another --class_data_dir",

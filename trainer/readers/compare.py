@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trainer.errors import ConfigError
+from trainer.files.whole import whole
 from trainer.readers import log
 from trainer.readers.report import show
 from trainer.readers.view import figures
@@ -40,7 +41,8 @@ def main(runs: list[Path], output: Path | None = None) -> int:
     ):
         console.print(_terminal(title, list(states), rows))
     path = output or _shared_folder(runs) / NAME
-    path.write_text(render(states, runs), encoding="utf-8")
+    with whole(path) as part:
+        part.write_text(render(states, runs), encoding="utf-8")
     print(path)
     return 0
 

@@ -8,12 +8,12 @@ phone.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
+from trainer.files.whole import whole
 from trainer.readers import log
 from trainer.readers.view import figures
 from trainer.readers.view.lines import duration, gib, number
@@ -38,9 +38,8 @@ def write(run: Path) -> Path:
     state = replay(log.read(run))
     folder = run if run.is_dir() else run.parent
     path = folder / NAME
-    unfinished = path.with_suffix(".html.part")
-    unfinished.write_text(render(state, folder), encoding="utf-8")
-    os.replace(unfinished, path)
+    with whole(path) as part:
+        part.write_text(render(state, folder), encoding="utf-8")
     return path
 
 

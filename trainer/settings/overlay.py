@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 import trainer
 from trainer.errors import ConfigError
+from trainer.files.whole import whole
 from trainer.settings.config import Config, knobs
 from trainer.settings.effect import idle
 
@@ -208,7 +209,8 @@ def write(config: Config, provenance: Mapping[str, str], path: Path) -> None:
             lines.append(f"# {name} = {_toml(value)}  # {origin}; {silent[key]}")
         else:
             lines.append(f"{name} = {_toml(value)}  # {origin}")
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with whole(path) as part:
+        part.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _toml(value: Any) -> str:
