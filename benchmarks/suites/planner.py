@@ -130,7 +130,7 @@ def filled(
 
 @dataclass(frozen=True)
 class Allocated:
-    """Largest sums of live bytes, and what was left at the end. Host memory is what was asked for through memory/host.py;
+    """Largest sums of live bytes, and what was left at the end. Host memory is what was asked for through machine/host.py;
     all else is the card's."""
 
     card_peak: int

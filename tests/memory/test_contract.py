@@ -17,6 +17,7 @@ from small_unet import Model, take_step
 import trainer.memory
 from trainer import memory
 from trainer.errors import ConfigError
+from trainer.machine import host
 from trainer.memory import TECHNIQUES
 from trainer.models import FAMILIES, adapters, family
 from trainer.plan.simulate import Tracker
@@ -236,7 +237,7 @@ SAVING = {
 def peak(policy: Policy, rows: int) -> int:
     """Bytes on the card at the worst moment of a step, simulated."""
     engine = Engine(Model().to("meta").units(), policy, "meta")
-    tracker = Tracker("meta", memory.host.holds)
+    tracker = Tracker("meta", host.holds)
     for holding in engine.holdings:
         tracker.keep([holding.weights.home, holding.state.home], "weights")
     target = torch.empty(rows, 4, 8, 8, device="meta")

@@ -420,7 +420,7 @@ def test_watch_shows_a_recorded_run_until_one_leaves(terminal, recorded: list[Ev
     moved = [replace(recorded[0], run_dir=str(tmp_path)), *recorded[1:]]  # type: ignore[type-var]
     list(log.record(moved))
     theirs, ours = terminal
-    code = f"import sys; from pathlib import Path; from trainer import watch; sys.exit(watch.main(Path({str(tmp_path)!r})))"
+    code = f"import sys; from pathlib import Path; from trainer.readers import watch; sys.exit(watch.main(Path({str(tmp_path)!r})))"
     run = start(["-c", code], theirs)
     try:
         seen(ours, "✓ done")

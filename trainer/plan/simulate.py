@@ -55,7 +55,7 @@ class Tracker(TorchDispatchMode):
         tracker.keep(module.parameters(), "weights")      # storages that exist already
         with tracker, tracker.kind("inputs"): ...         # what is made here is of this kind
 
-    `host(storage)` says that a storage lies in host memory although its device is the card's (see memory/host.py);
+    `host(storage)` says that a storage lies in host memory although its device is the card's (see machine/host.py);
     storages of any other device than the card's are host memory anyway.
     """
 
