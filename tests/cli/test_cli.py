@@ -348,3 +348,12 @@ def test_every_flag_that_a_message_recommends_exists():
                 if not {flag.replace("-", "_"), flag.replace("-", "_").removeprefix("no_")} & known:
                     unknown.append(f"{path.relative_to(ROOT)}: --{flag}")
     assert not unknown
+
+
+def test_untested_versions_are_said_at_the_start_beside_the_answer(monkeypatch, capsys):
+    from trainer.machine import versions
+
+    monkeypatch.setattr(versions, "warning", lambda: ("Not tested with peft 99", "pip install peft"))
+    assert main(["plan", "--preset", "12gb", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == "warning: Not tested with peft 99\n  fix: pip install peft\n" and "warning: Not tested" not in shown.out

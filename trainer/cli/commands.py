@@ -5,6 +5,7 @@ Modules are imported inside the functions, so that a command pays only for itsel
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from trainer.cli.parse import Command
 from trainer.errors import ConfigError
 from trainer.events import Controls, Event, Notice, RunStarted
+from trainer.machine import versions
 from trainer.settings.checks import check
 from trainer.settings.config import Config
 
@@ -27,6 +29,7 @@ def train(command: Command) -> int:
     run_dir: list[str] = []
 
     def events() -> Iterator[Event]:
+        yield from (Notice(*untried, level="warning") for untried in filter(None, [versions.warning()]))
         yield from (Notice(text) for text in notices)
         from trainer.run import stages  # torch and diffusers take seconds, which a screen may already fill
 
@@ -45,6 +48,7 @@ def train(command: Command) -> int:
 def plan(command: Command) -> int:
     config = command.config()
     check(config, tolerant=True, files=False)
+    _say_untried()
     from trainer.plan import planner
 
     return planner.main(config, json=command.json)
@@ -58,6 +62,7 @@ def sample(command: Command) -> int:
     seeds = list(range(config.train.seed, config.train.seed + max(config.sample.num_validation_images, 1)))
     output = Path(config.run.output_dir) if config.run.output_dir else None
 
+    _say_untried()
     from trainer.run import revisit
 
     return _show(revisit.sample_run(run, prompts, seeds, output, config), config)
@@ -67,6 +72,7 @@ def export(command: Command) -> int:
     run, config = _run_settings(command)
     output = Path(config.run.output_dir) if config.run.output_dir else None
 
+    _say_untried()
     from trainer.run import revisit
 
     return _show(revisit.export_run(run, config.export.formats, config.export.precision, output), config)
@@ -88,6 +94,7 @@ def identifier(command: Command) -> int:
     """Numbers say how many proposals are wanted, other words are judged."""
     count = next((int(word) for word in command.words if word.isdigit()), 10)
     config = command.config()
+    _say_untried()
     from trainer.prior.identifier import main
 
     return main(config, count, [word for word in command.words if not word.isdigit()])
@@ -128,6 +135,12 @@ def _report(error: BaseException | None, run_dir: list[str]) -> None:
         from trainer.readers import report
 
         print(f"report      {report.write(Path(run_dir[0]))}")
+
+
+def _say_untried() -> None:
+    """Versions that were never run here, before the libraries are loaded; beside the answer, which programs may read."""
+    if untried := versions.warning():
+        print("warning: {}\n  fix: {}".format(*untried), file=sys.stderr)
 
 
 def _say_where(error: BaseException | None, run_dir: list[str]) -> None:

@@ -12,20 +12,16 @@ import os
 import platform
 import shutil
 import sys
-import tomllib
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from packaging.requirements import Requirement
-
-import trainer
+from trainer.machine.versions import asked
 from trainer.settings.config import Config
 
-DISTRIBUTION = "snugbooth"
-IMPORTS = {"pillow": "PIL", "pillow-heif": "pillow_heif"}
+IMPORTS = {"pillow": "PIL", "pillow-heif": "pillow_heif", "huggingface-hub": "huggingface_hub"}
 EXTRAS = {
     "xformers": "another attention library",
     "pillow-heif": "HEIC photos",
@@ -67,24 +63,12 @@ def main(config: Config) -> int:
     return 1 if bad else 0
 
 
-def requirements() -> dict[str, Requirement]:
-    """What the project asks for, by name; of the optional packages those that `EXTRAS` names."""
-    project = Path(trainer.__file__).parent.parent / "pyproject.toml"
-    if project.is_file():
-        table = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
-        texts = table["dependencies"] + [text for extra in table["optional-dependencies"].values() for text in extra]
-        needed = {Requirement(text).name for text in table["dependencies"]}
-    else:
-        texts = metadata.requires(DISTRIBUTION) or []
-        needed = {Requirement(text).name for text in texts if "extra ==" not in text}
-    found = {requirement.name: requirement for requirement in map(Requirement, texts)}
-    return {name: requirement for name, requirement in found.items() if name in needed or name in EXTRAS}
-
-
 def versions(config: Config) -> Iterator[Line]:
     yield Line("python", "ok", platform.python_version())
-    for name, requirement in requirements().items():
-        optional = name in EXTRAS
+    needed = asked()
+    extras = {name: requirement for name, requirement in asked(extras=True).items() if name in EXTRAS}
+    for name, requirement in (needed | extras).items():
+        optional = name not in needed
         wanted = f" (needs {requirement.specifier})" if requirement.specifier else ""
         fix = f"pip install '{name}{requirement.specifier}'"
         try:
