@@ -356,4 +356,7 @@ def test_untested_versions_are_said_at_the_start_beside_the_answer(monkeypatch, 
     monkeypatch.setattr(versions, "warning", lambda: ("Not tested with peft 99", "pip install peft"))
     assert main(["plan", "--preset", "12gb", "--json"]) == 0
     shown = capsys.readouterr()
-    assert shown.err == "warning: Not tested with peft 99\n  fix: pip install peft\n" and "warning: Not tested" not in shown.out
+    assert (
+        shown.err == "warning: Not tested with peft 99\n  fix: pip install peft\n"
+        and "warning: Not tested" not in shown.out
+    )
