@@ -34,8 +34,7 @@ EXAMPLES = (
 
 
 def run(
-    model: Path,
-    judge_folder: Path,
+    made_folder: Path,
     scene_folder: Path,
     classes: tuple[str, ...],
     pairs: list[tuple[str, str]],
@@ -43,8 +42,9 @@ def run(
     per_context: int = 6,
     seed: int = 1000,
 ) -> tuple[dict, Image.Image]:
-    """All numbers, and a sheet of the first pictures of every prompt."""
-    eye, pipe = judges.load(str(judge_folder)), draw.pipeline(model)
+    """All numbers of the model and the judge in `made_folder`, and a sheet of the first pictures of every prompt."""
+    model = made_folder / "model"
+    eye, pipe = judges.load(str(made_folder / "judge")), draw.pipeline(model)
     numbers = {
         "steps": STEPS,
         "guidance": GUIDANCE,

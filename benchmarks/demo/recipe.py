@@ -18,6 +18,7 @@ import numpy as np
 from trainer.guard import judge as judges
 
 from . import assets, cutouts, evaluate, judge, scenes, subjects, text, unet, vae
+from .pace import Pace
 
 STEPS = ("scenes", "vae", "latents", "unet", "judge", "assets", "evaluate")
 
@@ -58,29 +59,18 @@ def main(argv: list[str]) -> int:
         np.load(work / f"latents-{kind}.npy", mmap_mode="r"),
         vae.pictures(work / "scenes", kind)[1].numpy(),
     )
-    tokenizer = load_tokenizer(work)
+    captions = unet.Captions(load_tokenizer(work), parts.classes, shows)
     if "unet" in wanted:
-        unet.train(
-            latents,
-            shows,
-            parts.classes,
-            tokenizer,
-            work / "unet",
-            ask.minutes * 0.6,
-            device,
-            ask.batch,
-            ask.lr,
-            Path(ask.start) if ask.start else None,
-        )
+        pace, start = Pace(ask.minutes * 0.6, ask.lr), Path(ask.start) if ask.start else None
+        unet.train(captions, latents, work / "unet", pace, device, ask.batch, start)
     if "assets" in wanted:
-        captions = unet.Captions(tokenizer, parts.classes, shows)
         assets.write_model(
             assets.average_from(work / "unet/state.pt", captions), coder, work / "tokenizer", out / "model"
         )
         assets.write_judge(work / "judge", out / "judge")
     if "evaluate" in wanted:
         split = json.loads((work / "split.json").read_text())
-        numbers, sheet = evaluate.run(out / "model", out / "judge", work / "scenes", parts.classes, sorted(parts.pairs))
+        numbers, sheet = evaluate.run(out, work / "scenes", parts.classes, sorted(parts.pairs))
         assets.write_sheet(sheet, out / "sheet.png")
         evaluate.write_card(numbers, split, training(work, device, ask, len(latents), shows), out)
         print(json.dumps({k: v for k, v in numbers.items() if not isinstance(v, dict)}))

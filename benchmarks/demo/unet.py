@@ -41,6 +41,7 @@ SCHEDULER = {  # Stable Diffusion 1.5's
     "steps_offset": 1,
     "prediction_type": "epsilon",
 }
+SAVE_EVERY_SECONDS = 180
 
 
 class Captions:
@@ -134,21 +135,16 @@ def token_embedding_owner(encoder: torch.nn.Module) -> torch.nn.Module:
 
 
 def train(
+    captions: Captions,
     data: np.ndarray,
-    shows: np.ndarray,
-    classes: tuple[str, ...],
-    tokenizer,
     folder: Path,
-    minutes: float,
+    pace: Pace,
     device: str = "cpu",
     batch_size: int = 32,
-    base_lr: float = 1e-3,
     start: Path | None = None,
-    every_seconds: float = 180,
 ) -> None:
-    """Trains for `minutes` altogether, however often it is stopped; `folder/state.pt` holds everything to go on. `start` is a
-    finished model to begin with instead of random weights."""
-    captions = Captions(tokenizer, classes, shows)
+    """Trains on latents `data` for the minutes of `pace` altogether, however often it is stopped; `folder/state.pt` holds
+    everything to go on. `start` is a finished model to begin with instead of random weights."""
     unet, encoder = build(captions, device)
     model = torch.nn.ModuleDict({"unet": unet, "text": encoder})
     state = folder / "state.pt"
@@ -160,11 +156,11 @@ def train(
     plain = [p for p in weights if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
         [{"params": decay, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}],
-        lr=base_lr,
+        lr=pace.base_lr,
         betas=(0.9, 0.99),
         fused=True,
     )
-    pace, step, seen = Pace(minutes, base_lr), 0, 0
+    step, seen = 0, 0
     if state.exists():
         saved = torch.load(state, map_location=device)
         model.load_state_dict(saved["model"])
@@ -172,7 +168,7 @@ def train(
         optimizer.load_state_dict(saved["optimizer"])
         step, pace.used_before, seen = saved["step"], saved["seconds"], saved.get("pictures", 0)
     elif not start:
-        text.teach(encoder, captions, minutes * 0.02, device)
+        text.teach(encoder, captions, pace.minutes * 0.02, device)
         average["text"].load_state_dict(encoder.state_dict())
     betas = torch.linspace(SCHEDULER["beta_start"] ** 0.5, SCHEDULER["beta_end"] ** 0.5, 1000) ** 2
     alpha = (1 - betas).cumprod(0).to(device)
@@ -208,7 +204,7 @@ def train(
             )
             last = time.monotonic()
             losses.clear()
-        if pace.used_seconds - pace.used_before > every_seconds or pace.progress >= 1:
+        if pace.used_seconds - pace.used_before > SAVE_EVERY_SECONDS or pace.progress >= 1:
             pace.used_before, pace.started = pace.used_seconds, time.monotonic()
             save(state, model, average, optimizer, {"step": step, "pictures": seen, "seconds": pace.used_before})
 

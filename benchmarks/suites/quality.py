@@ -113,15 +113,15 @@ def suite(options: Options) -> Iterator[dict]:
             ["--max_train_steps", "4", "--num_class_images", "2", "--sample_steps", "3"],
         )
     with jobs.workplace() as place:
+        protocol = Protocol(base, eye, options, Path(place) / "cache")
         for subject in known:
-            before = drawn(models.load(base), None, Prompts.of(subject), options, tiny=options.tiny)
+            before = protocol.before(subject)
             sheets = {"base model": before}
             for way, flags in ways.items():
                 runs = []
                 for seed in seeds:
                     run = Path(place) / f"{subject.name}-{way.replace(' ', '-')}-{seed}"
-                    cache = Path(place) / "cache"
-                    measured, after = one(base, subject, flags + extra, seed, run, cache, eye, before, options)
+                    measured, after = protocol.one(subject, flags + extra, seed, run, before)
                     runs.append(measured)
                     sheets.setdefault(way, after)
                 yield {
@@ -152,32 +152,41 @@ def subjects(folder: Path) -> list[Subject]:
     return known
 
 
-def one(
-    base: str,
-    subject: Subject,
-    flags: list[str],
-    seed: int,
-    run: Path,
-    cache: Path,
-    eye: judge.Judge,
-    before: list[Image.Image],
-    options: Options,
-) -> tuple[dict[str, float], list[Image.Image]]:
-    """Train once, draw, and measure."""
-    there = _bytes(cache / "class_images") + _bytes(cache / "predictions")
-    began = time.perf_counter()
-    seconds = train(words(base, subject, seed, run, cache) + flags)
-    whole = time.perf_counter() - began
-    kept = _bytes(cache / "class_images") + _bytes(cache / "predictions") - there
-    config = overlay.load(file=run / "config.toml")
-    parts, engine = restore(found(run)[-1], config, options.device)
-    prompts = Prompts.of(subject)
-    after = drawn(parts, engine, prompts, options, live=config.train.train_text_encoder, tiny=options.tiny)
-    return scores(eye, subject, prompts, before, after) | {
-        "seconds": whole,
-        "prior_seconds": seconds.get("class images", 0.0),
-        "prior_bytes": kept,  # 0 where a way before it drew the same class images
-    }, after
+@dataclass(frozen=True)
+class Protocol:
+    """What all rows of a comparison share: the model they start from, who judges, how, and one cache."""
+
+    base: str
+    eye: judge.Judge
+    options: Options
+    cache: Path
+
+    def before(self, subject: Subject) -> list[Image.Image]:
+        """What the base model draws."""
+        return drawn(models.load(self.base), None, Prompts.of(subject), self.options, tiny=self.options.tiny)
+
+    def one(
+        self, subject: Subject, flags: list[str], seed: int, run: Path, before: list[Image.Image]
+    ) -> tuple[dict[str, float], list[Image.Image]]:
+        """Train once, draw, and measure."""
+        there = self._class_bytes()
+        began = time.perf_counter()
+        seconds = train(words(self.base, subject, seed, run, self.cache) + flags)
+        whole = time.perf_counter() - began
+        kept = self._class_bytes() - there
+        config = overlay.load(file=run / "config.toml")
+        parts, engine = restore(found(run)[-1], config, self.options.device)
+        prompts, live = Prompts.of(subject), config.train.train_text_encoder
+        after = drawn(parts, engine, prompts, self.options, live=live, tiny=self.options.tiny)
+        return scores(self.eye, subject, prompts, before, after) | {
+            "seconds": whole,
+            "prior_seconds": seconds.get("class images", 0.0),
+            "prior_bytes": kept,  # 0 where a way before it drew the same class images
+        }, after
+
+    def _class_bytes(self) -> int:
+        folders = self.cache / "class_images", self.cache / "predictions"
+        return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
 
 
 def words(base: str, subject: Subject, seed: int, run: Path, cache: Path) -> list[str]:
@@ -203,10 +212,6 @@ def train(words: list[str]) -> dict[str, float]:
         if isinstance(event, Finished) and event.status != "done":
             raise RuntimeError(event.error)
     return seconds
-
-
-def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def drawn(
