@@ -2,6 +2,7 @@
 
 Each stage finds finished work on disk by content and skips it, and only one large model is on the card at a time. The
 cheap checks come first: whatever the person at the keyboard can mend is said before anything heavy is loaded.
+The file is longer than most, because a run read from top to bottom should not jump to another file.
 """
 
 from __future__ import annotations

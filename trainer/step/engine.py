@@ -8,6 +8,8 @@ waits for the device.
 
     engine = Engine(units, Policy(weights="24bit", moments="8bit", compute=torch.bfloat16, checkpointing="blocks"), "cuda")
     result = engine.step(micro_batches, loss, lr=2e-6)
+
+The file is longer than most: forward and backward of a unit share their buffers and are read side by side.
 """
 
 from __future__ import annotations
