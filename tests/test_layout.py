@@ -47,14 +47,9 @@ LONG = {  # files over 350 lines, each with its reason at its top
 WIDE = {  # functions of more than 7 parameters
     "trainer/data/batches.py: __init__",
     "trainer/data/encode.py: ensure",
-    "trainer/draw/preview.py: draw_all",
-    "trainer/draw/preview.py: preview",
     "trainer/models/load.py: load",
     "trainer/plan/cards.py: geforce",
     "trainer/plan/pretend.py: _attend",
-    "trainer/prior/images.py: ensure",
-    "trainer/prior/prediction.py: _make",
-    "trainer/prior/prediction.py: ensure",
 }
 PRIVATE = {  # names with an underscore that another module of ours defines
     "trainer/plan/inputs.py: _build",

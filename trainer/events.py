@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Generator
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 PHASES = ("load", "class images", "cache images", "cache text", "train", "sample", "save", "export")
 
@@ -19,6 +20,19 @@ class Event:
     """Base of all events; `time` is seconds since the epoch."""
 
     time: float = field(default_factory=time.time, kw_only=True)
+
+
+T = TypeVar("T")
+Stage: TypeAlias = Generator[Event, None, T]  # what a stage is: events on the way, a value at the end
+
+
+def outcome(stage: Stage[T]) -> T:
+    """What `stage` returns, its events unread."""
+    while True:
+        try:
+            next(stage)
+        except StopIteration as end:
+            return end.value
 
 
 @dataclass(frozen=True)

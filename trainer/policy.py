@@ -1,4 +1,4 @@
-"""What the planner decides and the engine obeys: every choice about memory and precision as one frozen value.
+"""What the planner decides, and the engine and the painter obey: every choice about memory and precision as a frozen value.
 
 Nothing here is "auto" any more; two runs with equal policies place equal bytes in equal places. The defaults are the
 plain reference: fp32 everything, nothing recomputed, nothing streamed.
@@ -69,3 +69,32 @@ class Policy:
         """The inverse of `as_json`."""
         hyper = AdamHyper(**values["hyper"] | {"betas": tuple(values["hyper"]["betas"])})
         return cls(**values | {"compute": getattr(torch, values["compute"]), "hyper": hyper})
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How pictures are drawn within the budget, decided with the policy and kept beside it in a checkpoint.
+
+    batch: pictures at a time; tile: pixels along a tile of the VAE, None = the whole picture; vae_dtype, denoiser_dtype:
+    what a module computes with while it visits the card (None = fp32); park: the optimizer state makes room in RAM
+    """
+
+    batch: int = 4
+    tile: int | None = None
+    vae_dtype: torch.dtype = torch.float32
+    denoiser_dtype: torch.dtype | None = None
+    park: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        names = {
+            name: str(dtype).removeprefix("torch.") if dtype is not None else None
+            for name, dtype in (("vae_dtype", self.vae_dtype), ("denoiser_dtype", self.denoiser_dtype))
+        }
+        return asdict(self) | names
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Drawing:
+        """The inverse of `as_json`."""
+        names = ("vae_dtype", "denoiser_dtype")
+        dtypes = {name: getattr(torch, values[name]) if values[name] is not None else None for name in names}
+        return cls(**values | dtypes)

@@ -99,7 +99,7 @@ def suite(options: Options) -> Iterator[dict]:
                     with nearest() if name == NEAREST else nullcontext():
                         quality.train(quality.words("demo", subject, seed, run, Path(place) / "cache") + more)
                     config = overlay.load(file=run / "config.toml")
-                    parts, engine = restore(found(run)[-1], config, options.device)
+                    parts, engine, _ = restore(found(run)[-1], config, options.device)
                     alone = (
                         weights == "16bit_sr" or name == NEAREST
                     )  # without correction bits it begins at a rounded weight

@@ -24,13 +24,14 @@ from PIL import Image
 
 from trainer import models
 from trainer.data import pictures
-from trainer.draw import preview as sample
-from trainer.draw import sampler
+from trainer.draw.painter import Painter
+from trainer.draw.sampler import Look
 from trainer.draw.sheet import contact_sheet
-from trainer.events import Controls, Finished, PhaseEnded
+from trainer.events import Controls, Finished, PhaseEnded, outcome
 from trainer.guard import judge
 from trainer.out.checkpoint import found
-from trainer.run import assemble, settle, stages
+from trainer.policy import Drawing
+from trainer.run import settle, stages
 from trainer.run.revisit import restore
 from trainer.settings import overlay
 
@@ -175,7 +176,7 @@ class Protocol:
         whole = time.perf_counter() - began
         kept = self._class_bytes() - there
         config = overlay.load(file=run / "config.toml")
-        parts, engine = restore(found(run)[-1], config, self.options.device)
+        parts, engine, _ = restore(found(run)[-1], config, self.options.device)
         prompts, live = Prompts.of(subject), config.train.train_text_encoder
         after = drawn(parts, engine, prompts, self.options, live=live, tiny=self.options.tiny)
         return scores(self.eye, subject, prompts, before, after) | {
@@ -220,24 +221,17 @@ def drawn(
     """All prompts, picture i with seed i, from the base model (`engine` None) or from what was learned."""
     from trainer.data.encode import token_ids
 
-    words, device = [*prompts.all, ""], options.device
+    words = [*prompts.all, ""]
     if live:
-        texts = assemble.live_texts(engine, token_ids(parts, words), words)
+        texts = token_ids(parts, words)
     else:
         with torch.no_grad():
             encoded = parts.family.encode_text(parts, words)
         texts = {word: {name: rows[i].float().cpu() for name, rows in encoded.items()} for i, word in enumerate(words)}
     side = parts.family.resolution
-    look = sampler.Look(
-        (side, side), 3 if tiny else LOOK_STEPS, settle.DEMO_GUIDANCE if parts.family.name == "demo" else 7.5
-    )
-    denoiser = engine.as_module(parts.unet) if engine else parts.unet.to(device)
-    latents, batch = [], 8
-    for start in range(0, len(prompts.all), batch):
-        rows = slice(start, start + batch)
-        seeds = list(range(start, start + len(prompts.all[rows])))
-        latents.append(list(sampler.draw(parts, denoiser, texts, prompts.all[rows], seeds, look, device))[-1])
-    return sample.to_pictures(parts, torch.cat(latents), device)
+    look = Look((side, side), 3 if tiny else LOOK_STEPS, settle.DEMO_GUIDANCE if parts.family.name == "demo" else 7.5)
+    painter = Painter(parts, look, Drawing(batch=8), options.device, texts, engine)
+    return outcome(painter.paint(prompts.all, list(range(len(prompts.all)))))
 
 
 def scores(

@@ -5,13 +5,17 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from photos import finish, folder_of, noise_picture, settings
 from PIL import Image
 
 from trainer.data import encode as cache
+from trainer.draw.painter import Painter
+from trainer.draw.sampler import Look
 from trainer.errors import ConfigError
 from trainer.events import Notice, PhaseEnded, PhaseProgress, PhaseStarted
 from trainer.models import SD1, SDXL
+from trainer.policy import Drawing
 from trainer.prior import images as prior
 
 
@@ -27,7 +31,11 @@ def texts(parts):
 
 def ensure(parts, texts, folder, count=3, config=None, **more):
     config = config or settings(folder)
-    return finish(prior.ensure(parts, config, folder, "cpu", texts, count=count, **more))
+    return finish(prior.ensure(painter_of(parts, texts, **more), config, folder, count=count))
+
+
+def painter_of(parts, texts, batch=4):
+    return Painter(parts, Look((64, 64)), Drawing(batch=batch), torch.device("cpu"), texts)
 
 
 def contents(folder):
@@ -65,23 +73,23 @@ def test_reuse_needs_no_embeddings(parts, texts, tmp_path):
 
 
 def test_topping_up_gives_the_pictures_of_drawing_all_at_once(parts, texts, tmp_path):
-    ensure(parts, texts, tmp_path / "a", 2, batch_size=2)
-    ensure(parts, texts, tmp_path / "a", 4, batch_size=2)
-    ensure(parts, texts, tmp_path / "b", 4, batch_size=2)
+    ensure(parts, texts, tmp_path / "a", 2, batch=2)
+    ensure(parts, texts, tmp_path / "a", 4, batch=2)
+    ensure(parts, texts, tmp_path / "b", 4, batch=2)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
 def test_a_deleted_picture_is_drawn_again_as_it_was(parts, texts, tmp_path):
-    _, photos = ensure(parts, texts, tmp_path, batch_size=1)
+    _, photos = ensure(parts, texts, tmp_path, batch=1)
     before = contents(tmp_path)
     (tmp_path / photos.photos[1].name).unlink()
-    ensure(parts, texts, tmp_path, batch_size=1)
+    ensure(parts, texts, tmp_path, batch=1)
     assert contents(tmp_path) == before
 
 
 def test_pictures_hardly_depend_on_the_batch_they_are_drawn_in(parts, texts, tmp_path):
-    one = ensure(parts, texts, tmp_path / "a", batch_size=1)[1]
-    three = ensure(parts, texts, tmp_path / "b", batch_size=3)[1]
+    one = ensure(parts, texts, tmp_path / "a", batch=1)[1]
+    three = ensure(parts, texts, tmp_path / "b", batch=3)[1]
     for a, b in zip(one.photos, three.photos, strict=True):
         difference = np.asarray(Image.open(a.path), dtype=int) - np.asarray(Image.open(b.path), dtype=int)
         assert np.abs(difference).max() <= 1  # rounding of batched matrix products
@@ -179,12 +187,12 @@ def test_a_damaged_manifest_is_refused(parts, texts, tmp_path):
 
 def test_an_interrupted_run_keeps_what_was_drawn(parts, texts, tmp_path, monkeypatch):
     monkeypatch.setattr(prior, "CHUNK", 1)
-    stage = prior.ensure(parts, settings(tmp_path), tmp_path, "cpu", texts, count=3, batch_size=1)
+    stage = prior.ensure(painter_of(parts, texts, batch=1), settings(tmp_path), tmp_path, count=3)
     for event in stage:
         if isinstance(event, PhaseProgress) and event.done == 3:  # in the middle of the second picture
             stage.close()
     assert len(contents(tmp_path)) == 1
-    events, photos = ensure(parts, texts, tmp_path, 3, batch_size=1)
+    events, photos = ensure(parts, texts, tmp_path, 3, batch=1)
     assert drawn(events) == 2 * 2 and len(photos.photos) == 3
 
 

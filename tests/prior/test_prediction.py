@@ -6,9 +6,12 @@ from photos import finish, settings
 
 from trainer import models
 from trainer.data import encode as cache
+from trainer.draw.painter import Painter
+from trainer.draw.sampler import Look
 from trainer.errors import ConfigError
 from trainer.events import PhaseEnded, PhaseProgress, PhaseStarted
 from trainer.models import SD1, SD2, SDXL
+from trainer.policy import Drawing
 from trainer.prior import prediction
 
 FAMILIES = [SD1, SD2, SDXL]
@@ -17,9 +20,8 @@ FAMILIES = [SD1, SD2, SDXL]
 def ensure(parts, folder, config=None, draws=6, latents=2, **more):
     config = config or settings(folder)
     texts = finish(cache.encode_prompts(parts, ["a photo of a dog", ""], "cpu", None))[1]
-    return finish(
-        prediction.ensure(parts, config, folder, "cpu", texts, draws=draws, latents=latents, sample_steps=2, **more)
-    )
+    painter = Painter(parts, Look((64, 64)), Drawing(**more), torch.device("cpu"), texts)
+    return finish(prediction.ensure(painter, config, folder, draws=draws, latents=latents, sample_steps=2))
 
 
 @pytest.fixture(scope="module")
@@ -118,5 +120,5 @@ def test_a_rescaled_noise_schedule_is_refused(parts, tmp_path):
 
 def test_predictions_made_in_half_precision_leave_the_model_as_it_was(parts, tmp_path):
     before = next(parts.unet.parameters()).clone()
-    ensure(parts, tmp_path, unet_dtype=torch.bfloat16, draws=2, latents=1)
+    ensure(parts, tmp_path, denoiser_dtype=torch.bfloat16, draws=2, latents=1)
     assert torch.equal(next(parts.unet.parameters()), before)

@@ -1,13 +1,16 @@
 """Whole runs on tiny models: every phase, an interruption that changes nothing, failures that lose nothing."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
 from trainer.cli import parse as cli
+from trainer.draw.painter import Painter
 from trainer.errors import ConfigError
 from trainer.events import (
     CheckpointSaved,
@@ -21,9 +24,11 @@ from trainer.events import (
     PlanReady,
     Sampled,
     Step,
+    outcome,
 )
 from trainer.models import SD1, SDXL
 from trainer.out import checkpoint
+from trainer.policy import Drawing
 from trainer.readers import log
 from trainer.run import revisit, stages
 
@@ -100,21 +105,12 @@ def test_saving_comes_before_drawing(place):
     assert kinds.index(CheckpointSaved) < kinds.index(Sampled) < kinds.index(Exported)
 
 
-def outcome(generator):
-    """What a generator of events returns."""
-    while True:
-        try:
-            next(generator)
-        except StopIteration as end:
-            return end.value
-
-
 @pytest.mark.parametrize("more", [(), ("--train_text_encoder", "--method", "lora")], ids=["full", "text lora"])
 def test_a_probe_does_what_the_phases_do_and_changes_nothing(place, more):
     ready = stages.prepare(cli.parse(words(place, *more, run="probed")).config())
-    job, parts, dataset = outcome(stages.build(ready.config, ready.photos, None, ready.plan, ready.device, ready.run))
+    job, painter = outcome(stages.build(ready.config, ready.photos, None, ready.plan, ready.device, ready.run))
     before, position = {k: v.clone() for k, v in job.engine.state_dict().items()}, job.batches.state()
-    runs = stages.probes(ready, job, parts, dataset)
+    runs = stages.probes(ready, job, painter)
     assert runs.keys() == {"train", "sample", "save", "export"}
     for run in runs.values():
         run()
@@ -240,6 +236,28 @@ def test_pictures_and_exports_can_be_made_later_from_the_checkpoint(place):
     assert len(of(Sampled, drawn)[0].paths) == 2
     written = list(revisit.export_run(place / "later", ["single_file"], "fp32", place / "full"))
     assert of(Exported, written)[0].precision == "fp32" and of(Exported, written)[0].max_error == 0.0
+
+
+def test_pictures_made_later_are_drawn_as_the_plan_of_the_run_draws_them(place, monkeypatch):
+    """The VAE's precision and what makes room on the card come from the checkpoint; batch and tile may be asked for."""
+    events(place, run="planned")
+    point, used = checkpoint.found(place / "planned")[-1], []
+    state = json.loads((point / "state.json").read_text())
+    assert Drawing.from_json(state["drawing"]).vae_dtype == torch.float32
+    tight = Drawing(batch=3, tile=None, vae_dtype=torch.bfloat16, park=True)
+    (point / "state.json").write_text(json.dumps(state | {"drawing": tight.as_json()}))
+
+    paint = Painter.paint
+    monkeypatch.setattr(Painter, "paint", lambda self, *words: used.append(self) or paint(self, *words))
+    config = cli.parse(["--config", str(place / "planned" / "config.toml"), "--vae_tile", "64"]).config()
+    list(revisit.sample_run(place / "planned", ["a photo of sks dog"], [0], place / "tight", config))
+    assert used[0].drawing == replace(tight, batch=config.sample.batch_size, tile=64)
+
+    del state["drawing"]  # as a checkpoint from before it was kept
+    (point / "state.json").write_text(json.dumps(state))
+    list(revisit.sample_run(place / "planned", ["a photo of sks dog"], [0], place / "before", config))
+    exact, rough = (np.asarray(Image.open(next(path.glob("*/*.png")))) for path in (place / "before", place / "tight"))
+    assert exact.shape == rough.shape and not np.array_equal(exact, rough)
 
 
 def test_a_missing_photo_folder_costs_one_message_and_writes_nothing(place):

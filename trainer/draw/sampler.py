@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.models.base import Parts
+from trainer.settings.config import Config
 
 SAMPLERS = {
     "ddim": ("DDIMScheduler", {"timestep_spacing": "trailing", "clip_sample": False}),
@@ -37,6 +38,23 @@ class Look:
     sampler: str = "dpm++"
     negative: str = ""
     zero_terminal_snr: bool = False
+
+    @classmethod
+    def of(cls, config: Config) -> Look:
+        """How a run's previews are drawn; its resolution is settled."""
+        side, sample = config.data.resolution, config.sample
+        return cls(
+            (side, side),
+            sample.steps,
+            sample.guidance_scale,
+            negative=sample.negative_prompt,
+            zero_terminal_snr=config.train.zero_terminal_snr,
+        )
+
+    @property
+    def guided(self) -> bool:
+        """Whether the negative prompt is predicted, too."""
+        return self.guidance > 1
 
 
 def make_scheduler(parts: Parts, look: Look):
@@ -95,7 +113,7 @@ def draw(
 ) -> Iterator[int | Tensor]:
     """Draw one batch. Yields the count of steps after each, at last the scaled latents (B, C, H/f, W/f)."""
     factor, channels = latent_geometry(parts)
-    guided = look.guidance > 1
+    guided = look.guided
     values = conditions(parts, texts, [*([look.negative] * len(prompts) if guided else []), *prompts], look, device)
     scheduler = make_scheduler(parts, look)
     latents = (

@@ -2,7 +2,7 @@
 
 from trainer.models.base import Defaults, Family, Parts, abar
 from trainer.models.describe import Facts, check_weights, describe
-from trainer.models.load import check_vae, load
+from trainer.models.load import check_vae, load, load_for
 from trainer.models.sd1 import DEMO, SD1
 from trainer.models.sd2 import SD2
 from trainer.models.sdxl import SDXL
@@ -25,6 +25,7 @@ __all__ = [
     "describe",
     "family",
     "load",
+    "load_for",
 ]
 
 

@@ -26,6 +26,7 @@ from trainer.models import hub, ldm, text
 from trainer.models.base import Parts
 from trainer.models.describe import Facts, describe
 from trainer.models.sd import StableDiffusion, build_encoder
+from trainer.settings.config import Model
 
 ALL = ("unet", "vae", "text", "tokenizer")
 WHOLE_BYTES = 64 * 2**20  # files up to this size are hashed whole
@@ -81,6 +82,20 @@ def load(
         scheduler_config=facts.configs["scheduler"],
         prediction_type=facts.prediction_type,
         options={"family": family, "revision": revision, "variant": variant, "vae": vae},
+    )
+
+
+def load_for(settings: Model) -> Parts:
+    """The model that the settings name (or the built-in one), every part as its file has it: the weights lie in the file
+    and take no memory until a module visits or the engine has its own."""
+    return load(
+        settings.name or "demo",
+        family=settings.family,
+        dtype=None,
+        revision=settings.revision,
+        variant=settings.variant,
+        vae=settings.vae,
+        prediction_type=settings.prediction_type,
     )
 
 

@@ -21,10 +21,10 @@ from trainer.plan import cards, solver
 from trainer.plan.disk import disk_bytes
 from trainer.plan.inputs import Machine, budget_bytes, facts_for, look, meta_parts, public_facts
 from trainer.plan.measured import compare, enforce, probe, spill_watch
-from trainer.plan.phases import PhasePlan, Phases
+from trainer.plan.phases import PhasePlan, Phases, parks
 from trainer.plan.refusal import asked_for, flags, nearest, refuse
 from trainer.plan.text import gib, table
-from trainer.policy import Policy
+from trainer.policy import Drawing, Policy
 from trainer.settings.config import Config
 
 __all__ = ["Machine", "Plan", "compare", "draft", "enforce", "main", "plan", "probe", "public_facts", "spill_watch"]
@@ -52,6 +52,11 @@ class Plan:
     vae_tile: int | None = None
     vae_dtype: torch.dtype = torch.float32
     sample_dtype: torch.dtype | None = None
+
+    @property
+    def drawing(self) -> Drawing:
+        """How the run's pictures are drawn."""
+        return Drawing(self.sample_batch, self.vae_tile, self.vae_dtype, self.sample_dtype, parks(self.phases))
 
     @property
     def vram_peak_bytes(self) -> int:

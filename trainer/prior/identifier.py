@@ -131,8 +131,9 @@ def effects(
 
     Root mean squares over noises at timesteps in the noisier half of the schedule, where the content is decided.
     """
-    from trainer.draw.sampler import Look, conditions, latent_geometry, noise, predict
-    from trainer.machine.visit import visiting
+    from trainer.draw.painter import Painter
+    from trainer.draw.sampler import Look, latent_geometry, noise
+    from trainer.policy import Drawing
 
     plain = f"a photo of a {class_name}"
     prompts = {word: f"a photo of a {word} {class_name}" for word in words}
@@ -142,13 +143,13 @@ def effects(
     factor, channels = latent_geometry(parts)
     side = parts.unet.config.sample_size
     look = Look((side * factor, side * factor))
-    samples = noise(range(draws), (channels, side, side)).to(device)
+    samples = noise(range(draws), (channels, side, side))
     last = parts.scheduler_config["num_train_timesteps"] - 1
-    timesteps = torch.linspace(last / 2, last, draws).long().to(device)
-    with visiting(parts.unet, device) as unet:
+    timesteps = torch.linspace(last / 2, last, draws).long()
+    with Painter(parts, look, Drawing(), torch.device(device), texts).on_card(list(texts)) as brush:
 
         def answer(prompt: str) -> torch.Tensor:
-            return predict(unet, samples, timesteps, conditions(parts, texts, [prompt] * draws, look, device))
+            return brush.predict(samples, timesteps, [prompt] * draws)
 
         base = answer(plain)
         scale = (base - answer("")).square().mean().sqrt()

@@ -11,24 +11,21 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import torch
 from PIL import Image
-from torch import nn
 
 from trainer.data.photos import PhotoSet, candidates, class_prompt, scan_folder, smallest_side
 from trainer.data.pictures import Unreadable, read
-from trainer.draw.preview import draw_all, slug, to_pictures
-from trainer.draw.sampler import Look, Texts
+from trainer.draw.painter import Painter
+from trainer.draw.preview import slug
+from trainer.draw.sampler import Look
 from trainer.errors import ConfigError
-from trainer.events import Event, Notice
+from trainer.events import Notice, Stage
 from trainer.files.store import key
 from trainer.files.whole import tidy, whole
 from trainer.machine.phase import Phase
-from trainer.machine.visit import visiting
 from trainer.models.base import Parts
 from trainer.settings.config import Config
 
@@ -105,51 +102,32 @@ def folder_for(parts: Parts, config: Config, cache: Path) -> Path:
     return Path(cache) / "class_images" / f"{slug(class_prompt(config))}-{key(**made)[:10]}"
 
 
-def ensure(
-    parts: Parts,
-    config: Config,
-    folder: Path,
-    device: torch.device | str,
-    texts: Texts,
-    *,
-    count: int | None = None,
-    batch_size: int = 4,
-    denoiser: nn.Module | None = None,
-    tile: int | None = None,
-    vae_dtype: torch.dtype = torch.float32,
-    unet_dtype: torch.dtype | None = None,
-) -> Iterator[Event]:
-    """Fill `folder` up to `count` class images; returns them as a PhotoSet (through `yield from`).
+def ensure(painter: Painter, config: Config, folder: Path, *, count: int | None = None) -> Stage[PhotoSet]:
+    """Fill `folder` up to `count` class images, which are returned.
 
-    folder:     `folder_for(parts, config, cache)`
-    texts:      embeddings of `class_prompt(config)` and "" (`cache.encode_prompts`); not read when nothing is missing
-    denoiser:   stands in for parts.unet where its weights do not fit the card (`engine.as_module`); is used as it is
-    unet_dtype: precision of parts.unet while it draws; default its own
+    painter: draws with the untouched model; knows the embeddings of `class_prompt(config)` and "" where one is missing
+    folder:  `folder_for(parts, config, cache)`
     """
-    device, folder = torch.device(device), Path(folder)
+    parts, folder = painter.parts, Path(folder)
     resolution = config.data.resolution or parts.family.resolution
     count = count or config.prior.num_class_images or parts.family.defaults.class_images
     manifest, own = check(parts, config, folder)
     drawn = manifest.drawn(folder)
     missing = [i for i in range(max(0, count - own)) if i not in drawn]
     look = Look((resolution, resolution), config.prior.sample_steps, config.prior.guidance_scale)
-    phase = Phase("class images", device)
+    painter, chunk = replace(painter, look=look), max(CHUNK, painter.drawing.batch)
+    phase = Phase("class images", painter.device)
     yield phase.start(
         len(missing) * look.steps, f"{len(missing)} to draw, {len(drawn)} reused" + (f", {own} your own" if own else "")
     )
     if own and (missing or drawn):
         yield Notice(f"{folder} holds {own} of your own pictures; {count - own} drawn by the model make up {count}.")
     prompt = class_prompt(config)
-    for start in range(0, len(missing), max(CHUNK, batch_size)):
-        chunk = missing[start : start + max(CHUNK, batch_size)]
-        seeds = [config.train.seed + i for i in chunk]
-        arguments = (texts, [prompt] * len(chunk), seeds, look, device, batch_size, phase, start * look.steps)
-        if denoiser is not None:
-            latents = yield from draw_all(parts, denoiser, *arguments)
-        else:
-            with visiting(parts.unet, device, unet_dtype) as unet:
-                latents = yield from draw_all(parts, unet, *arguments)
-        for index, picture in zip(chunk, to_pictures(parts, latents, device, tile, vae_dtype), strict=True):
+    for start in range(0, len(missing), chunk):
+        indices = missing[start : start + chunk]
+        seeds = [config.train.seed + i for i in indices]
+        pictures = yield from painter.paint([prompt] * len(indices), seeds, phase, start * look.steps)
+        for index, picture in zip(indices, pictures, strict=True):
             name, digest = _save(picture, folder, index)
             manifest.images[name] = {"index": index, "sha256": digest}
         manifest.write(folder)

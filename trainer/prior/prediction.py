@@ -12,22 +12,20 @@ training and cached: no second model on the card.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer.data.photos import class_prompt
-from trainer.draw.preview import draw_all
-from trainer.draw.sampler import Look, Texts, conditions, noise, predict
+from trainer.draw.painter import Brush, Painter
+from trainer.draw.sampler import Look, noise
 from trainer.errors import ConfigError
-from trainer.events import Event, Notice
+from trainer.events import Notice, Stage
 from trainer.files.store import Store, key
 from trainer.machine.phase import Phase
-from trainer.machine.visit import visiting
-from trainer.models.base import Parts, abar
+from trainer.models.base import abar
 from trainer.settings.config import Config
 
 LATENTS = 50  # class latents; each is noised many times, and every draw brings new noise and a new target
@@ -98,25 +96,20 @@ def check(config: Config) -> None:
 
 
 def ensure(
-    parts: Parts,
+    painter: Painter,
     config: Config,
     folder: Path,
-    device: torch.device | str,
-    texts: Texts,
     *,
     draws: int = DRAWS,
     latents: int = LATENTS,
     sample_steps: int = SAMPLE_STEPS,
-    batch_size: int = 4,
-    denoiser: nn.Module | None = None,
-    unet_dtype: torch.dtype | None = None,
-) -> Iterator[Event]:
-    """Returns Predictions (through `yield from`), made now or found in `folder`. Arguments as in prior.ensure.
+) -> Stage[Predictions]:
+    """Predictions made now or found in `folder`; one with fewer draws than wanted is continued, not made again.
 
-    `texts` holds class_prompt(config) and "". A file with fewer draws than wanted is continued, not made again.
+    painter: draws with the untouched model; knows the embeddings of `class_prompt(config)` and ""
     """
     check(config)
-    device, prompt = torch.device(device), class_prompt(config)
+    parts, prompt = painter.parts, class_prompt(config)
     side = config.data.resolution or parts.family.resolution
     look = Look((side, side), sample_steps, config.prior.guidance_scale, sampler="ddim")
     schedule, seed = abar(parts), config.train.seed
@@ -130,69 +123,41 @@ def ensure(
         "steps": look.steps,
         "guidance": look.guidance,
         "latents": latents,
-        "dtype": str(unet_dtype),
+        "dtype": str(painter.drawing.denoiser_dtype),
     }
     name = key(kind="predictions 1", **facts)
     found = store.get(name, ("latents", "timesteps", "targets"))
-    if found is not None and len(found["timesteps"]) >= draws:
+    have = 0 if found is None else len(found["timesteps"])
+    if have >= draws:
         made = Predictions(
             prompt, schedule, seed, found["latents"], found["timesteps"][:draws], found["targets"][:draws]
         )
         yield Notice(f"Prior by prediction: {draws} predictions reused ({made.size_bytes / 2**20:.1f} MiB).")
         return made
-    phase = Phase("class images", device)
-    have = 0 if found is None else len(found["timesteps"])
+    phase = Phase("class images", painter.device)
     sampling = latents * look.steps if found is None else 0
     yield phase.start(sampling + draws - have, f"{draws - have} predictions of the base model, no pictures")
-    if denoiser is not None:
-        found = yield from _make(
-            parts, denoiser, texts, prompt, look, schedule, seed, found, draws, latents, batch_size, device, phase
-        )
-    else:
-        with visiting(parts.unet, device, unet_dtype) as unet:
-            found = yield from _make(
-                parts, unet, texts, prompt, look, schedule, seed, found, draws, latents, batch_size, device, phase
-            )
-    store.put(name, found)
-    made = Predictions(prompt, schedule, seed, found["latents"], found["timesteps"], found["targets"])
+    with replace(painter, look=look).on_card([prompt]) as brush:
+        if found is None:
+            clean = yield from brush.latents([prompt] * latents, [seed + i for i in range(latents)], phase)
+            found = {
+                "latents": clean.half(),
+                "timesteps": torch.empty(0, dtype=torch.int64),
+                "targets": torch.empty(0, *clean.shape[1:], dtype=torch.float16),
+            }
+        made = yield from _more(brush, Predictions(prompt, schedule, seed, **found), draws, phase)
+    store.put(name, {"latents": made.latents, "timesteps": made.timesteps, "targets": made.targets})
     yield phase.end(f"{draws - have} predictions made, {have} reused: {made.size_bytes / 2**20:.1f} MiB")
     return made
 
 
-def _make(
-    parts: Parts,
-    denoiser: nn.Module,
-    texts,
-    prompt: str,
-    look: Look,
-    schedule: Tensor,
-    seed: int,
-    found: dict[str, Tensor] | None,
-    draws: int,
-    latents: int,
-    batch_size: int,
-    device: torch.device,
-    phase: Phase,
-) -> Iterator[Event]:
-    """Class latents where there are none yet, then the base model's predictions on them, noised."""
-    if found is None:
-        seeds = [seed + i for i in range(latents)]
-        clean = yield from draw_all(parts, denoiser, texts, [prompt] * latents, seeds, look, device, batch_size, phase)
-        found = {
-            "latents": clean.half(),
-            "timesteps": torch.empty(0, dtype=torch.int64),
-            "targets": torch.empty(0, *clean.shape[1:], dtype=torch.float16),
-        }
-    clean, have = found["latents"], len(found["timesteps"])
-    timesteps = spread_timesteps(draws, len(schedule))
-    targets = [found["targets"]]
-    for start in range(have, draws, batch_size):
-        rows = range(start, min(start + batch_size, draws))
-        samples = torch.stack([noised(clean, i, timesteps[i], schedule, seed) for i in rows]).to(device)
-        values = conditions(parts, texts, [prompt] * len(rows), look, device)
-        with torch.no_grad():
-            targets.append(
-                predict(denoiser, samples, timesteps[rows.start : rows.stop].to(device), values).half().cpu()
-            )
+def _more(brush: Brush, made: Predictions, draws: int, phase: Phase) -> Stage[Predictions]:
+    """`made`, continued until there are `draws` of them."""
+    timesteps, targets, batch = spread_timesteps(draws, len(made.abar)), [made.targets], brush.painter.drawing.batch
+    for start in range(len(made), draws, batch):
+        rows = range(start, min(start + batch, draws))
+        samples = torch.stack([noised(made.latents, i, timesteps[i], made.abar, made.seed) for i in rows])
+        answers = brush.predict(samples, timesteps[rows.start : rows.stop], [made.prompt] * len(rows))
+        targets.append(answers.half().cpu())
         yield phase.progress(phase.total - (draws - rows.stop))
-    return {"latents": clean, "timesteps": timesteps, "targets": torch.cat(targets)}
+    return replace(made, timesteps=timesteps, targets=torch.cat(targets))

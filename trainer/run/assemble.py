@@ -7,12 +7,10 @@ and the engine only when they have gone. A denoiser that does not fit the card w
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from trainer import memory, models
 from trainer.data import encode as cache
@@ -21,10 +19,9 @@ from trainer.data import pictures
 from trainer.data.batches import Batches
 from trainer.data.dataset import Dataset, Example
 from trainer.data.photos import Photo, PhotoSet
-from trainer.draw import preview as sample
-from trainer.draw import sampler
+from trainer.draw.painter import Painter
 from trainer.draw.sampler import Look
-from trainer.events import Event, Notice
+from trainer.events import Event, Notice, Stage, outcome
 from trainer.files.mapped import give_back
 from trainer.files.store import Store
 from trainer.guard import guard, judge
@@ -32,7 +29,6 @@ from trainer.machine.phase import Phase
 from trainer.machine.vitals import Vitals
 from trainer.models import Parts, adapters
 from trainer.objective.loss import Objective
-from trainer.plan.phases import parks
 from trainer.plan.planner import Plan
 from trainer.policy import Policy
 from trainer.prior import identifier, prediction
@@ -47,19 +43,11 @@ from trainer.step.engine import Engine
 def build(
     config: Config, photos: PhotoSet, spared: Photo | None, plan: Plan, device: torch.device, run: Path
 ) -> Iterator[Event]:
-    """Returns (job, parts, dataset), through `yield from`."""
+    """Returns (job, painter), through `yield from`."""
     folder, train, model = Path(config.run.cache_dir), config.train, config.model
     phase = Phase("load", device)
     yield phase.start(detail=model.name)
-    parts = models.load(
-        model.name,
-        family=model.family,
-        dtype=None,  # as their file has them: the weights cost no RAM until the engine has its own
-        revision=model.revision,
-        variant=model.variant,
-        vae=model.vae,
-        prediction_type=model.prediction_type,
-    )
+    parts = models.load_for(model)
     yield phase.end(
         f"{parts.family.title}, {sum(p.numel() for p in parts.unet.parameters()) / 1e6:.1f} million parameters in the denoiser"
     )
@@ -68,7 +56,8 @@ def build(
 
     texts = yield from _class_texts(config, parts, device, folder)  # by encoders that the engine has not taken over yet
     engine = make_engine(config, parts, plan.policy, device) if plan.policy.stream == "all" else None
-    class_images, predictions = yield from _prior(config, parts, plan, device, folder, texts, engine)
+    painter = Painter(parts, Look.of(config), plan.drawing, device, texts, engine)
+    class_images, predictions = yield from _prior(config, plan, painter, folder)
     dataset = yield from cache.ensure(
         parts,
         photos,
@@ -77,14 +66,16 @@ def build(
         device,
         folder,
         prompts=drawn_prompts(config),
-        vae_dtype=plan.vae_dtype,
-        tile=plan.vae_tile,
+        vae_dtype=plan.drawing.vae_dtype,
+        tile=plan.drawing.tile,
     )
     held = yield from _held_out(config, parts, photos, spared, plan, device, folder)
     dataset, held_class = guard.hold_out_class(dataset) if config.guard.watch else (dataset, [])
 
     engine = engine or make_engine(config, parts, plan.policy, device)
     yield from _attention(config, parts, plan.policy, dataset, device)
+    drawing = replace(plan.drawing, batch=config.sample.batch_size or plan.drawing.batch)
+    painter = replace(painter, drawing=drawing, texts=dataset.texts or dataset.tokens, engine=engine)
     objective = Objective(
         models.abar(parts, train.zero_terminal_snr),
         parts.prediction_type,
@@ -112,7 +103,7 @@ def build(
         factor(train, train.max_train_steps),
         train.max_train_steps,
         Vitals(device),
-        {"policy": plan.policy.as_json(), "model": parts.digest},
+        {"policy": plan.policy.as_json(), "drawing": plan.drawing.as_json(), "model": parts.digest},
         preview=lambda step: iter(()),
         average=Average(engine.master(), train.ema_decay) if train.ema else None,
         text_stop=train.text_encoder_stop_step,
@@ -133,10 +124,8 @@ def build(
             train.train_batch_size,
             train.seed,
         )
-        job.guard = guard.Guard(
-            run, config.guard, losses, _pictures(config, photos, plan, engine, parts, dataset, device)
-        )
-    return job, parts, dataset
+        job.guard = guard.Guard(run, config.guard, losses, _pictures(config, photos, painter))
+    return job, painter
 
 
 def rates(config: Config) -> dict[str, float]:
@@ -184,33 +173,20 @@ def _class_texts(config: Config, parts: Parts, device: torch.device, folder: Pat
 
 
 def _prior(
-    config: Config,
-    parts: Parts,
-    plan: Plan,
-    device: torch.device,
-    folder: Path,
-    texts: sampler.Texts,
-    engine: Engine | None,
-) -> Iterator[Event]:
+    config: Config, plan: Plan, painter: Painter, folder: Path
+) -> Stage[tuple[PhotoSet | None, prediction.Predictions | None]]:
     """(class images, predictions) by the untouched model: one of them, or neither."""
     if not config.prior.with_prior_preservation:
         return None, None
-    settings = {
-        "batch_size": config.prior.sample_batch_size or plan.sample_batch,
-        "unet_dtype": plan.sample_dtype,
-        "denoiser": engine.as_module(parts.unet) if engine else None,
-    }
+    # nothing was learned yet: whatever state a streamed engine has already stays where the plan counts it
+    batch = config.prior.sample_batch_size or plan.drawing.batch
+    painter = replace(painter, drawing=replace(plan.drawing, batch=batch, park=False))
     if config.prior.by == "prediction":
         rows = config.train.max_train_steps * config.train.train_batch_size * config.train.gradient_accumulation_steps
         draws = min(prediction.DRAWS, max(rows, 16))  # a short run cannot use more
-        settings |= {"draws": draws, "latents": min(prediction.LATENTS, draws // 4)}
-        return None, (yield from prediction.ensure(parts, config, folder, device, texts, **settings))
-    place = prior.folder_for(parts, config, folder)
-    return (
-        yield from prior.ensure(
-            parts, config, place, device, texts, tile=plan.vae_tile, vae_dtype=plan.vae_dtype, **settings
-        )
-    ), None
+        latents = min(prediction.LATENTS, draws // 4)
+        return None, (yield from prediction.ensure(painter, config, folder, draws=draws, latents=latents))
+    return (yield from prior.ensure(painter, config, prior.folder_for(painter.parts, config, folder))), None
 
 
 def _held_out(
@@ -222,72 +198,34 @@ def _held_out(
     side = config.data.resolution
     store = Store(folder / "latents" if config.memory.cache_latents else None)
     found: list[Example] = yield from cache.images(
-        parts, guard.held_views(photos, spared, (side, side)), store, device, plan.vae_dtype, plan.vae_tile
+        parts, guard.held_views(photos, spared, (side, side)), store, device, plan.drawing.vae_dtype, plan.drawing.tile
     )
     return found
 
 
 def drawn_prompts(config: Config) -> list[str]:
-    """Every prompt that previews and the guard may draw."""
-    previews = (
-        [*config.sample.validation_prompt, config.sample.negative_prompt] if config.sample.num_validation_images else []
-    )
-    return [*previews, *guard.prompts(config)]
+    """Every prompt that previews and the guard may draw, and the one they are steered away from."""
+    previews = config.sample.validation_prompt if config.sample.num_validation_images else []
+    found = [*previews, *guard.prompts(config)]
+    return [*found, config.sample.negative_prompt] if found else []
 
 
-def look(config: Config) -> Look:
-    """How previews are drawn."""
-    side = config.data.resolution
-    return Look(
-        (side, side),
-        config.sample.steps,
-        config.sample.guidance_scale,
-        negative=config.sample.negative_prompt,
-        zero_terminal_snr=config.train.zero_terminal_snr,
-    )
-
-
-def live_texts(
-    engine: Engine, tokens: dict[str, dict[str, torch.Tensor]], prompts: list[str]
-) -> dict[str, dict[str, torch.Tensor]]:
-    """Embeddings by the text encoder as it is now, where it is being trained."""
-    texts = {}
-    for prompt in dict.fromkeys(prompts):
-        ids = {name: row[None] for name, row in tokens[prompt].items()}
-        names = ("text", "pooled") if len(ids) > 1 else ("text",)
-        texts[prompt] = {name: engine.forward(ids, name)[0].float().cpu() for name in names}
-    return texts
-
-
-def _pictures(
-    config: Config, photos: PhotoSet, plan: Plan, engine: Engine, parts: Parts, dataset: Dataset, device: torch.device
-) -> guard.Pictures | None:
+def _pictures(config: Config, photos: PhotoSet, painter: Painter) -> guard.Pictures | None:
     """The guard's eye, where there is a judge that can look and a class to compare with."""
     name = config.guard.judge
     if name == "auto":
         name = "demo" if config.model.name == "demo" else "none"
     if name == "none" or not guard.prompts(config):
         return None
-    chosen = replace(look(config), steps=min(20, config.sample.steps))
-    batch = config.sample.batch_size or plan.sample_batch
-
-    def draw(prompts: list[str], seeds: list[int]) -> list[Image.Image]:
-        texts = dataset.texts or live_texts(engine, dataset.tokens, [*prompts, chosen.negative])
-        latents = []
-        with engine.parked() if parks(plan.phases) else nullcontext():
-            for start in range(0, len(prompts), batch):
-                rows = slice(start, start + batch)
-                latents.append(
-                    list(
-                        sampler.draw(
-                            parts, engine.as_module(parts.unet), texts, prompts[rows], seeds[rows], chosen, device
-                        )
-                    )[-1]
-                )
-            return sample.to_pictures(parts, torch.cat(latents), device, plan.vae_tile, plan.vae_dtype)
-
+    quick = replace(painter, look=replace(painter.look, steps=min(20, painter.look.steps)))
     shown = [pictures.read(Path(photo.path)).rgb for photo in photos.photos]
-    return guard.Pictures(judge.load(name), draw, shown, config.data.instance_prompt, data.class_prompt(config))
+    return guard.Pictures(
+        judge.load(name),
+        lambda prompts, seeds: outcome(quick.paint(prompts, seeds)),
+        shown,
+        config.data.instance_prompt,
+        data.class_prompt(config),
+    )
 
 
 def resumed(job: loop.Job, point: Path) -> Notice:

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from trainer import models
 from trainer.data import encode as cache
-from trainer.draw import preview as sample
+from trainer.draw.painter import Painter
+from trainer.draw.preview import preview
 from trainer.draw.sampler import Look
 from trainer.errors import ConfigError
 from trainer.events import Event, Finished
-from trainer.models import Parts, adapters
+from trainer.models import Parts, adapters, load_for
 from trainer.out import checkpoint, export
-from trainer.policy import Policy
+from trainer.policy import Drawing, Policy
 from trainer.run import stages
-from trainer.run.assemble import live_texts, make_engine
+from trainer.run.assemble import make_engine
 from trainer.run.settle import unused
 from trainer.settings.config import Config
 from trainer.settings.overlay import load as settings
@@ -38,39 +39,26 @@ def sample_run(
     point = newest(run)
     if point is None and (run / "config.toml").is_file():
         raise no_checkpoint(run)
-    parts, engine = _load(config) if point is None else restore(point, config, device)
+    if point is None:
+        parts, engine, drawing = load_for(config.model), None, Drawing(batch=1)
+    else:
+        parts, engine, drawing = restore(point, config, device)
+    if config.data.resolution is None:
+        config.settle("data.resolution", parts.family.resolution, f"{parts.family.name} default")
     step = checkpoint.step_of(point) if point else 0
+    drawing = replace(  # what was asked for here counts more than what the run's plan chose
+        drawing, batch=config.sample.batch_size or drawing.batch, tile=config.memory.vae_tile or drawing.tile
+    )
+    painter = Painter(parts, Look.of(config), drawing, device, {}, engine)
     wanted = [*dict.fromkeys(prompts), config.sample.negative_prompt]
     if engine is not None and config.train.train_text_encoder:
-        texts = live_texts(engine, cache.token_ids(parts, wanted), wanted)
+        painter = replace(painter, texts=cache.token_ids(parts, wanted))
     else:
-        texts = yield from cache.encode_prompts(parts, wanted, device, None)
-    side = config.data.resolution or parts.family.resolution
-    look = Look(
-        (side, side),
-        config.sample.steps,
-        config.sample.guidance_scale,
-        negative=config.sample.negative_prompt,
-        zero_terminal_snr=config.train.zero_terminal_snr,
-    )
+        painter = replace(painter, texts=(yield from cache.encode_prompts(parts, wanted, device, None)))
     folder = output or unused(
         (run if point is None and run.is_dir() else (point.parent if point else Path.cwd())) / "drawn"
     )
-    rows = [(prompt, seed) for prompt in prompts for seed in seeds]
-    denoiser = engine.as_module(parts.unet) if engine else parts.unet.to(device)
-    yield from sample.preview(
-        parts,
-        denoiser,
-        texts,
-        [p for p, _ in rows],
-        [s for _, s in rows],
-        folder,
-        step,
-        look=look,
-        device=device,
-        batch_size=config.sample.batch_size or 1,
-        tile=config.memory.vae_tile,
-    )
+    yield from preview(painter, [(prompt, seed) for prompt in prompts for seed in seeds], folder, step)
     yield Finished("done", step, time.perf_counter() - begun, str(run), f"pictures    {folder}")
 
 
@@ -85,7 +73,7 @@ def export_run(run: Path, formats: Sequence[str] | None, precision: str, output:
         raise ConfigError(
             f"{run} trained the whole model, there is no adapter in it", "use --formats diffusers single_file"
         )
-    parts, engine = restore(point, config, torch.device("cpu"))
+    parts, engine, _ = restore(point, config, torch.device("cpu"))
     formats = list(
         formats or config.export.formats or (["lora_diffusers"] if config.train.method != "full" else ["diffusers"])
     )
@@ -106,9 +94,10 @@ def no_checkpoint(run: Path) -> ConfigError:
     )
 
 
-def restore(point: Path, config: Config, device: torch.device) -> tuple[Parts, Engine]:
-    """The model and the engine as they were when `point` was written; the engine holds the moving average where there is one."""
-    parts, _ = _load(config, None)
+def restore(point: Path, config: Config, device: torch.device) -> tuple[Parts, Engine, Drawing]:
+    """The model, the engine and the way of drawing as they were when `point` was written; the engine holds the moving
+    average where there is one."""
+    parts = load_for(config.model)
     with torch.random.fork_rng():  # loading a checkpoint puts torch's generators back, which is for resuming only
         state, weights, average, _ = checkpoint.load(point)
     if state["model"] != parts.digest:
@@ -121,17 +110,6 @@ def restore(point: Path, config: Config, device: torch.device) -> tuple[Parts, E
     engine.load_state_dict(weights)
     if average is not None:
         engine.load_master(average)
-    return parts, engine
-
-
-def _load(config: Config, dtype: torch.dtype | None = torch.float32) -> tuple[Parts, None]:
-    model = config.model
-    return models.load(
-        model.name or "demo",
-        family=model.family,
-        dtype=dtype,
-        revision=model.revision,
-        variant=model.variant,
-        vae=model.vae,
-        prediction_type=model.prediction_type,
-    ), None
+    # checkpoints from before it was kept say nothing
+    drawing = Drawing.from_json(state["drawing"]) if "drawing" in state else Drawing(batch=1)
+    return parts, engine, drawing

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,10 +17,9 @@ import torch
 
 from trainer import memory, models
 from trainer.data import photos as data
-from trainer.data.dataset import Dataset
 from trainer.data.photos import Photo, PhotoSet
 from trainer.draw import preview as sample
-from trainer.draw import sampler
+from trainer.draw.painter import Painter
 from trainer.errors import ConfigError
 from trainer.events import (
     CheckpointSaved,
@@ -33,6 +31,7 @@ from trainer.events import (
     PhotosScanned,
     RunStarted,
     Step,
+    outcome,
 )
 from trainer.guard import guard
 from trainer.machine.phase import Phase
@@ -40,10 +39,9 @@ from trainer.models import Parts
 from trainer.out import checkpoint, export
 from trainer.plan import measured as budget
 from trainer.plan import planner
-from trainer.plan.phases import parks
 from trainer.prior import images as prior
 from trainer.run import loop, settle
-from trainer.run.assemble import build, live_texts, look, resumed
+from trainer.run.assemble import build, resumed
 from trainer.settings import checks, overlay
 from trainer.settings.config import Config
 
@@ -186,18 +184,18 @@ def versions() -> dict[str, str]:
 def _work(ready: Prepared, controls: Controls) -> Iterator[Event]:
     """Everything that takes time."""
     built = build(ready.config, ready.photos, ready.spared, ready.plan, ready.device, ready.run)
-    job, parts, dataset = yield from _quittable(built, controls)
-    job.preview = lambda step: _preview(ready, job, parts, dataset, step)
+    job, painter = yield from _quittable(built, controls)
+    job.preview = lambda step: _preview(ready, painter, step)
     if ready.config.run.probe:
-        yield from _probe(ready, job, parts, dataset)
+        yield from _probe(ready, job, painter)
     if job.guard is not None:
         yield from job.guard.begin()  # before resuming: what it compares with is the base model
     if ready.resume:
         yield resumed(job, ready.resume)
     yield from _train(ready, job, controls)
     if not controls.quit:
-        yield from _preview(ready, job, parts, dataset, job.done)
-        yield from _export(ready, job, parts)
+        yield from _preview(ready, painter, job.done)
+        yield from _export(ready, job, painter.parts)
 
 
 def _quittable(events: Iterator[Event], controls: Controls) -> Iterator[Event]:
@@ -239,30 +237,15 @@ def _spills(events: Iterator[Event], device: torch.device) -> Iterator[Event]:
                 physical = 0
 
 
-def _preview(ready: Prepared, job: loop.Job, parts: Parts, dataset: Dataset, step: int) -> Iterator[Event]:
+def _preview(ready: Prepared, painter: Painter, step: int) -> Iterator[Event]:
     """Pictures of the weights as they are, each prompt with the same seeds at every step. Too little memory costs pictures only."""
-    config, plan = ready.config, ready.plan
+    config = ready.config
     per_prompt, prompts = config.sample.num_validation_images, config.sample.validation_prompt
     if not per_prompt or not prompts:
         return
     rows = [(prompt, config.train.seed + i) for prompt in prompts for i in range(per_prompt)]
-    texts = dataset.texts or live_texts(job.engine, dataset.tokens, [*prompts, config.sample.negative_prompt])
     try:
-        with job.engine.parked() if parks(plan.phases) else nullcontext():
-            yield from sample.preview(
-                parts,
-                job.engine.as_module(parts.unet),
-                texts,
-                [p for p, _ in rows],
-                [s for _, s in rows],
-                ready.run / "samples",
-                step,
-                look=look(config),
-                device=ready.device,
-                batch_size=config.sample.batch_size or plan.sample_batch,
-                tile=plan.vae_tile,
-                vae_dtype=plan.vae_dtype,
-            )
+        yield from sample.preview(painter, rows, ready.run / "samples", step)
     except torch.OutOfMemoryError:
         memory.allocator.release()
         yield Notice(
@@ -306,17 +289,17 @@ def metadata(config: Config) -> dict[str, str]:
     return {key: str(config.value(key)) for key in keys}
 
 
-def _probe(ready: Prepared, job: loop.Job, parts: Parts, dataset: Dataset) -> Iterator[Event]:
-    """One step that teaches nothing, one picture and one dummy save, on a card: the plan corrected by doing."""
-    ready.plan = budget.probe(ready.plan, ready.device, probes(ready, job, parts, dataset))
+def _probe(ready: Prepared, job: loop.Job, painter: Painter) -> Iterator[Event]:
+    """One step that teaches nothing, one batch of pictures and one dummy save, on a card: the plan corrected by doing."""
+    ready.plan = budget.probe(ready.plan, ready.device, probes(ready, job, painter))
     yield from ready.plan.events()
 
 
-def probes(ready: Prepared, job: loop.Job, parts: Parts, dataset: Dataset) -> dict[str, Callable[[], object]]:
+def probes(ready: Prepared, job: loop.Job, painter: Painter) -> dict[str, Callable[[], object]]:
     """Phase -> what stands for it: the stages' own calls, shortened where they repeat themselves."""
-    config, plan, device = ready.config, ready.plan, ready.device
+    config = ready.config
     state = job.batches.state()
-    micro = [batch.to(device) for batch in job.batches.step()]
+    micro = [batch.to(ready.device) for batch in job.batches.step()]
     job.batches.restore(state)
 
     def step() -> object:
@@ -326,13 +309,8 @@ def probes(ready: Prepared, job: loop.Job, parts: Parts, dataset: Dataset) -> di
         return job.engine.step([m.values for m in micro], loss, job.rates, update=False)
 
     def draw() -> None:
-        rows, prompt = config.sample.batch_size or plan.sample_batch, config.sample.validation_prompt[0]
-        texts = dataset.texts or live_texts(job.engine, dataset.tokens, [prompt, config.sample.negative_prompt])
-        short = replace(look(config), steps=2)
-        with job.engine.parked() if parks(plan.phases) else nullcontext():
-            unet = job.engine.as_module(parts.unet)
-            *_, latents = sampler.draw(parts, unet, texts, [prompt] * rows, list(range(rows)), short, device)
-            sample.to_pictures(parts, latents[:1], device, plan.vae_tile, plan.vae_dtype)
+        rows, prompt = painter.drawing.batch, config.sample.validation_prompt[0]
+        outcome(replace(painter, look=replace(painter.look, steps=2)).paint([prompt] * rows, list(range(rows))))
 
     def save() -> None:
         for tensor in job.engine.state_dict().values():
