@@ -153,6 +153,14 @@ class Notice(Event):
 
 
 @dataclass(frozen=True)
+class Said(Event):
+    """What a library printed, logged or warned of while the dashboard had the screen; each text once a run."""
+
+    text: str
+    source: str = "output"  # "output" | "warning"
+
+
+@dataclass(frozen=True)
 class Finished(Event):
     status: str  # "done" | "interrupted" | "failed"
     step: int
@@ -165,7 +173,7 @@ class Finished(Event):
 KINDS = {
     cls.__name__: cls
     for cls in (RunStarted, PhotosScanned, PlanReady, PhaseStarted, PhaseProgress, PhaseEnded, Step, Meters, Sampled,
-                CheckpointSaved, Exported, Notice, Finished)
+                CheckpointSaved, Exported, Notice, Said, Finished)
 }  # fmt: skip
 
 

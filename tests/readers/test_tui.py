@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import os
 import pty
 import select
@@ -22,12 +21,13 @@ from rich.console import Console
 
 from trainer.events import Controls, Event, Finished, Notice, PhaseEnded, PhaseProgress, PhaseStarted, Step
 from trainer.readers import log, tui, watch
+from trainer.readers.stray import Stray
 from trainer.readers.view.charts import bar, braille, limits, sparkline
 from trainer.readers.view.dashboard import frame
 from trainer.readers.view.ink import plain
 from trainer.readers.view.keys import interrupts, press
 from trainer.readers.view.lines import gib
-from trainer.readers.view.painter import Painter, stray_output
+from trainer.readers.view.painter import Painter
 from trainer.readers.view.panels import View
 from trainer.readers.view.pictures import gallery, half_blocks
 from trainer.readers.view.state import RunState, apply, replay
@@ -91,7 +91,7 @@ def test_a_frame_fills_any_screen_and_never_more(recorded: list[Event], width: i
                 View(),
                 View(help=True),
                 View(large=True),
-                View(pictures=False, asked=("pause",), message="x" * 300),
+                View(pictures=False, asked=("pause",)),
             ):
                 lines = frame(state, width, height, view)
                 assert len(lines) == height
@@ -203,8 +203,8 @@ def test_only_changed_lines_are_sent(recorded: list[Event]) -> None:
 
 def test_drawing_takes_at_most_one_percent_of_the_time(recorded: list[Event]) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, color_system="truecolor", width=160, height=48)
-    with stray_output() as stray:
-        screen = tui.Screen(console, Controls(), stray, watching=False)
+    with Stray().caught():
+        screen = tui.Screen(console, Controls(), watching=False)
         screen.state = until(recorded, MOMENTS["train"])
         costs: list[float] = []
         draw = screen.draw
@@ -282,22 +282,6 @@ def test_the_first_interrupt_asks_and_the_second_breaks_off() -> None:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.5)
     assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_what_libraries_print_does_not_tear_the_screen() -> None:
-    stream = sys.stderr
-    logger = logging.getLogger("some.library")
-    handler = logging.StreamHandler(stream)
-    logger.addHandler(handler)
-    try:
-        with stray_output() as stray:
-            print("one\ntwo")
-            logger.warning("from a log")
-            sys.stderr.write("10%\r20%\r30%\n")
-            assert list(stray.texts) == ["one", "two", "from a log", "30%"]
-        assert sys.stderr is stream and handler.stream is stream
-    finally:
-        logger.removeHandler(handler)
 
 
 def test_an_error_in_the_run_leaves_the_screen_and_is_raised(recorded: list[Event]) -> None:

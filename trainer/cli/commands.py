@@ -22,10 +22,10 @@ def train(command: Command) -> int:
     config = command.config()
     notices = command.notices + check(config, tolerant=command.foreign)
 
-    from trainer.readers import log, tui
+    from trainer.readers import log, stray, tui
 
     log.check(config)
-    controls = Controls()
+    controls, said = Controls(), stray.Stray()
     run_dir: list[str] = []
 
     def events() -> Iterator[Event]:
@@ -41,7 +41,7 @@ def train(command: Command) -> int:
     with ExitStack() as stack:
         stack.push(lambda kind, error, trace: _report(error, run_dir))
         stack.push(lambda kind, error, trace: _say_where(error, run_dir))
-        finished = tui.show(log.record(events(), config), controls, config.run.dashboard)
+        finished = tui.show(log.record(stray.heard(events(), said), config), controls, config.run.dashboard, said)
     return {"done": 0, "interrupted": 130}.get(finished.status if finished else "failed", 1)
 
 

@@ -27,6 +27,7 @@ A line is one JSON object: `"event"` (the kind), `"time"` (seconds since the epo
 | CheckpointSaved | a checkpoint is complete on disk       | step path size_bytes seconds kind                        |
 | Exported        | an export was loaded back and compared | path format precision size_bytes max_error usage         |
 | Notice          | to know; "info" or "warning"           | text fix level                                           |
+| Said            | a library spoke under the dashboard    | text source                                              |
 | Finished        | last: "done", "interrupted", "failed"  | status step seconds run_dir text error                   |
 
 A resumed run appends a second RunStarted; Step lines whose numbers come again replace the earlier ones. With pandas:

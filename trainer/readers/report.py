@@ -23,6 +23,7 @@ from trainer.readers.view.usage import usage
 
 NAME = "report.html"
 STEPS, PICTURES = 12, 24  # at most so many columns of samples, and photos or class images
+SAID = 200  # lines of libraries
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
@@ -110,6 +111,13 @@ def warnings(state: RunState, run: Path) -> str:
             for text, fix in said
         ),
     )
+
+
+def said(state: RunState, run: Path) -> str:
+    """What libraries wrote, logged or warned of under the dashboard."""
+    texts = [said.text for said in state.said]
+    more = f"\n... and {len(texts) - SAID} more in log.jsonl" if len(texts) > SAID else ""
+    return section("Said by libraries", f"<pre>{escape(chr(10).join(texts[:SAID]) + more)}</pre>") if texts else ""
 
 
 def samples(state: RunState, run: Path) -> str:
@@ -300,5 +308,6 @@ PARTS: tuple[Callable[[RunState, Path], str], ...] = (
     meters,
     memory,
     timings,
+    said,
     settings_used,
 )

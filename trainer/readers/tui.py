@@ -17,10 +17,11 @@ from typing import Literal, TextIO
 from rich.console import Console
 
 from trainer.events import Controls, Event, Finished
+from trainer.readers.stray import Stray
 from trainer.readers.view.dashboard import frame
 from trainer.readers.view.keys import interrupts, keyboard, press
 from trainer.readers.view.lines import Thinner, lines
-from trainer.readers.view.painter import Painter, Stray, stray_output
+from trainer.readers.view.painter import Painter
 from trainer.readers.view.panels import View
 from trainer.readers.view.state import RunState, apply
 
@@ -29,12 +30,17 @@ SHARE = 0.01  # of the time that may go into drawing
 Mode = Literal["auto", "on", "off"]
 
 
-def show(events: Iterable[Event], controls: Controls, mode: Mode = "auto") -> Finished | None:
+def show(
+    events: Iterable[Event], controls: Controls, mode: Mode = "auto", stray: Stray | None = None
+) -> Finished | None:
     """Show the run as it happens: the dashboard or plain lines. Ctrl-C asks `controls` to save and quit, twice breaks
-    off.
+    off. `stray` collects what libraries say under the dashboard, for whoever made it and passes it on (see stray.py).
     """
-    with interrupts(controls):
-        state = dashboard(events, controls) if wants_dashboard(mode, sys.stdout) else plain(events)
+    with interrupts(controls) as streams:
+        if wants_dashboard(mode, sys.stdout):
+            state = dashboard(events, controls, stray=stray, streams=streams)
+        else:
+            state = plain(events)
     return state.finished
 
 
@@ -67,26 +73,32 @@ def plain(events: Iterable[Event], output: TextIO | None = None) -> RunState:
 
 
 def dashboard(
-    events: Iterable[Event], controls: Controls, *, watching: bool = False, console: Console | None = None
+    events: Iterable[Event],
+    controls: Controls,
+    *,
+    watching: bool = False,
+    console: Console | None = None,
+    stray: Stray | None = None,
+    streams: list[int] | None = None,
 ) -> RunState:
     """The full screen until the events end; afterwards its essence as plain lines, which stay in the scrollback."""
-    with stray_output() as stray:
-        screen = Screen(console or Console(file=sys.__stdout__), controls, stray, watching)
+    stray = stray or Stray()
+    with stray.caught(streams) as output:
+        screen = Screen(console or Console(file=output), controls, watching)
         with screen:
             for event in events:
                 screen.state = apply(screen.state, event)
             while watching and not controls.quit:  # the last frame stays until the person leaves
                 time.sleep(0.1)
-    summary(screen.state, stray, screen.console.file)
+    summary(screen.state, stray, console.file if console else sys.stdout)
     return screen.state
 
 
 def summary(state: RunState, stray: Stray, output: TextIO) -> None:
     """What should outlive the screen."""
-    for text in list(stray.texts)[-20:]:
-        print(text, file=output)
     thinner = Thinner()
     kept = [
+        *stray.take()[-20:],  # what no log has
         *state.warnings,
         *state.checkpoints[-1:],
         *state.samples[-1:],
@@ -96,6 +108,8 @@ def summary(state: RunState, stray: Stray, output: TextIO) -> None:
     for event in kept:
         for line in lines(state, event, thinner):
             print(line, file=output)
+    if state.said:
+        print(f"Libraries said {len(state.said)} things meanwhile: see log.jsonl, or the report.", file=output)
     if state.finished and state.finished.text:
         print(state.finished.text, file=output)
     output.flush()
@@ -106,8 +120,8 @@ class Screen:
     the screen.
     """
 
-    def __init__(self, console: Console, controls: Controls, stray: Stray, watching: bool):
-        self.console, self.controls, self.stray, self.watching = console, controls, stray, watching
+    def __init__(self, console: Console, controls: Controls, watching: bool):
+        self.console, self.controls, self.watching = console, controls, watching
         self.state, self.help, self.large = RunState(), False, False
         self.painter = Painter(console)
         self.drawn_seconds = 0.0
@@ -156,7 +170,6 @@ class Screen:
             if self.watching
             else tuple(n for n in ("sample", "checkpoint", "pause", "quit") if getattr(self.controls, n))
         )
-        rest = self.stray.texts[-1] if self.stray.texts else ""
         view = View(
             now=time.time(),
             pictures=self.console.color_system == "truecolor" and not self.console.no_color,
@@ -164,7 +177,6 @@ class Screen:
             help=self.help,
             large=self.large,
             asked=asked,
-            message=rest,
         )
         self.painter.paint(frame(self.state, width, height, view), (width, height))
         cost = time.thread_time() - before

@@ -42,10 +42,14 @@ def keyboard() -> Iterator[Callable[[float], str]]:
 
 
 @contextmanager
-def interrupts(controls: Controls) -> Iterator[None]:
-    """Ctrl-C, a polite kill or a lost connection asks the run to save and quit; the second Ctrl-C breaks off at once."""
+def interrupts(controls: Controls) -> Iterator[list[int]]:
+    """Ctrl-C, a polite kill or a lost connection asks the run to save and quit; the second Ctrl-C breaks off at once.
+
+    Gives the descriptors that lead to the terminal, to which more may be added: without it they lead nowhere.
+    """
+    streams = [1, 2]
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set signal handlers
+        yield streams  # only the main thread may set signal handlers
         return
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -55,7 +59,7 @@ def interrupts(controls: Controls) -> Iterator[None]:
             number == HANGUP
         ):  # nobody reads on, and writing to a terminal that is gone would end the run before it saves
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            for stream in (1, 2):
+            for stream in streams:
                 os.dup2(nowhere, stream)
         controls.quit = True
         controls.pause = False
@@ -65,7 +69,7 @@ def interrupts(controls: Controls) -> Iterator[None]:
         asking.append(HANGUP)
     before = {number: signal.signal(number, ask) for number in asking}
     try:
-        yield
+        yield streams
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

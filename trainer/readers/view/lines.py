@@ -92,6 +92,8 @@ def _texts(state: RunState, event: ev.Event, thinner: Thinner) -> Iterator[str]:
                 + event.text
                 + (f" (fix: {event.fix})" if event.fix else "")
             )
+        case ev.Said():
+            yield f"library: {event.text}"
         case ev.Finished():
             took = duration(event.seconds)
             yield f"finished: status={event.status} step={event.step} time={took} folder={event.run_dir}"

@@ -7,13 +7,8 @@ neither encoded nor sent.
 
 from __future__ import annotations
 
-import logging
-import sys
-from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from io import StringIO, TextIOBase
-from typing import TextIO
+from collections.abc import Sequence
+from io import StringIO
 
 from rich.console import Console
 from rich.text import Text
@@ -81,44 +76,3 @@ class Painter:
         self.file.write(text)
         self.file.flush()
         self.sent += len(text)
-
-
-class Stray(TextIOBase):
-    """Takes what libraries print while the screen is ours; keeps the last lines (of a line redrawn with \\r, the last
-    state).
-    """
-
-    def __init__(self, keep: int = 200):
-        self.texts: deque[str] = deque(maxlen=keep)
-        self.rest = ""
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, text: str) -> int:
-        *lines, self.rest = (self.rest + text).split("\n")
-        self.texts.extend(line.rstrip().rsplit("\r", 1)[-1] for line in lines if line.strip())
-        self.rest = self.rest.rsplit("\r", 1)[-1]
-        return len(text)
-
-
-@contextmanager
-def stray_output() -> Iterator[Stray]:
-    """Catch print, warnings and log handlers, which would tear the screen; put back afterwards."""
-    stray = Stray()
-    before: tuple[TextIO, TextIO] = (sys.stdout, sys.stderr)
-    handlers = [
-        (handler, handler.stream)
-        for logger in [logging.root, *logging.root.manager.loggerDict.values()]
-        for handler in getattr(logger, "handlers", ())
-        if isinstance(handler, logging.StreamHandler) and handler.stream in before
-    ]
-    try:
-        sys.stdout = sys.stderr = stray  # type: ignore[assignment]
-        for handler, _ in handlers:
-            handler.setStream(stray)
-        yield stray
-    finally:
-        sys.stdout, sys.stderr = before
-        for handler, stream in handlers:
-            handler.setStream(stream)

@@ -46,7 +46,6 @@ class View:
     help: bool = False
     large: bool = False  # pictures fill the screen
     asked: tuple[str, ...] = ()  # "sample", "checkpoint", "pause", "quit": asked for and not yet done
-    message: str = ""  # the last line some library printed
 
 
 def header(state: RunState, width: int, view: View) -> Text:
@@ -306,7 +305,7 @@ def footer(state: RunState, width: int, view: View) -> Text:
             f" {name}", WARN if asked else LABEL
         )
     info = [n.text for n in state.notices if n.level != "warning"]
-    said = ink(view.message or (info[-1] if info else ""), LABEL)
+    said = ink(info[-1] if info else "", LABEL)
     room = width - left.cell_len - 2
     said.truncate(max(1, room), overflow="ellipsis")
     return ends(left, said if room > 10 else Text(), width)

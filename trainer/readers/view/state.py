@@ -68,6 +68,7 @@ class RunState:
     checkpoints: tuple[ev.CheckpointSaved, ...] = ()
     exports: tuple[ev.Exported, ...] = ()
     notices: tuple[ev.Notice, ...] = ()
+    said: tuple[ev.Said, ...] = ()
     finished: ev.Finished | None = None
     begun: float = math.nan  # time of the first and the last event
     time: float = math.nan
@@ -192,6 +193,8 @@ def apply(state: RunState, event: ev.Event) -> RunState:
             return replace(state, exports=(*tuple(e for e in state.exports if e.path != event.path), event))
         case ev.Notice():
             return replace(state, notices=(*state.notices, event))
+        case ev.Said():
+            return replace(state, said=(*state.said, event))
         case ev.Finished():
             return replace(
                 state, finished=event, spans=tuple(replace(s, end=event.time) if s.open else s for s in state.spans)
