@@ -39,7 +39,7 @@ BENCHMARK_WINGS = (("__main__", "report"), ("suites", "demo"), ("harness",))
 
 # Each list below may only shrink: a rule fails for what is missing from its list and for what no longer needs to be on it.
 UPWARD = {("settings/checks", "models")}
-TYPE_CIRCLES = {"trainer/plan/text.py", "trainer/plan/refusal.py", "trainer/plan/measured.py"}
+TYPE_CIRCLES: set[str] = set()
 LONG = {  # files over 350 lines, each with its reason at its top
     "trainer/run/stages.py",
     "trainer/step/engine.py",
@@ -77,7 +77,7 @@ TESTED_IN = {
     "objective/objective": "objective/loss",
     "out/export": "files/safetensors_stream",
     "plan/measured": "machine/vitals",
-    "plan/planner": "plan/calibration plan/cards plan/disk plan/inputs plan/refusal plan/rehearse plan/text",
+    "plan/planner": "plan/calibration plan/cards plan/command plan/inputs plan/plan plan/refusal plan/rehearse",
     "plan/simulate": "plan/phases plan/pretend plan/table",
     "plan/solver": "policy",
     "readers/log": "machine/phase",

@@ -13,12 +13,12 @@ import torch
 from trainer.errors import ConfigError
 from trainer.files.safetensors_stream import PIECE_BYTES
 from trainer.models import family
-from trainer.plan import calibration, cards, planner, rehearse
+from trainer.plan import calibration, cards, command, planner, rehearse
 from trainer.plan import measured as budget
 from trainer.plan.calibration import GIB
-from trainer.plan.inputs import meta_parts
-from trainer.plan.phases import Phases, parks
-from trainer.plan.planner import Machine
+from trainer.plan.inputs import Machine, meta_parts
+from trainer.plan.phases import Rehearsals
+from trainer.plan.plan import Plan
 from trainer.policy import Policy
 from trainer.settings import overlay
 from trainer.settings.config import Config
@@ -78,10 +78,10 @@ def small(**settings: object) -> Config:
 
 @pytest.fixture(scope="module")
 def facts():
-    return planner.facts_for(small())
+    return command.facts_for(small())
 
 
-def draft(facts, machine: Machine | None = None, **settings: object) -> planner.Plan:
+def draft(facts, machine: Machine | None = None, **settings: object) -> Plan:
     return planner.draft(small(**settings), facts, machine or Machine("cuda", cards.find("RTX 3060")))
 
 
@@ -141,7 +141,7 @@ def test_a_way_out_that_does_not_fit_either_is_not_named(facts):
     assert ", or" not in made.refusal.fix
 
 
-class Greedy(Phases):
+class Greedy(Rehearsals):
     """Pictures that take more than any card has, unless units are brought one by one."""
 
     def _draw_base(self, policy: Policy, pictures: int) -> int:
@@ -188,7 +188,7 @@ def test_on_a_cpu_every_phase_is_planned_with_what_visits_in_fp32(facts):
     plan = draft(facts, Machine("cpu", None, None, 64 * GIB))
     ram = {phase.name: phase.ram_bytes - calibration.PROCESS_RAM_BYTES.amount for phase in plan.phases}
     assert list(ram) == ["load", "class images", "cache images", "cache text", "train", "sample", "save", "export"]
-    weights = 4 * sum(p.numel() for p in planner.meta_parts(small(), facts).unet.parameters())
+    weights = 4 * sum(p.numel() for p in meta_parts(small(), facts).unet.parameters())
     assert weights < ram["class images"] < 3 * weights  # the UNet as it computes, and activations
     assert ram["train"] > 4 * weights  # weights, gradients, two moments
     assert ram["load"] < 0.01 * weights
@@ -199,7 +199,7 @@ def test_the_ram_of_a_card_s_run_is_what_the_engine_keeps_there_and_no_copy_of_t
     plan = draft(
         facts, memory__vram_gb=4.0, memory__stream=stream, memory__checkpointing="blocks", memory__resident_units=0
     )
-    parts = planner.meta_parts(small(), facts)
+    parts = meta_parts(small(), facts)
     with rehearse.engine(parts, plan.policy, text=False) as made:
         host = made.bytes["host"]
     ram = {phase.name: phase.ram_bytes - int(calibration.PROCESS_RAM_BYTES.amount) for phase in plan.phases}
@@ -219,10 +219,10 @@ def test_the_optimizer_state_makes_room_only_for_pictures_that_take_more_than_th
 ):
     plan = draft(facts, memory__vram_gb=4.0, memory__stream="off", memory__checkpointing="blocks", train__clipping=clipping,
                  data__resolution=resolution)  # fmt: skip
-    with rehearse.engine(planner.meta_parts(small(), facts), plan.policy, text=False) as made:
+    with rehearse.engine(meta_parts(small(), facts), plan.policy, text=False) as made:
         state = sum(h.state.home.nbytes for h in made.holdings)
     by = {phase.name: phase for phase in plan.phases}
-    assert parks(plan.phases) == waits
+    assert plan.drawing.park == waits
     assert by["sample"].ram_bytes - by["train"].ram_bytes == by["sample"].parked_bytes == (state if waits else 0)
     assert waits or by["sample"].vram_bytes <= by["train"].vram_bytes
 
@@ -251,27 +251,27 @@ def test_speed_is_an_estimate_that_follows_the_card(facts):
     slow = draft(facts, Machine("cuda", cards.find("RTX 3050")), train__train_batch_size=8)
     fast = draft(facts, Machine("cuda", cards.find("H200")), train__train_batch_size=8)
     assert fast.steps_per_second >= slow.steps_per_second > 0
-    text = planner.table(fast)
+    text = command.table(fast)
     assert "not measured" in text
 
 
 def test_a_preset_without_a_card_is_estimated_for_the_card_it_is_meant_for(capsys):
     for preset, name in cards.USUAL.items():
-        assert planner.supposed(small(), Machine("cuda")).card is None
+        assert command.supposed(small(), Machine("cuda")).card is None
         config = overlay.load({"preset": preset})
-        card = planner.supposed(config, Machine("cuda")).card
+        card = command.supposed(config, Machine("cuda")).card
         assert card.name == name and card.bf16  # so that the settings are those of a plan without a card
         assert card.vram_gb >= config.memory.vram_gb
     config = overlay.load({"preset": "12gb", "model.name": "demo"})
-    assert planner.main(config, json=True) == 0
+    assert command.main(config, as_json=True) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["steps_per_second"] > 0
 
 
 def test_a_card_that_is_here_is_not_taken_for_another_one():
     config = overlay.load({"preset": "12gb"})
     here = Machine("cuda", None, 8 * GIB, 8 * GIB)  # its rates are unknown
-    assert planner.supposed(config, here) is here
-    assert planner.supposed(config, Machine("cpu")).card is None
+    assert command.supposed(config, here) is here
+    assert command.supposed(config, Machine("cpu")).card is None
 
 
 def test_a_plan_that_nothing_limits_says_so(facts):
@@ -351,3 +351,13 @@ def test_a_planned_step_is_within_three_percent_of_the_measured_one():
     from trainer.benchmarks.suites.planner import suite
 
     assert all(math.isclose(row["planned_bytes"], row["measured_bytes"], rel_tol=0.03) for row in suite(Options()))
+
+
+def test_rehearsals_answer_with_a_value_and_change_nothing_of_themselves(facts):
+    """A plan for a small budget must not leave its tiles and batches behind for the next one."""
+    config = small(memory__vram_gb=4.0)
+    rehearsals = Rehearsals(config, meta_parts(config, facts), "cuda")
+    roomy = planner.draft(config, facts, Machine("cuda"), rehearsals)
+    tight = planner.draft(small(memory__vram_gb=0.7), facts, Machine("cuda"), rehearsals)
+    assert tight.drawing != roomy.drawing
+    assert rehearsals.all(roomy.policy, roomy.budget_bytes) == (roomy.phases, roomy.drawing)

@@ -18,7 +18,7 @@ from trainer.memory import checkpointing, clipping, recompute_kernels, stream
 from trainer.models import FAMILIES, family
 from trainer.models.base import Parts
 from trainer.plan import pretend, rehearse, solver
-from trainer.plan.phases import Phases
+from trainer.plan.phases import Rehearsals
 from trainer.plan.pretend import CardAttention
 from trainer.plan.simulate import Tracker, Watched
 from trainer.plan.table import BEGIN, END
@@ -130,11 +130,11 @@ OTHERS = [
 
 
 @cache
-def phases(name: str, mode: str, compute: str, accumulation: int, buckets: bool) -> Phases:
+def phases(name: str, mode: str, compute: str, accumulation: int, buckets: bool) -> Rehearsals:
     case = Case(name, mode, compute=compute, accumulation=accumulation, buckets=buckets)
     with torch.device("meta"):
         parts = family(name).tiny()
-    return Phases(case.config(), parts, "cuda")
+    return Rehearsals(case.config(), parts, "cuda")
 
 
 def planned(case: Case) -> tuple[int, int]:
@@ -302,7 +302,7 @@ def test_remembered_answers_equal_fresh_ones():
     def once() -> Watched:
         with torch.device("meta"):
             parts = family(case.family).tiny()
-        return replace(Phases(case.config(), parts, "cuda").work(case.policy()), seconds=0.0)
+        return replace(Rehearsals(case.config(), parts, "cuda").work(case.policy()), seconds=0.0)
 
     pretend._ANSWERS.clear()
     first = once()

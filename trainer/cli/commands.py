@@ -49,9 +49,9 @@ def plan(command: Command) -> int:
     config = command.config()
     check(config, tolerant=True, files=False)
     _say_untried()
-    from trainer.plan import planner
+    from trainer.plan import command as planned
 
-    return planner.main(config, json=command.json)
+    return planned.main(config, as_json=command.json)
 
 
 def sample(command: Command) -> int:

@@ -55,3 +55,8 @@ def overhead(tensor_bytes: int) -> dict[str, int]:
         "workspaces": int(WORKSPACE_BYTES.amount),
         "allocator": int(ALLOCATOR_SHARE.amount * tensor_bytes),
     }
+
+
+def gib(size: int | float | None) -> str:
+    """A size for the eye."""
+    return "-" if size is None else f"{size / GIB:.2f} GiB"

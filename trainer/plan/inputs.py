@@ -14,7 +14,7 @@ import torch
 from trainer import models
 from trainer.errors import ConfigError
 from trainer.models.base import Parts
-from trainer.models.describe import Facts, describe
+from trainer.models.describe import Facts
 from trainer.plan import calibration, cards
 from trainer.settings.config import Config
 
@@ -29,7 +29,7 @@ class Machine:
     free_ram_bytes: int | None = None
 
 
-def look(config: Config, device: torch.device) -> Machine:
+def at_hand(config: Config, device: torch.device) -> Machine:
     """The machine at hand, or the card that --card names."""
     card = cards.find(config.run.card) if config.run.card else None
     ram = psutil.virtual_memory().available
@@ -49,27 +49,6 @@ def public_facts(name: str) -> Facts:
     configs = {part: family.config(part) for part in parts}
     prediction = configs["scheduler"]["prediction_type"]
     return Facts("public", Path(name), family.resolution, prediction, "the shipped configuration", configs)
-
-
-def facts_for(config: Config) -> Facts:
-    """What `python -m trainer plan` plans with: the named model, or a family's public configuration where it is not here."""
-    name, family = config.model.name, config.model.family
-    if name is None:
-        if (
-            family == "auto"
-            and config.data.instance_data_dir is None
-            and not config.preset
-            and config.memory.vram_gb is None
-        ):
-            return describe("demo")[1]
-        return public_facts("sd1" if family == "auto" else family)
-    guess = "sdxl" if "xl" in name.lower() else "sd2" if "stable-diffusion-2" in name.lower() else "sd1"
-    try:
-        return describe(name, family=family, revision=config.model.revision, variant=config.model.variant)[1]
-    except ConfigError:
-        if "/" not in name or name.startswith((".", "/", "~")):
-            raise
-        return public_facts(guess if family == "auto" else family)
 
 
 def meta_parts(config: Config, facts: Facts) -> Parts:

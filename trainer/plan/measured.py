@@ -11,17 +11,14 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
-from typing import TYPE_CHECKING
 
 import torch
 
 from trainer.errors import ConfigError
 from trainer.events import Notice
 from trainer.plan import calibration
-from trainer.plan.text import gib
-
-if TYPE_CHECKING:
-    from trainer.plan.planner import Plan
+from trainer.plan.calibration import gib
+from trainer.plan.plan import Plan
 
 TOLERANCE = 0.05  # of the planned bytes; below it a deviation is the allocator's business
 CLIFF = 3.0  # times the median of earlier steps

@@ -8,7 +8,7 @@ through the engine. Without a card the card's bytes are RAM.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -18,48 +18,20 @@ from trainer.files.safetensors_stream import PIECE_BYTES
 from trainer.models import adapters
 from trainer.models.base import Parts
 from trainer.plan import calibration, rehearse
+from trainer.plan.plan import PhasePlan, Standing
 from trainer.plan.simulate import Watched
-from trainer.policy import Policy
+from trainer.policy import Drawing, Policy
 from trainer.settings.config import Config
 from trainer.settings.effect import prior_is_on
 from trainer.step.engine import Engine
 
 TILE = 512  # pixels: what makes a 1024 px picture cost the VAE no more than a 512 px one
 MAX_SAMPLE_BATCH = 8
+PNG_SHARE = 0.6  # of the bytes of its pixels that a generated picture keeps as PNG: assumed
 PHOTOS = 5  # DreamBooth's three to six, where the folder is not known
 
 
-@dataclass(frozen=True)
-class PhasePlan:
-    """vram_bytes: of the whole process, 0 without a card; parts: what they consist of, by kind; parked_bytes: optimizer
-    state that makes room on the card by waiting in RAM."""
-
-    name: str
-    vram_bytes: int
-    ram_bytes: int
-    parts: dict[str, int] = field(default_factory=dict)
-    parked_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class Standing:
-    """What an engine keeps between steps. card: all of it there, weights: the weights among it; saved: what a checkpoint
-    holds; trained: weights that learn, as wide as their gradients; blocks: what a streamed unit moves, largest first."""
-
-    card: int = 0
-    weights: int = 0
-    host: int = 0
-    saved: int = 0
-    trained: int = 0
-    blocks: tuple[int, ...] = ()
-
-
-def parks(phases: tuple[PhasePlan, ...]) -> bool:
-    """Whether the optimizer state leaves the card while pictures are drawn."""
-    return any(phase.parked_bytes for phase in phases)
-
-
-class Phases:
+class Rehearsals:
     """Rehearsals of one configuration, each done once."""
 
     def __init__(self, config: Config, parts: Parts, kind: str):
@@ -73,8 +45,6 @@ class Phases:
         self.shapes = rehearse.Shapes((side, side), batch * (2 if self.prior else 1), batch, config.train.gradient_accumulation_steps,
                                       config.data.masked_loss)  # fmt: skip
         self.sizes = {name: _fp32(module) for name, module in parts.modules().items()}
-        self.sample_batch, self.vae_tile, self.vae_dtype = 4, config.memory.vae_tile, torch.float32
-        self.parks = False
         self.steps: dict[Policy, Watched] = {}
         self.standing: dict[Policy, Standing] = {}
         self.split: dict[Policy, dict[str, int]] = {}
@@ -121,7 +91,9 @@ class Phases:
         """Numbers of units to keep on the card, largest first: the largest that should fit, then somewhat fewer."""
         empty, standing = self.step_bytes(policy), self.standing[policy]
         if policy.stream == "all":  # what stays is there from the beginning, beside the encoders and the drawing
-            early = max(0 if self.text else self._encode(), self._draw(policy, 1), self._small_vae())
+            small = Drawing(tile=self.config.memory.vae_tile or TILE, vae_dtype=torch.bfloat16)
+            vae = max(self._vae(small, decode=True), self._vae(small, decode=False))
+            early = max(0 if self.text else self._encode(), self._draw(policy, 1), vae)
             empty = max(empty, _process(early))
         spare = (budget - empty) / (1 + calibration.ALLOCATOR_SHARE.amount)
         best, kept = 0, 0
@@ -148,32 +120,31 @@ class Phases:
 
     # all phases
 
-    def all(self, policy: Policy, budget: int | None) -> tuple[PhasePlan, ...]:
-        """In the order of events.PHASES."""
+    def all(self, policy: Policy, budget: int | None) -> tuple[tuple[PhasePlan, ...], Drawing]:
+        """The phases in the order of events.PHASES, and how pictures are drawn in them."""
         work, standing = self.work(policy), self.standing[policy]
         process = int(calibration.PROCESS_RAM_BYTES.amount)
-        if self.kind == "cuda":
-            self._fit_sampling(policy, budget)
+        drawing = self._fit_drawing(policy, budget)
         early = standing if policy.stream == "all" else Standing()  # then the engine draws the class images, too
         before, ram = process + early.host, process + work.host_peak + self._average() + self.latents()
-        parked = standing.card - standing.weights if self.parks else 0
-        drawing = max(self._draw(policy, self.sample_batch), self._vae(decode=True))
+        parked = standing.card - standing.weights if drawing.park else 0
+        pictures = max(self._draw(policy, drawing.batch), self._vae(drawing, decode=True))
         unit = self._export(policy)  # one unit's weights in fp32, where they are
         away, on_card = policy.stream == "all", policy.stream != "all" or policy.resident_units > 0
         found = [
             self._phase("load", 0, 0, process),
-            self._phase("cache images", early.card, self._vae(decode=False), before + self.latents()),
+            self._phase("cache images", early.card, self._vae(drawing, decode=False), before + self.latents()),
             self._phase("train", work.card_kept, work.card_peak - work.card_kept, ram, self.split[policy]),
-            replace(self._phase("sample", standing.card - parked, drawing, ram + parked), parked_bytes=parked),
+            replace(self._phase("sample", standing.card - parked, pictures, ram + parked), parked_bytes=parked),
             self._phase("save", standing.card, 0, ram + PIECE_BYTES),
             self._phase("export", standing.card, unit if on_card else 0, ram + PIECE_BYTES + (unit if away else 0)),
         ]
         if self.prior and self.config.prior.by == "images":
-            visiting = max(self._draw_base(policy, self.sample_batch), early.card + self._vae(decode=True))
+            visiting = max(self._draw_base(policy, drawing.batch), early.card + self._vae(drawing, decode=True))
             found.append(self._phase("class images", 0, visiting, before))
         if self.prior or not self.text:  # a text encoder that learns is read before the engine takes it over
             found.append(self._phase("cache text", 0 if self.text else early.card, self._encode(), before))
-        return tuple(sorted(found, key=lambda phase: PHASES.index(phase.name)))
+        return tuple(sorted(found, key=lambda phase: PHASES.index(phase.name))), drawing
 
     def _phase(self, name: str, standing: int, own: int, ram: int, parts: dict[str, int] | None = None) -> PhasePlan:
         tensors, parts = standing + own, parts or {"standing": standing, "phase": own}
@@ -182,47 +153,42 @@ class Phases:
             return PhasePlan(name, 0, ram + tensors, parts)
         return PhasePlan(name, _process(tensors), ram, parts | calibration.overhead(tensors))
 
-    def _fit_sampling(self, policy: Policy, budget: int | None) -> None:
+    def _fit_drawing(self, policy: Policy, budget: int | None) -> Drawing:
         """The least approximate way for the VAE, and the largest batch of pictures, that fit the budget. The optimizer state
         stays on the card where four pictures then still take less than the step: RAM is scarcer than a preview's seconds."""
+        asked = self.config.memory.vae_tile
+        if self.kind != "cuda":
+            return Drawing(tile=asked)
         room = float("inf") if budget is None else budget
         standing = self.standing[policy]
-        tiles = [self.config.memory.vae_tile] if self.config.memory.vae_tile else [None, TILE, TILE // 2]
-        ways = [(dtype, tile) for dtype in (torch.float32, torch.bfloat16) for tile in tiles]
-        for self.vae_dtype, self.vae_tile in ways:
-            early = standing.card if policy.stream == "all" else 0
-            decoding, encoding = standing.weights + self._vae(decode=True), early + self._vae(decode=False)
-            if _process(max(decoding, encoding)) <= room:
+        early = standing.card if policy.stream == "all" else 0
+        tiles = [asked] if asked else [None, TILE, TILE // 2]
+        for dtype, tile in ((dtype, tile) for dtype in (torch.float32, torch.bfloat16) for tile in tiles):
+            drawing = Drawing(tile=tile, vae_dtype=dtype, denoiser_dtype=policy.math)
+            decoding, encoding = self._vae(drawing, decode=True), self._vae(drawing, decode=False)
+            if _process(max(standing.weights + decoding, early + encoding)) <= room:
                 break
         batches = (MAX_SAMPLE_BATCH, 4, 2, 1)
-        ways = [(False, batch) for batch in batches[:2]] + [(True, batch) for batch in batches]
-        for self.parks, self.sample_batch in ways:
-            own = max(self._draw(policy, self.sample_batch), self._vae(decode=True))
-            drawing = max(
-                (standing.weights if self.parks else standing.card) + own, self._draw_base(policy, self.sample_batch)
-            )
-            if _process(drawing) <= (room if self.parks else min(room, self.step_bytes(policy))):
+        for park, batch in [(False, batch) for batch in batches[:2]] + [(True, batch) for batch in batches]:
+            drawing = replace(drawing, park=park, batch=batch)
+            stays = standing.weights if park else standing.card
+            own = stays + max(self._draw(policy, batch), self._vae(drawing, decode=True))
+            limit = room if park else min(room, self.step_bytes(policy))
+            if _process(max(own, self._draw_base(policy, batch))) <= limit:
                 break
+        return drawing
 
-    def _vae(self, decode: bool) -> int:
+    def _vae(self, drawing: Drawing, decode: bool) -> int:
         """Bytes of the VAE and one picture."""
-        size, tile = self.shapes.size, self.vae_tile
+        size, tile, dtype = self.shapes.size, drawing.tile, drawing.vae_dtype
         tile = None if tile is not None and max(size) <= tile else tile
-        dtype, rehearsal = self.vae_dtype, rehearse.decode_picture if decode else rehearse.encode_picture
+        rehearsal = rehearse.decode_picture if decode else rehearse.encode_picture
 
         def run() -> int:
             _cast(self.parts.vae, dtype)
             return rehearsal(self.parts, size, tile).card_peak
 
         return self._once(("vae", decode, dtype, tile), run)
-
-    def _small_vae(self) -> int:
-        """The VAE at its smallest."""
-        before = self.vae_dtype, self.vae_tile
-        self.vae_dtype, self.vae_tile = torch.bfloat16, self.config.memory.vae_tile or TILE
-        size = max(self._vae(decode=True), self._vae(decode=False))
-        self.vae_dtype, self.vae_tile = before
-        return size
 
     def _encode(self) -> int:
         return self._once("text", lambda: rehearse.encode_text(self.parts).card_peak)
@@ -285,6 +251,19 @@ class Phases:
         (width, height), parts = self.shapes.size, self.parts
         one = 2 * 4 * parts.vae.config.latent_channels * (width * height // parts.latent_factor**2)
         return (PHOTOS + self.class_images()) * one
+
+    def disk(self, policy: Policy) -> int:
+        """What a run writes to disk: caches, class images, checkpoints and exports, from counts and shapes."""
+        (width, height), config, defaults = self.shapes.size, self.config, self.parts.family.defaults
+        pictures, saved = int(self.class_images() * 3 * width * height * PNG_SHARE), self.standing[policy].saved
+        checkpoints = 1
+        if config.checkpoint.checkpointing_steps:
+            checkpoints = -(-(config.train.max_train_steps or defaults.steps) // config.checkpoint.checkpointing_steps)
+        checkpoints = min(checkpoints, config.checkpoint.checkpoints_total_limit or checkpoints)
+        whole = sum(self.sizes.values()) // 4 * (4 if config.export.precision == "fp32" else 2)
+        formats = len(config.export.formats or ("", ""))
+        exports = formats * (whole if config.train.method == "full" else saved)
+        return self.latents() + pictures + checkpoints * saved + exports
 
     def _average(self) -> int:
         """The moving average: fp32 copies of what is trained, in RAM (ema.py)."""

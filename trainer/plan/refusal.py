@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trainer.errors import ConfigError
 from trainer.models.describe import Facts
 from trainer.plan import calibration, solver
+from trainer.plan.calibration import gib
 from trainer.plan.inputs import Machine, meta_parts
-from trainer.plan.phases import Phases
-from trainer.plan.text import gib
+from trainer.plan.phases import Rehearsals
+from trainer.plan.plan import Plan
 from trainer.settings.config import Config
-
-if TYPE_CHECKING:
-    from trainer.plan.planner import Plan
 
 
 def refuse(made: Plan, better: solver.Found | None, config: Config, ways: list[str]) -> ConfigError:
@@ -39,10 +37,11 @@ def nearest(config: Config, made: Plan, machine: Machine, facts: Facts) -> Itera
         for key, value in changes.items():
             section, _, name = key.partition("__")
             setattr(getattr(other, section), name, value)
-        phases = Phases(other, meta_parts(other, facts), machine.kind)
+        rehearsals = Rehearsals(other, meta_parts(other, facts), machine.kind)
         start = solver.base(other, machine.kind, bf16=machine.card is None or machine.card.bf16)
         _, policy = solver.rungs(other, start, facts)[-1]
-        return max(phase.vram_bytes for phase in phases.all(policy, made.budget_bytes))
+        phases, _ = rehearsals.all(policy, made.budget_bytes)
+        return max(phase.vram_bytes for phase in phases)
 
     train, side = config.train, config.data.resolution or facts.resolution
     ways: list[tuple[str, dict[str, Any]]] = []

@@ -15,7 +15,8 @@ from trainer.files.whole import whole
 from trainer.plan import cards, planner
 from trainer.plan.calibration import GIB
 from trainer.plan.inputs import Machine, meta_parts, public_facts
-from trainer.plan.phases import Phases
+from trainer.plan.phases import Rehearsals
+from trainer.plan.plan import Plan
 from trainer.settings import overlay
 from trainer.settings.config import Config
 
@@ -41,7 +42,7 @@ def rows(families: Iterable[str], modes: Iterable[str]) -> Iterator[str]:
                 config = settings(family, mode, preset)
                 facts = public_facts(family)
                 card = cards.find(cards.USUAL[preset])
-                shared = shared or Phases(config, meta_parts(config, facts), "cuda")
+                shared = shared or Rehearsals(config, meta_parts(config, facts), "cuda")
                 made = planner.draft(config, facts, Machine("cuda", card if card.bf16 else None), shared)
                 yield row(made, family, card)
 
@@ -53,7 +54,7 @@ def settings(family: str, mode: str, preset: str) -> Config:
     return config
 
 
-def row(made: planner.Plan, family: str, card: cards.Card) -> str:
+def row(made: Plan, family: str, card: cards.Card) -> str:
     policy = made.policy
     words = [f"checkpointing {policy.checkpointing}"]
     words += ["gradients in RAM"] if policy.gradients == "ram" else []

@@ -29,7 +29,7 @@ from trainer.machine.phase import Phase
 from trainer.machine.vitals import Vitals
 from trainer.models import Parts, adapters
 from trainer.objective.loss import Objective
-from trainer.plan.planner import Plan
+from trainer.plan.plan import Plan
 from trainer.policy import Policy
 from trainer.prior import identifier, prediction
 from trainer.prior import images as prior

@@ -39,6 +39,7 @@ from trainer.models import Parts
 from trainer.out import checkpoint, export
 from trainer.plan import measured as budget
 from trainer.plan import planner
+from trainer.plan.plan import Plan
 from trainer.prior import images as prior
 from trainer.run import loop, settle
 from trainer.run.assemble import build, resumed
@@ -53,7 +54,7 @@ class Prepared:
     config: Config
     photos: PhotoSet
     spared: Photo | None  # a photo that training never sees, where there are enough
-    plan: planner.Plan
+    plan: Plan
     device: torch.device
     run: Path
     resume: Path | None

@@ -1,22 +1,71 @@
-"""A plan for the eye: a table of phases, a bar of the largest one, the settings and the sentence that explains them."""
+"""`python -m trainer plan`: the plan for the eye, before anything is downloaded or started.
+
+A table of phases, a bar of the largest one, the settings and the sentence that explains them; a model that is not on this
+machine is planned from its family's public configuration.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from dataclasses import replace
 
-from trainer.plan import calibration
-from trainer.plan.calibration import GIB
+import torch
 
-if TYPE_CHECKING:
-    from trainer.plan.planner import Plan
+from trainer.errors import ConfigError
+from trainer.models.describe import Facts, describe
+from trainer.plan import calibration, cards
+from trainer.plan.calibration import GIB, gib
+from trainer.plan.inputs import Machine, at_hand, public_facts
+from trainer.plan.plan import Plan
+from trainer.plan.planner import draft
+from trainer.settings.config import Config
 
 WIDTH = 60
 LETTERS = {"weights": "W", "corrections": "C", "moments": "M", "window": "S", "gradients": "G", "activations": "A", "inputs": "i",
            "standing": "W", "phase": "A", "context": "x", "workspaces": "w", "allocator": "a"}  # fmt: skip
 
 
-def gib(size: int | float | None) -> str:
-    return "-" if size is None else f"{size / GIB:.2f} GiB"
+def main(config: Config, as_json: bool = False) -> int:
+    """Print it; with `as_json` one line at the end. The exit code."""
+    config = config.model_copy(deep=True)
+    facts = facts_for(config)
+    machine = at_hand(config, torch.device("cpu" if config.run.device == "cpu" else "cuda"))
+    made = draft(config, facts, supposed(config, machine))
+    print(table(made))
+    if made.refusal is not None:
+        print(f"error: {made.refusal.what}\n  fix: {made.refusal.fix}")
+    if as_json:
+        print(json.dumps(made.as_json()))
+    return 0 if made.refusal is None else 2
+
+
+def supposed(config: Config, machine: Machine) -> Machine:
+    """The card that a preset is usually meant for, where none is here and none was named: its speed is then estimated."""
+    usual = cards.USUAL.get(config.preset or "")
+    if machine.kind == "cuda" and machine.card is None and machine.free_vram_bytes is None and usual:
+        return replace(machine, card=cards.find(usual))
+    return machine
+
+
+def facts_for(config: Config) -> Facts:
+    """What `python -m trainer plan` plans with: the named model, or a family's public configuration where it is not here."""
+    name, family = config.model.name, config.model.family
+    if name is None:
+        if (
+            family == "auto"
+            and config.data.instance_data_dir is None
+            and not config.preset
+            and config.memory.vram_gb is None
+        ):
+            return describe("demo")[1]
+        return public_facts("sd1" if family == "auto" else family)
+    guess = "sdxl" if "xl" in name.lower() else "sd2" if "stable-diffusion-2" in name.lower() else "sd1"
+    try:
+        return describe(name, family=family, revision=config.model.revision, variant=config.model.variant)[1]
+    except ConfigError:
+        if "/" not in name or name.startswith((".", "/", "~")):
+            raise
+        return public_facts(guess if family == "auto" else family)
 
 
 def table(plan: Plan) -> str:
