@@ -21,6 +21,7 @@ SUITES = {
     "quality": "the DreamBooth paper's protocol, and drift",
 }
 OTHERS = {
+    "plans": "every preset, model and mode planned: PLANS.md and the README's rows",
     "report": "rows to plots, a summary and the README's tables",
     "demo": "rebuild the built-in model from its recipe",
 }

@@ -4,7 +4,8 @@
 
 Of each suite and model the newest run is shown: on a card before on a CPU, of a real-size model before a tiny one. Every
 table says which hardware, versions and commit it came from. Times of tiny models say nothing and are left out. README
-sections stand between `<!-- bench:SUITE:begin -->` and `<!-- bench:SUITE:end -->`.
+sections stand between `<!-- bench:SUITE:begin -->` and `<!-- bench:SUITE:end -->`; `<!-- bench:SUITE column=value:begin -->`
+shows the rows that have this value in this column.
 """
 
 from __future__ import annotations
@@ -192,12 +193,17 @@ def fill_readme(readme: Path, newest: dict[str, list[Row]]) -> list[str]:
     """Replace each marked section whose suite has rows; the names of those that changed."""
     text, changed = readme.read_text(encoding="utf-8"), []
     for suite, rows in newest.items():
-        pattern = re.compile(rf"(<!-- bench:{suite}:begin -->\n).*?(<!-- bench:{suite}:end -->)", re.DOTALL)
-        filled = pattern.sub(
-            lambda match, suite=suite, rows=rows: f"{match[1]}{section(suite, rows)}\n{match[2]}", text
+        pattern = re.compile(
+            rf"(<!-- bench:{suite}(?: (\w+)=(\S+))?:begin -->\n).*?(<!-- bench:{suite}:end -->)", re.DOTALL
         )
-        if filled != text:
-            text = filled
+
+        def filled(match: re.Match, suite: str = suite, rows: list[Row] = rows) -> str:
+            wanted = [row for row in rows if not match[2] or str(row.get(match[2])) == match[3]]
+            return f"{match[1]}{section(suite, wanted)}\n{match[4]}"
+
+        after = pattern.sub(filled, text)
+        if after != text:
+            text = after
             changed.append(suite)
     readme.write_text(text, encoding="utf-8")
     return changed

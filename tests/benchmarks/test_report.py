@@ -37,6 +37,15 @@ def test_the_report_fills_marked_sections_from_rows_and_nothing_else(tmp_path, m
     assert (tmp_path / "ladder.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_marked_section_may_ask_for_the_rows_with_one_value(tmp_path, monkeypatch):
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- bench:ladder technique=less:begin -->\n<!-- bench:ladder:end -->\n")
+    monkeypatch.setattr(report, "README", readme)
+    write(tmp_path, "ladder", [rung("plain", 3 * 2**20), rung("less", 2**20)])
+    report.main(["--results", str(tmp_path)])
+    assert "| sd1 | less |" in readme.read_text() and "plain" not in readme.read_text()
+
+
 def test_the_report_prefers_cards_then_real_models_then_the_newest_run():
     older = rung("old", 1, CARD)
     newer = rung("new", 1, CARD | {"time": "2025-06-01T00:00:00Z"})

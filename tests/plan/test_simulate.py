@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from trainer.benchmarks import plans
 from trainer.benchmarks.suites.planner import allocator_log, filled
 
 from trainer.machine import host
@@ -21,7 +21,6 @@ from trainer.plan import pretend, rehearse, solver
 from trainer.plan.phases import Rehearsals
 from trainer.plan.pretend import CardAttention
 from trainer.plan.simulate import Tracker, Watched
-from trainer.plan.table import BEGIN, END
 from trainer.policy import Policy
 from trainer.run.assemble import make_engine
 from trainer.settings.config import Config
@@ -98,9 +97,8 @@ class Case:
 
 
 def chosen() -> Iterator[Case]:
-    """What the solver chose for every preset, family and mode, read from the README's table (plan_table.py)."""
-    text = (Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8")
-    for line in text.partition(BEGIN)[2].partition(END)[0].strip().splitlines()[2:]:
+    """What the solver chose for every preset, family and mode, read from benchmarks/PLANS.md."""
+    for line in plans.kept(plans.PLANS).splitlines()[2:]:
         name, mode, _, _, words, *_ = (cell.strip() for cell in line.strip("|").split("|"))
         streamed = re.search(r"(state|all) streamed, (\d+) units stay", words)
         yield Case(

@@ -10,6 +10,7 @@ import ast
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from trainer.cli.help import default, shape
 from trainer.cli.parse import flags
@@ -50,19 +51,23 @@ def knob(key: str) -> str:
     shared = name not in flags()
     takes = {"": f"on or off (--{name}, --no-{name})", "N": "a whole number", "X": "a number", "TEXT": "text"}
     rows = [("takes", takes.get(shape(info), shape(info))), ("default", default(info) or "left open")]
-    limits = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-    rules = [(words, rule, m) for m in info.metadata for rule, words in limits.items() if hasattr(m, rule)]
-    bounds = [f"{words} {getattr(limit, rule):g}" for words, rule, limit in rules]
-    rows += [("range", " and ".join(bounds))] if bounds else []
+    rows += [("range", bounds(info))] if bounds(info) else []
     rows.append(("flag", f"--{key}" if shared else f"--{name}"))
     rows.append(("file", f"[{section}] {name} = ..." if section else f"{name} = ..."))
     aliases = [alias for alias in info.json_schema_extra["aliases"] if alias != name]
     rows += [("also", ", ".join(f"--{alias}" for alias in aliases))] if aliases else []
-    rows += [("set by", f"{preset}: {value}") for preset, value in _set_by(key)]
+    rows += [("set by", f"{preset}: {value}") for preset, value in set_by(key)]
     useless = idle(Config()).get(key)
     rows += [("idle", f"by default, because {useless.why} ({useless.fix.partition(',')[0]})")] if useless else []
     lines = [f"{key}: {info.description}", *(f"  {left:<8} {right}" for left, right in rows)]
     return "\n".join(lines)
+
+
+def bounds(info: Any) -> str:
+    """The range of a number in words: "at least 1 and at most 64"."""
+    limits = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    rules = [(words, rule, limit) for limit in info.metadata for rule, words in limits.items() if hasattr(limit, rule)]
+    return " and ".join(f"{words} {getattr(limit, rule):g}" for words, rule, limit in rules)
 
 
 def section(name: str) -> str:
@@ -96,7 +101,8 @@ def _taking(value: str) -> list[str]:
     return [key for key, words in choices.items() if value in words and len(words) > 1]
 
 
-def _set_by(key: str) -> Iterator[tuple[str, str]]:
+def set_by(key: str) -> Iterator[tuple[str, str]]:
+    """The presets that set this setting, and to what."""
     section, _, name = key.rpartition(".")
     for preset, path in presets().items():
         values = tomllib.loads(path.read_text(encoding="utf-8"))

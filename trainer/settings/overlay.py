@@ -47,7 +47,7 @@ def load(
         merged |= values
         provenance |= origin
     config = validated(merged, provenance)
-    config._provenance |= provenance
+    config.provenance.update(provenance)
     _follow(config, file)
     return config
 

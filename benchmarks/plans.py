@@ -1,17 +1,19 @@
-"""Every preset, family and mode planned for the README: `python -m trainer.plan.table README.md`.
+"""Every preset, family and mode planned, and a few of the rows for the README.
+
+    python -m benchmarks plans
 
 One line says what fits, with which settings, in how much memory and how fast (an estimate for a named card), or what
 stands in the way. Families are planned from their public configurations, each step as a pair of one photo and one class
-image; rehearsals are shared between presets, so the whole table costs little more than its smallest plans.
+image; rehearsals are shared between presets, so the whole table costs little more than its smallest plans. All rows go
+to PLANS.md beside this file, those of `SHOWN` to the README; numbers there are only ever written by this command.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from trainer.files.whole import whole
 from trainer.plan import cards, planner
 from trainer.plan.calibration import GIB
 from trainer.plan.inputs import Machine, meta_parts, public_facts
@@ -23,6 +25,30 @@ from trainer.settings.config import Config
 BEGIN, END = "<!-- plan-table:begin -->", "<!-- plan-table:end -->"
 FAMILIES = ("sd1", "sd2", "sdxl")
 MODES = ("full", "full+text", "lora", "lora+text")
+PLANS, README = Path(__file__).parent / "PLANS.md", Path(__file__).parent.parent / "README.md"
+SHOWN = {  # preset: models and modes that show what it is for
+    "4gb": ("sd1 full", "sdxl full"),
+    "6gb": ("sd1 full+text", "sdxl lora"),
+    "8gb": ("sd2 full", "sdxl full"),
+    "12gb": ("sd2 full+text", "sdxl full"),
+    "16gb": ("sdxl full+text",),
+    "24gb": ("sdxl full",),
+}
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks plans", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=PLANS, help="a page with markers; default benchmarks/PLANS.md")
+    parser.add_argument("--no-readme", action="store_true", help="leave README.md alone")
+    given = parser.parse_args(argv)
+    made = table()
+    print(made)
+    insert(given.out, made)
+    if not given.no_readme and README.exists():
+        insert(README, few(made))
+    return 0
 
 
 def table(families: Iterable[str] = FAMILIES, modes: Iterable[str] = MODES) -> str:
@@ -69,17 +95,27 @@ def row(made: Plan, family: str, card: cards.Card) -> str:
     )
 
 
-def insert(readme: Path, text: str) -> None:
+def few(text: str) -> str:
+    """The rows of a whole table that the README shows, preset by preset."""
+    head, rule, *lines = text.splitlines()
+    known = {tuple(cell.strip() for cell in line.split("|")[1:4]): line for line in lines}
+    asked = [(*way.split(), preset) for preset, ways in SHOWN.items() for way in ways]
+    return "\n".join([head, rule, *(known[key] for key in asked)])
+
+
+def kept(page: Path) -> str:
+    """What stands between the markers."""
+    return _around(page)[1].strip()
+
+
+def insert(page: Path, text: str) -> None:
     """Replace what stands between the markers."""
-    before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
-    _, found, after = rest.partition(END)
-    assert found, f"{readme} has no {BEGIN} ... {END}"
-    with whole(readme) as part:
-        part.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+    before, _, after = _around(page)
+    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
 
 
-if __name__ == "__main__":
-    made = table()
-    print(made)
-    for name in sys.argv[1:]:
-        insert(Path(name), made)
+def _around(page: Path) -> tuple[str, str, str]:
+    before, found, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    inside, ended, after = rest.partition(END)
+    assert found and ended, f"{page} has no {BEGIN} ... {END}"
+    return before, inside, after
