@@ -14,9 +14,10 @@ import argparse
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from trainer import models
 from trainer.plan import cards, planner
 from trainer.plan.calibration import GIB
-from trainer.plan.inputs import Machine, meta_parts, public_facts
+from trainer.plan.inputs import Machine
 from trainer.plan.phases import Rehearsals
 from trainer.plan.plan import Plan
 from trainer.settings import overlay
@@ -66,9 +67,9 @@ def rows(families: Iterable[str], modes: Iterable[str]) -> Iterator[str]:
             shared = None
             for preset in overlay.presets():
                 config = settings(family, mode, preset)
-                facts = public_facts(family)
+                facts = models.family(family).public()
                 card = cards.find(cards.USUAL[preset])
-                shared = shared or Rehearsals(config, meta_parts(config, facts), "cuda")
+                shared = shared or Rehearsals(config, facts.family.build_meta(facts), "cuda")
                 made = planner.draft(config, facts, Machine("cuda", card if card.bf16 else None), shared)
                 yield row(made, family, card)
 

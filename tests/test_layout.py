@@ -50,9 +50,7 @@ WIDE = {  # functions of more than 7 parameters
     "trainer/plan/cards.py: geforce",
     "trainer/plan/pretend.py: _attend",
 }
-PRIVATE = {  # names with an underscore that another module of ours defines
-    "trainer/plan/inputs.py: _build",
-}
+PRIVATE: set[str] = set()  # names with an underscore that another module of ours defines
 # Modules without a test file of their own, by the file that tests them (in tests/, without test_ and .py).
 TESTED_IN = {
     "benchmarks/suites/ladder": "benchmarks/harness/baseline",

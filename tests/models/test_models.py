@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from trainer.models import DEMO, FAMILIES, SD1, SD2, SDXL, abar, family, ldm
+from trainer.models import DEMO, FAMILIES, SD1, SD2, SDXL, abar, describe, family, guess, ldm
 from trainer.models.text import tokenizer
 
 PROMPTS = ["a photo of a sks dog", "", "two cats, with hats; " * 30]
@@ -146,3 +146,30 @@ def test_families_are_found_by_name():
     assert [family(name) for name in ("sd1", "sd2", "sdxl", "demo")] == [SD1, SD2, SDXL, DEMO]
     with pytest.raises(KeyError):
         family("sd3")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("stabilityai/stable-diffusion-xl-base-1.0", SDXL),
+        ("somebody/AnimaXL-v3", SDXL),
+        ("stabilityai/stable-diffusion-2-1", SD2),
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", SD1),
+        ("runwayml/anything-2", SD1),
+    ],
+)
+def test_a_model_that_is_not_here_is_guessed_from_the_words_in_its_name(name, expected):
+    assert guess(name) is expected
+
+
+def test_facts_carry_their_family_with_the_defaults_and_the_resolution_of_this_model():
+    found, facts = describe("demo")
+    assert facts.family is found and found.resolution == 64
+    assert found.build_meta(facts).family.defaults == DEMO.defaults
+
+
+def test_the_public_facts_of_a_family_build_its_full_size_model(whole):
+    facts = whole.family.public()
+    assert (facts.family, facts.kind, facts.prediction_type) == (whole.family, "public", whole.prediction_type)
+    sizes = [sum(p.numel() for p in parts.unet.parameters()) for parts in (whole, facts.family.build_meta(facts))]
+    assert sizes[0] == sizes[1]

@@ -16,7 +16,7 @@ from trainer.models import family
 from trainer.plan import calibration, cards, command, planner, rehearse
 from trainer.plan import measured as budget
 from trainer.plan.calibration import GIB
-from trainer.plan.inputs import Machine, meta_parts
+from trainer.plan.inputs import Machine
 from trainer.plan.phases import Rehearsals
 from trainer.plan.plan import Plan
 from trainer.policy import Policy
@@ -150,7 +150,7 @@ class Greedy(Rehearsals):
 
 def test_another_phase_that_does_not_fit_sends_the_solver_further_down(facts):
     config = small(memory__vram_gb=4.0, memory__checkpointing="blocks", memory__boundaries="ram")
-    made = planner.draft(config, facts, Machine("cuda"), Greedy(config, meta_parts(config, facts), "cuda"))
+    made = planner.draft(config, facts, Machine("cuda"), Greedy(config, facts.family.build_meta(facts), "cuda"))
     assert made.fits
     assert made.policy.stream == "all"
 
@@ -188,7 +188,7 @@ def test_on_a_cpu_every_phase_is_planned_with_what_visits_in_fp32(facts):
     plan = draft(facts, Machine("cpu", None, None, 64 * GIB))
     ram = {phase.name: phase.ram_bytes - calibration.PROCESS_RAM_BYTES.amount for phase in plan.phases}
     assert list(ram) == ["load", "class images", "cache images", "cache text", "train", "sample", "save", "export"]
-    weights = 4 * sum(p.numel() for p in meta_parts(small(), facts).unet.parameters())
+    weights = 4 * sum(p.numel() for p in facts.family.build_meta(facts).unet.parameters())
     assert weights < ram["class images"] < 3 * weights  # the UNet as it computes, and activations
     assert ram["train"] > 4 * weights  # weights, gradients, two moments
     assert ram["load"] < 0.01 * weights
@@ -199,7 +199,7 @@ def test_the_ram_of_a_card_s_run_is_what_the_engine_keeps_there_and_no_copy_of_t
     plan = draft(
         facts, memory__vram_gb=4.0, memory__stream=stream, memory__checkpointing="blocks", memory__resident_units=0
     )
-    parts = meta_parts(small(), facts)
+    parts = facts.family.build_meta(facts)
     with rehearse.engine(parts, plan.policy, text=False) as made:
         host = made.bytes["host"]
     ram = {phase.name: phase.ram_bytes - int(calibration.PROCESS_RAM_BYTES.amount) for phase in plan.phases}
@@ -219,7 +219,7 @@ def test_the_optimizer_state_makes_room_only_for_pictures_that_take_more_than_th
 ):
     plan = draft(facts, memory__vram_gb=4.0, memory__stream="off", memory__checkpointing="blocks", train__clipping=clipping,
                  data__resolution=resolution)  # fmt: skip
-    with rehearse.engine(meta_parts(small(), facts), plan.policy, text=False) as made:
+    with rehearse.engine(facts.family.build_meta(facts), plan.policy, text=False) as made:
         state = sum(h.state.home.nbytes for h in made.holdings)
     by = {phase.name: phase for phase in plan.phases}
     assert plan.drawing.park == waits
@@ -356,7 +356,7 @@ def test_a_planned_step_is_within_three_percent_of_the_measured_one():
 def test_rehearsals_answer_with_a_value_and_change_nothing_of_themselves(facts):
     """A plan for a small budget must not leave its tiles and batches behind for the next one."""
     config = small(memory__vram_gb=4.0)
-    rehearsals = Rehearsals(config, meta_parts(config, facts), "cuda")
+    rehearsals = Rehearsals(config, facts.family.build_meta(facts), "cuda")
     roomy = planner.draft(config, facts, Machine("cuda"), rehearsals)
     tight = planner.draft(small(memory__vram_gb=0.7), facts, Machine("cuda"), rehearsals)
     assert tight.drawing != roomy.drawing

@@ -1,7 +1,7 @@
 """The model families. Adding one is a file here and a line in `FAMILIES`."""
 
-from trainer.models.base import Defaults, Family, Parts, abar
-from trainer.models.describe import Facts, check_weights, describe
+from trainer.models.base import Defaults, Facts, Family, Parts, abar
+from trainer.models.describe import check_weights, describe, guess
 from trainer.models.load import check_vae, load, load_for
 from trainer.models.sd1 import DEMO, SD1
 from trainer.models.sd2 import SD2
@@ -24,6 +24,7 @@ __all__ = [
     "check_weights",
     "describe",
     "family",
+    "guess",
     "load",
     "load_for",
 ]

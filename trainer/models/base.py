@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -47,6 +48,38 @@ class Defaults:
         return self.steps if method == "full" else self.steps_lora
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a model before it is loaded.
+
+    family:  with the resolution that the model's own configuration names
+    kind:    "demo", "hub", "folder", "file", or "public" for a family's shipped configurations
+    path:    where its files are on this machine (for a hub model, the snapshot with the configurations)
+    configs: configuration of each part: unet, vae, text_encoder, text_encoder_2, scheduler
+    prediction_from: what `prediction_type` was read from
+    """
+
+    family: Family
+    kind: str
+    path: Path
+    prediction_type: str
+    prediction_from: str
+    configs: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+
+    @property
+    def resolution(self) -> int:
+        return self.family.resolution
+
+    def asdict(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "path": str(self.path),
+            "resolution": self.resolution,
+            "prediction_type": self.prediction_type,
+            "prediction_from": self.prediction_from,
+        }
+
+
 @dataclass
 class Parts:
     """One loaded model. Modules may be None (or the lists empty) where a stage does not need them or has freed them.
@@ -83,14 +116,23 @@ class Family(Protocol):
     """What can be done with one kind of model. `values` are named tensors, as units read and write them."""
 
     name: str
+    title: str  # for the person at the keyboard
+    words: tuple[str, ...]  # what names of such models usually contain
     resolution: int
     defaults: Defaults
+    pipeline_class: str  # of diffusers
 
     def tiny(self, seed: int = 0) -> Parts:
         """Small, randomly initialised, real diffusers and transformers modules with every block type (fp32, CPU)."""
 
     def meta(self) -> Parts:
         """The full-size public model on the meta device: shapes without memory."""
+
+    def public(self) -> Facts:
+        """Facts of the public model, from the configurations that are shipped: nothing is downloaded."""
+
+    def build_meta(self, facts: Facts) -> Parts:
+        """The model of `facts` on the meta device, built from its own configurations."""
 
     def units(self, parts: Parts, text: bool = False) -> list[Unit]:
         """The denoiser, preceded by the text encoders when `text`, as an ordered list of units.

@@ -7,7 +7,7 @@ what the thing is instead and what would work.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from trainer.errors import ConfigError
 from trainer.files.safetensors_stream import Header, header
 from trainer.models import hub
-from trainer.models.base import Family
+from trainer.models.base import Facts, Family
 from trainer.models.ldm import UNET
 from trainer.models.sd import StableDiffusion
 from trainer.models.sd1 import DEMO, SD1
@@ -24,33 +24,6 @@ from trainer.models.sdxl import SDXL
 
 WHAT_WORKS = "give a Stable Diffusion 1.x, 2.x or XL text-to-image model: a hub id, a diffusers folder, or one .safetensors checkpoint"
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What is known of a model before it is loaded.
-
-    kind:    "demo", "hub", "folder" or "file"
-    path:    where its files are on this machine (for a hub model, the snapshot with the configurations)
-    configs: configuration of each part: unet, vae, text_encoder, text_encoder_2, scheduler
-    prediction_from: what `prediction_type` was read from
-    """
-
-    kind: str
-    path: Path
-    resolution: int
-    prediction_type: str
-    prediction_from: str
-    configs: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
-
-    def asdict(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "path": str(self.path),
-            "resolution": self.resolution,
-            "prediction_type": self.prediction_type,
-            "prediction_from": self.prediction_from,
-        }
 
 
 def describe(
@@ -80,7 +53,13 @@ def describe(
         )
     if prediction_type != "auto":
         facts = replace(facts, prediction_type=prediction_type, prediction_from="model.prediction_type")
-    return replace(found, resolution=facts.resolution), facts
+    return facts.family, facts
+
+
+def guess(name: str) -> Family:
+    """The family of a model that is not here, by the words in its name."""
+    families = (SDXL, SD2, SD1)
+    return next((family for family in families if any(word in name.lower() for word in family.words)), SD1)
 
 
 def check_weights(facts: Facts) -> None:
@@ -131,9 +110,8 @@ def _folder(kind: str, path: Path, source: str) -> tuple[StableDiffusion, Facts]
             f"({configs['scheduler'].get('_class_name')}, {configs['scheduler'].get('beta_schedule')}, {prediction})",
             WHAT_WORKS,
         )
-    return found, Facts(
-        kind, path, configs["unet"]["sample_size"] * scale, prediction, "the scheduler's configuration", configs
-    )
+    own = replace(found, resolution=configs["unet"]["sample_size"] * scale)
+    return found, Facts(own, kind, path, prediction, "the scheduler's configuration", configs)
 
 
 def _what_lies_in(path: Path, source: str) -> str:
@@ -190,7 +168,8 @@ def _file(path: Path) -> tuple[StableDiffusion, Facts]:
     prediction, origin = _prediction(path, head, found, configs)
     if found is SD2 and prediction == "epsilon":
         configs["unet"]["sample_size"] = min(configs["unet"]["sample_size"], 64)  # the base model; 768 pixels is v
-    return found, Facts("file", path, configs["unet"]["sample_size"] * scale, prediction, origin, configs)
+    own = replace(found, resolution=configs["unet"]["sample_size"] * scale)
+    return found, Facts(own, "file", path, prediction, origin, configs)
 
 
 def _inside(path: Path, head: Header) -> tuple[StableDiffusion, dict[str, Any]]:

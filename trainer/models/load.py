@@ -23,8 +23,8 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from trainer.errors import ConfigError
 from trainer.files.safetensors_stream import header
 from trainer.models import hub, ldm, text
-from trainer.models.base import Parts
-from trainer.models.describe import Facts, describe
+from trainer.models.base import Facts, Parts
+from trainer.models.describe import describe
 from trainer.models.sd import StableDiffusion, build_encoder
 from trainer.settings.config import Model
 

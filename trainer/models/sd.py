@@ -10,6 +10,7 @@ import json
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from trainer.models import unet_units
-from trainer.models.base import Defaults, Parts
+from trainer.models.base import Defaults, Facts, Parts
 from trainer.models.text import Visit, encode, tokenize, tokenizer
 from trainer.models.text import split as split_text
 from trainer.units import Unit
@@ -38,6 +39,7 @@ class StableDiffusion:
 
     name: str
     title: str
+    words: tuple[str, ...]
     resolution: int
     defaults: Defaults
     folder: str
@@ -58,6 +60,16 @@ class StableDiffusion:
     def meta(self) -> Parts:
         with torch.device("meta"):
             return self._build(f"meta-{self.name}", {})
+
+    def public(self) -> Facts:
+        parts = ("unet", "vae", "text_encoder", "text_encoder_2")[: 2 + len(self.pads)]
+        configs = {part: self.config(part) for part in (*parts, "scheduler")}
+        prediction = configs["scheduler"]["prediction_type"]
+        return Facts(self, "public", Path(self.name), prediction, "the shipped configuration", configs)
+
+    def build_meta(self, facts: Facts) -> Parts:
+        with torch.device("meta"):
+            return self._build(self.name, facts.configs)
 
     def _build(self, source: str, changes: dict[str, Settings]) -> Parts:
         def config(part: str) -> Settings:

@@ -23,6 +23,7 @@ DEFAULTS = Defaults(
 SD1 = StableDiffusion(
     name="sd1",
     title="Stable Diffusion 1.x",
+    words=("stable-diffusion-v1", "sd1", "sd-1"),
     resolution=512,
     defaults=DEFAULTS,
     folder="sd1",

@@ -21,6 +21,7 @@ DEFAULTS = Defaults(
 SD2 = StableDiffusion(
     name="sd2",
     title="Stable Diffusion 2.x",
+    words=("stable-diffusion-2", "sd2", "sd-2"),
     resolution=768,
     defaults=DEFAULTS,
     folder="sd2",

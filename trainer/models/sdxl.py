@@ -21,6 +21,7 @@ DEFAULTS = Defaults(
 SDXL = StableDiffusion(
     name="sdxl",
     title="Stable Diffusion XL",
+    words=("xl",),
     resolution=1024,
     defaults=DEFAULTS,
     folder="sdxl",

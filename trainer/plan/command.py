@@ -11,11 +11,12 @@ from dataclasses import replace
 
 import torch
 
+from trainer import models
 from trainer.errors import ConfigError
-from trainer.models.describe import Facts, describe
+from trainer.models import Facts, describe
 from trainer.plan import calibration, cards
 from trainer.plan.calibration import GIB, gib
-from trainer.plan.inputs import Machine, at_hand, public_facts
+from trainer.plan.inputs import Machine, at_hand
 from trainer.plan.plan import Plan
 from trainer.plan.planner import draft
 from trainer.settings.config import Config
@@ -58,14 +59,13 @@ def facts_for(config: Config) -> Facts:
             and config.memory.vram_gb is None
         ):
             return describe("demo")[1]
-        return public_facts("sd1" if family == "auto" else family)
-    guess = "sdxl" if "xl" in name.lower() else "sd2" if "stable-diffusion-2" in name.lower() else "sd1"
+        return models.family("sd1" if family == "auto" else family).public()
     try:
         return describe(name, family=family, revision=config.model.revision, variant=config.model.variant)[1]
     except ConfigError:
         if "/" not in name or name.startswith((".", "/", "~")):
             raise
-        return public_facts(guess if family == "auto" else family)
+        return (models.guess(name) if family == "auto" else models.family(family)).public()
 
 
 def table(plan: Plan) -> str:

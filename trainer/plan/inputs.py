@@ -1,4 +1,4 @@
-"""What a plan is made from: the model's configurations on the meta device, the machine, and the budget.
+"""The machine that a plan is made for, and the budget on it.
 
 These are the only functions of the planner that look at the world; everything behind them is pure.
 """
@@ -6,15 +6,10 @@ These are the only functions of the planner that look at the world; everything b
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 import torch
 
-from trainer import models
-from trainer.errors import ConfigError
-from trainer.models.base import Parts
-from trainer.models.describe import Facts
 from trainer.plan import calibration, cards
 from trainer.settings.config import Config
 
@@ -40,27 +35,6 @@ def at_hand(config: Config, device: torch.device) -> Machine:
     free, _ = torch.cuda.mem_get_info(device if device.index is not None else 0)
     mine = int(calibration.CONTEXT_BYTES.amount) + torch.cuda.memory_reserved()  # what this very process holds already
     return Machine("cuda", card or cards.match(torch.cuda.get_device_name(device)), free + mine, ram)
-
-
-def public_facts(name: str) -> Facts:
-    """Facts of a family's public model from the configurations that are shipped: nothing is downloaded."""
-    family = models.family(name)
-    parts = ("unet", "vae", "text_encoder", "scheduler") + (("text_encoder_2",) if len(family.pads) > 1 else ())
-    configs = {part: family.config(part) for part in parts}
-    prediction = configs["scheduler"]["prediction_type"]
-    return Facts("public", Path(name), family.resolution, prediction, "the shipped configuration", configs)
-
-
-def meta_parts(config: Config, facts: Facts) -> Parts:
-    """The model of `facts` on the meta device, built from its own configurations."""
-    family = models.family("sdxl" if "text_encoder_2" in facts.configs else "sd1")
-    if not facts.configs:
-        raise ConfigError("the model has no configurations to plan with", "name another --model.name")
-    unet = facts.configs["unet"]
-    if family.name == "sd1" and unet.get("cross_attention_dim") == 1024:
-        family = models.family("sd2")
-    with torch.device("meta"):
-        return family._build(config.model.name or family.name, facts.configs)
 
 
 def budget_bytes(config: Config, machine: Machine) -> int | None:

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from trainer.models.describe import Facts
+from trainer.models import Facts
 from trainer.plan import cards, solver
 from trainer.plan.calibration import gib
-from trainer.plan.inputs import Machine, at_hand, budget_bytes, meta_parts
+from trainer.plan.inputs import Machine, at_hand, budget_bytes
 from trainer.plan.phases import Rehearsals
 from trainer.plan.plan import PhasePlan, Plan
 from trainer.plan.refusal import asked_for, flags, nearest, refuse
@@ -34,7 +34,7 @@ def plan(config: Config, facts: Facts, device: torch.device | str = "cuda", mach
 def draft(config: Config, facts: Facts, machine: Machine, rehearsals: Rehearsals | None = None) -> Plan:
     """As `plan`, but what does not fit is returned, with its refusal, instead of raised. `rehearsals`: to share with other
     budgets of the same configuration."""
-    rehearsals = rehearsals or Rehearsals(config, meta_parts(config, facts), machine.kind)
+    rehearsals = rehearsals or Rehearsals(config, facts.family.build_meta(facts), machine.kind)
     budget = budget_bytes(config, machine)
     start = solver.base(config, machine.kind, bf16=machine.card is None or machine.card.bf16)
     ladder = solver.rungs(config, start, facts)

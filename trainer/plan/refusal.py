@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from trainer.errors import ConfigError
-from trainer.models.describe import Facts
+from trainer.models import Facts
 from trainer.plan import calibration, solver
 from trainer.plan.calibration import gib
-from trainer.plan.inputs import Machine, meta_parts
+from trainer.plan.inputs import Machine
 from trainer.plan.phases import Rehearsals
 from trainer.plan.plan import Plan
 from trainer.settings.config import Config
@@ -37,7 +37,7 @@ def nearest(config: Config, made: Plan, machine: Machine, facts: Facts) -> Itera
         for key, value in changes.items():
             section, _, name = key.partition("__")
             setattr(getattr(other, section), name, value)
-        rehearsals = Rehearsals(other, meta_parts(other, facts), machine.kind)
+        rehearsals = Rehearsals(other, facts.family.build_meta(facts), machine.kind)
         start = solver.base(other, machine.kind, bf16=machine.card is None or machine.card.bf16)
         _, policy = solver.rungs(other, start, facts)[-1]
         phases, _ = rehearsals.all(policy, made.budget_bytes)
