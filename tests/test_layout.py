@@ -38,7 +38,7 @@ FOR_ALL = {"events", "units", "policy", "errors"}
 BENCHMARK_WINGS = (("__main__", "report", "plans"), ("suites", "demo"), ("harness",))
 
 # Each list below may only shrink: a rule fails for what is missing from its list and for what no longer needs to be on it.
-UPWARD = {("settings/checks", "models")}
+UPWARD: set[tuple[str, str]] = set()
 LONG = {  # files over 350 lines, each with its reason at its top
     "trainer/run/stages.py",
     "trainer/step/engine.py",
@@ -68,7 +68,7 @@ TESTED_IN = {
     "models/demo_model": "benchmarks/demo/assets benchmarks/demo/backgrounds benchmarks/demo/cutouts benchmarks/demo/draw "
     "benchmarks/demo/evaluate benchmarks/demo/judge benchmarks/demo/pace benchmarks/demo/recipe benchmarks/demo/scenes "
     "benchmarks/demo/subjects benchmarks/demo/text benchmarks/demo/unet benchmarks/demo/vae",
-    "models/load": "models/describe models/hub out/formats",
+    "models/load": "models/describe out/formats",
     "models/models": "models/base models/ldm models/sd models/sd1 models/sd2 models/sdxl models/text",
     "objective/objective": "objective/loss",
     "out/export": "files/safetensors_stream",

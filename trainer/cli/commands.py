@@ -22,9 +22,11 @@ def train(command: Command) -> int:
     config = command.config()
     notices = command.notices + check(config, tolerant=command.foreign)
 
+    from trainer.files import hub
     from trainer.readers import log, stray, tui
 
     log.check(config)
+    hub.early(config.model.name, config.model.revision)
     controls, said = Controls(), stray.Stray()
     run_dir: list[str] = []
 
@@ -49,6 +51,9 @@ def plan(command: Command) -> int:
     config = command.config()
     check(config, tolerant=True, files=False)
     _say_untried()
+    from trainer.files import hub
+
+    hub.early(config.model.name, config.model.revision)
     from trainer.plan import command as planned
 
     return planned.main(config, as_json=command.json)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import ConfigError
+from trainer.files import hub
 from trainer.files.safetensors_stream import Header, header
-from trainer.models import hub
 from trainer.models.base import Facts, Family
 from trainer.models.ldm import UNET
 from trainer.models.sd import StableDiffusion

@@ -21,8 +21,9 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from trainer.errors import ConfigError
+from trainer.files import hub
 from trainer.files.safetensors_stream import header
-from trainer.models import hub, ldm, text
+from trainer.models import ldm, text
 from trainer.models.base import Facts, Parts
 from trainer.models.describe import describe
 from trainer.models.sd import StableDiffusion, build_encoder

@@ -227,7 +227,7 @@ def judge(name: str) -> None:
     """ConfigError where the guard's judge is not known, or is neither on this machine nor to be had from the hub."""
     kind, _, where = name.partition(":")
     if kind in ("clip", "dino") and where:
-        from trainer.models import hub
+        from trainer.files import hub
 
         if not Path(where).is_dir():
             hub.small(where)

@@ -1,18 +1,26 @@
 """Models from the Hugging Face hub, and clear words when one cannot be had.
 
 Configurations come first and alone, so that a wrong model costs kilobytes; then only the safetensors files of the parts
-that are needed. Everything lands in the hub's own cache.
+that are needed. Everything lands in the hub's own cache. Whether there is a way to the hub is asked once, by one connection:
+its client would try for half a minute where the answer is known after two seconds.
 """
 
 from __future__ import annotations
 
 import re
+import socket
+import threading
+import urllib.request
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from trainer.errors import ConfigError
 
 SMALL = ["model_index.json", "*/config.json", "scheduler/*", "tokenizer/*", "tokenizer_2/*"]
+REACH_SECONDS = 2.5  # a way that takes longer to open does not carry gigabytes
+ELSEWHERE = "give a model on this machine, which needs no network: --model FOLDER (a diffusers folder) or --model FILE.safetensors"
 STEMS = {
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
@@ -26,6 +34,13 @@ def is_id(source: str) -> bool:
     return re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", source) is not None
 
 
+def early(source: str | None, revision: str | None) -> None:
+    """ConfigError where `source` is a hub model that cannot be had; before torch is imported, which takes longer than that."""
+    if source and is_id(source) and not Path(source).expanduser().exists():
+        configurations(source, revision)
+
+
+@cache
 def configurations(source: str, revision: str | None) -> Path:
     """Fetch the small files; the snapshot folder they are in."""
     return fetch(source, revision, SMALL)
@@ -54,15 +69,42 @@ def weights(source: str, revision: str | None, variant: str | None, parts: Itera
 
 
 def fetch(source: str, revision: str | None, patterns: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
+
+    local = constants.HF_HUB_OFFLINE or not reachable(constants.ENDPOINT)
 
     def call() -> Path:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(source, revision=revision, allow_patterns=patterns, local_files_only=local))
 
     return _in_words(source, revision, call)
 
 
+@cache
+def reachable(endpoint: str) -> bool:
+    """Whether a connection to the hub, or to the proxy before it, opens. In a thread of its own: looking up a name has no
+    time limit, and without a network it may be the longest part."""
+    place = urlsplit(endpoint)
+    proxy = None if urllib.request.proxy_bypass(place.hostname or "") else urllib.request.getproxies().get(place.scheme)
+    if proxy:
+        place = urlsplit(proxy if "//" in proxy else f"//{proxy}", scheme="http")
+    opened: list[bool] = []
+
+    def knock() -> None:
+        port = place.port or (443 if place.scheme == "https" else 80)
+        try:
+            socket.create_connection((place.hostname, port), REACH_SECONDS).close()
+        except OSError:
+            return
+        opened.append(True)
+
+    thread = threading.Thread(target=knock, name="is the hub there?", daemon=True)
+    thread.start()
+    thread.join(REACH_SECONDS)
+    return bool(opened)
+
+
 def _in_words(source: str, revision: str | None, call: Callable[[], Path]) -> Path:
+    from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -73,13 +115,12 @@ def _in_words(source: str, revision: str | None, call: Callable[[], Path]) -> Pa
     )
 
     transport = HfHubHTTPError.__mro__[1]  # the HTTP library's own base error, whichever library the hub client uses
-    elsewhere = "or give a diffusers folder or a .safetensors file on this machine"
     try:
         return call()
     except GatedRepoError as error:
         raise ConfigError(
             f"{source} asks for consent to its licence",
-            f"agree on https://huggingface.co/{source}, then run `hf auth login`; {elsewhere}",
+            f"agree on https://huggingface.co/{source}, then run `hf auth login`; or {ELSEWHERE}",
         ) from error
     except RevisionNotFoundError as error:
         raise ConfigError(
@@ -88,14 +129,14 @@ def _in_words(source: str, revision: str | None, call: Callable[[], Path]) -> Pa
     except RepositoryNotFoundError as error:
         raise ConfigError(
             f"the hub has no model {source}, or it is private",
-            f"check the spelling; for a private model run `hf auth login`; {elsewhere}",
+            f"check the spelling; for a private model run `hf auth login`; or {ELSEWHERE}",
         ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise ConfigError(
             f"{source} is not in the local cache and the hub cannot be reached",
-            f"connect once (and unset HF_HUB_OFFLINE), {elsewhere}",
+            f"{ELSEWHERE}; or connect once" + (" and unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else ""),
         ) from error
     except (transport, OSError) as error:
         raise ConfigError(
-            f"the hub did not answer for {source} ({type(error).__name__}: {error})", f"try again later, {elsewhere}"
+            f"the hub did not answer for {source} ({type(error).__name__}: {error})", f"try again later, or {ELSEWHERE}"
         ) from error
