@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
@@ -33,6 +33,17 @@ def outcome(stage: Stage[T]) -> T:
             next(stage)
         except StopIteration as end:
             return end.value
+
+
+def watched(stage: Stage[T], see: Callable[[Event], Iterable[Event] | None]) -> Stage[T]:
+    """The same events and result; `see` is shown each event and may answer with more, which follow it."""
+    while True:
+        try:
+            event = next(stage)
+        except StopIteration as end:
+            return end.value
+        yield event
+        yield from see(event) or ()
 
 
 @dataclass(frozen=True)

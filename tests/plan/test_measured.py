@@ -1,61 +1,44 @@
-"""The budget and the vital signs against torch's own rules for devices, on a machine without a card."""
+"""A plan held against what happened, and corrected by what a probe measured."""
 
 from __future__ import annotations
 
-import sys
-from types import SimpleNamespace
-
 import pytest
-import torch
 
-from trainer.machine.vitals import Vitals
-from trainer.plan import calibration
-from trainer.plan import measured as budget
-
-GIB = 2**30
-
-
-@pytest.fixture
-def card(monkeypatch):
-    """Only the driver is replaced: torch's own functions check their arguments as on a card."""
-    seen = {}
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=24 * GIB))
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda.memory, "_lazy_init", lambda: None)
-    monkeypatch.setattr(
-        torch._C,
-        "_cuda_setMemoryFraction",
-        lambda share, number: seen.update(share=share, number=number),
-        raising=False,
-    )
-    return seen
+from trainer.errors import ConfigError
+from trainer.plan import calibration, measured
+from trainer.plan.calibration import GIB
+from trainer.plan.plan import PhasePlan, Plan
+from trainer.policy import Drawing, Policy
 
 
-@pytest.mark.parametrize(("device", "number"), [("cuda", 0), ("cuda:1", 1)])
-def test_a_budget_is_enforced_on_a_device_with_or_without_a_number(card, device, number):
-    notice = budget.enforce(12 * GIB, device)
-    assert card["number"] == number and "12.0" in notice.text
-    assert card["share"] * 24 * GIB == pytest.approx(12 * GIB - calibration.CONTEXT_BYTES.amount)
+def phase(name: str, tensors: int) -> PhasePlan:
+    extra = calibration.overhead(tensors)
+    return PhasePlan(name, tensors + sum(extra.values()), GIB, {"standing": tensors} | extra)
 
 
-class Refusal(Exception):
-    """NVML's errors are of no kind that torch or Python knows."""
+PLAN = Plan(
+    model="demo", mode="full", preset="", budget_bytes=4 * GIB, policy=Policy(), drawing=Drawing(), settings={},
+    phases=(phase("train", 2 * GIB), phase("sample", GIB)), step_tensor_bytes=2 * GIB, disk_bytes=0, steps_per_second=None,
+    card="", explanation="",
+)  # fmt: skip
 
 
-def test_a_card_that_does_not_tell_its_load_is_no_reason_to_stop(monkeypatch):
-    def refuse(device):
-        raise Refusal("Not Supported")
-
-    for name in ("memory_allocated", "max_memory_allocated", "memory_reserved"):
-        monkeypatch.setattr(torch.cuda, name, lambda device: 5)
-    monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(NVMLError=Refusal))
-    monkeypatch.setattr(torch.cuda, "utilization", refuse)
-    vitals = Vitals(torch.device("cuda"))
-    assert [vitals.read()["vram_bytes"] for _ in range(2)] == [5, 5]
-    assert vitals.read()["gpu_load"] != vitals.read()["gpu_load"], "unknown is nan"
+def test_a_plan_is_held_against_what_happened_and_a_deviation_makes_a_report_line():
+    planned = {p.name: p.vram_bytes - sum(p.parts[k] for k in calibration.overhead(0)) for p in PLAN.phases}
+    text, notices = measured.compare(PLAN, {"train": int(planned["train"] * 1.01)})
+    assert "train" in text
+    assert notices == []
+    _, notices = measured.compare(PLAN, {"train": planned["train"] + GIB})
+    assert "[plan] model=demo" in notices[0].fix
+    assert "measured=" in notices[0].fix
 
 
-def test_time_between_marks_is_wall_time_on_a_cpu():
-    vitals = Vitals(torch.device("cpu"))
-    first, second = vitals.mark(), vitals.mark()
-    assert 0 <= vitals.seconds(first, second) < 1
+def test_a_probe_corrects_the_phases_it_measured_and_no_others():
+    after = measured.corrected(PLAN, {"train": 3 * GIB})
+    train = next(p for p in after.phases if p.name == "train")
+    assert train.vram_bytes == 3 * GIB + sum(calibration.overhead(3 * GIB).values())
+    assert [p for p in after.phases if p.name != "train"] == [p for p in PLAN.phases if p.name != "train"]
+    assert "Measured by the probe" in next(iter(after.events())).text
+    assert "does not fit" in measured.corrected(PLAN, {"train": 4 * GIB}).warnings[0]
+    with pytest.raises(ConfigError, match="CUDA"):
+        measured.probe(PLAN, "cpu", {})

@@ -14,7 +14,6 @@ from trainer.errors import ConfigError
 from trainer.files.safetensors_stream import PIECE_BYTES
 from trainer.models import family
 from trainer.plan import calibration, cards, command, planner, rehearse
-from trainer.plan import measured as budget
 from trainer.plan.calibration import GIB
 from trainer.plan.inputs import Machine
 from trainer.plan.phases import Rehearsals
@@ -293,55 +292,6 @@ def test_published_rates_are_found_by_any_usual_name():
     assert cards.match("Voodoo 2") is None
     with pytest.raises(ConfigError):
         cards.find("Voodoo 2")
-
-
-def test_a_plan_is_held_against_what_happened_and_a_deviation_makes_a_report_line(facts):
-    plan = draft(facts, memory__vram_gb=4.0)
-    planned = {p.name: p.vram_bytes - sum(p.parts[k] for k in calibration.overhead(0)) for p in plan.phases}
-    text, notices = budget.compare(plan, {"train": int(planned["train"] * 1.01)})
-    assert "train" in text
-    assert notices == []
-    _, notices = budget.compare(plan, {"train": planned["train"] + GIB})
-    assert "[plan] model=demo" in notices[0].fix
-    assert "measured=" in notices[0].fix
-
-
-def test_a_probe_corrects_the_phases_it_measured_and_no_others(facts):
-    plan = draft(facts, memory__vram_gb=4.0)
-    after = budget.corrected(plan, {"train": 3 * GIB})
-    train = next(p for p in after.phases if p.name == "train")
-    assert train.vram_bytes == 3 * GIB + sum(calibration.overhead(3 * GIB).values())
-    assert [p for p in after.phases if p.name != "train"] == [p for p in plan.phases if p.name != "train"]
-    assert "Measured by the probe" in next(iter(after.events())).text
-    assert "does not fit" in budget.corrected(plan, {"train": 4 * GIB}).warnings[0]
-    with pytest.raises(ConfigError, match="CUDA"):
-        budget.probe(plan, "cpu", {})
-
-
-def test_the_budget_leaves_the_context_out_of_the_allocators_share():
-    assert budget.fraction(12 * GIB, 24 * GIB) == pytest.approx((12 - 0.42) / 24)
-    assert budget.fraction(99 * GIB, 24 * GIB) == 1.0
-    assert "CPU" in budget.enforce(12 * GIB, "cpu").text
-
-
-@pytest.mark.parametrize(("reserved", "seconds", "system", "spilled"), [
-    (9 * GIB, [0.3] * 20, "Linux", True),  # more than there is
-    (7.9 * GIB, [0.3] * 20 + [3.0] * 3, "Windows", True),
-    (7.9 * GIB, [0.3] * 20 + [3.0] * 3, "Linux", False),  # there the driver fails instead
-    (7.9 * GIB, [0.3] * 20 + [3.0, 0.3, 0.3], "WSL", False),  # one slow step is a preview, not a spill
-    (4 * GIB, [0.3] * 20 + [3.0] * 3, "WSL", False),
-])  # fmt: skip
-def test_a_spill_into_shared_memory_is_noticed(reserved, seconds, system, spilled):
-    notice = budget.spill_watch(int(reserved), 8 * GIB, seconds, system)
-    assert (notice is not None) == spilled
-    assert notice is None or notice.level == "warning"
-
-
-@pytest.mark.parametrize("preset", overlay.presets())
-def test_a_spill_is_noticed_although_the_process_keeps_to_its_preset(preset):
-    card = int(preset.removesuffix("gb")) * GIB
-    allowed = budget.fraction(int(overlay.load({"preset": preset}).memory.vram_gb * GIB), card) * card
-    assert budget.spill_watch(int(0.98 * allowed), card, [0.3] * 20 + [3.0] * 3, "Windows") is not None
 
 
 @pytest.mark.gpu

@@ -1,17 +1,13 @@
 """Whole runs on tiny models: every phase, an interruption that changes nothing, failures that lose nothing."""
 
 import json
-from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
+from tiny_run import events, of, words
 
 from trainer.cli import parse as cli
-from trainer.draw.painter import Painter
-from trainer.errors import ConfigError
 from trainer.events import (
     CheckpointSaved,
     Controls,
@@ -24,65 +20,10 @@ from trainer.events import (
     PlanReady,
     Sampled,
     Step,
-    outcome,
 )
-from trainer.models import SD1, SDXL
+from trainer.models import SDXL
 from trainer.out import checkpoint
-from trainer.policy import Drawing
-from trainer.readers import log
-from trainer.run import revisit, stages
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with tiny models and photos of two shapes."""
-    folder = tmp_path_factory.mktemp("stages")
-    for family in (SD1, SDXL):
-        family.pipeline(family.tiny()).save_pretrained(folder / family.name)
-    (folder / "photos").mkdir()
-    generator = torch.Generator().manual_seed(0)
-    for index in range(3):
-        small = (torch.rand(8, 8, 3, generator=generator) * 255).byte().numpy()
-        Image.fromarray(small).resize((80, 64 + 16 * index)).save(folder / "photos" / f"{index}.png")
-    return folder
-
-
-def words(place, *more, model="sd1", run="run"):
-    base = [
-        "--model.name",
-        place / model,
-        "--instance_data_dir",
-        place / "photos",
-        "--class_name",
-        "dog",
-        "--resolution",
-        64,
-        "--num_class_images",
-        2,
-        "--sample_steps",
-        2,
-        "--max_train_steps",
-        4,
-        "--num_validation_images",
-        1,
-        "--sample.steps",
-        2,
-        "--cache_dir",
-        place / "cache",
-        "--output_dir",
-        place / run,
-        "--no-watch",
-    ]
-    return [str(word) for word in [*base, *more]]
-
-
-def events(place, *more, controls=None, **where):
-    config = cli.parse(words(place, *more, **where)).config()
-    return list(log.record(stages.run(config, controls or Controls()), config))
-
-
-def of(kind, found):
-    return [event for event in found if isinstance(event, kind)]
+from trainer.run import stages
 
 
 def test_a_run_goes_through_every_phase_and_says_where_everything_is(place):
@@ -103,21 +44,6 @@ def test_saving_comes_before_drawing(place):
     found = events(place, run="order")
     kinds = [type(e) for e in found if isinstance(e, (CheckpointSaved, Sampled, Exported))]
     assert kinds.index(CheckpointSaved) < kinds.index(Sampled) < kinds.index(Exported)
-
-
-@pytest.mark.parametrize("more", [(), ("--train_text_encoder", "--method", "lora")], ids=["full", "text lora"])
-def test_a_probe_does_what_the_phases_do_and_changes_nothing(place, more):
-    ready = stages.prepare(cli.parse(words(place, *more, run="probed")).config())
-    job, painter = outcome(stages.build(ready.config, ready.photos, None, ready.plan, ready.device, ready.run))
-    before, position = {k: v.clone() for k, v in job.engine.state_dict().items()}, job.batches.state()
-    runs = stages.probes(ready, job, painter)
-    assert runs.keys() == {"train", "sample", "save", "export"}
-    for run in runs.values():
-        run()
-    after = job.engine.state_dict()
-    assert all(torch.equal(before[k], after[k]) or before[k].isnan().all() for k in before)
-    assert str(job.batches.state()) == str(position)
-    assert not (ready.run / "samples").exists()
 
 
 @pytest.mark.parametrize(
@@ -227,51 +153,6 @@ def test_the_guard_reads_the_base_model_and_the_trained_one(place):
 def test_sdxl_runs_through_too(place):
     found = events(place, model="sdxl", run="xl")
     assert of(Finished, found)[0].status == "done"
-
-
-def test_pictures_and_exports_can_be_made_later_from_the_checkpoint(place):
-    events(place, run="later")
-    config = cli.parse(["--config", str(place / "later" / "config.toml")]).config()
-    drawn = list(revisit.sample_run(place / "later", ["a photo of sks dog"], [0, 1], place / "more", config))
-    assert len(of(Sampled, drawn)[0].paths) == 2
-    written = list(revisit.export_run(place / "later", ["single_file"], "fp32", place / "full"))
-    assert of(Exported, written)[0].precision == "fp32" and of(Exported, written)[0].max_error == 0.0
-
-
-def test_pictures_made_later_are_drawn_as_the_plan_of_the_run_draws_them(place, monkeypatch):
-    """The VAE's precision and what makes room on the card come from the checkpoint; batch and tile may be asked for."""
-    events(place, run="planned")
-    point, used = checkpoint.found(place / "planned")[-1], []
-    state = json.loads((point / "state.json").read_text())
-    assert Drawing.from_json(state["drawing"]).vae_dtype == torch.float32
-    tight = Drawing(batch=3, tile=None, vae_dtype=torch.bfloat16, park=True)
-    (point / "state.json").write_text(json.dumps(state | {"drawing": tight.as_json()}))
-
-    paint = Painter.paint
-    monkeypatch.setattr(Painter, "paint", lambda self, *words: used.append(self) or paint(self, *words))
-    config = cli.parse(["--config", str(place / "planned" / "config.toml"), "--vae_tile", "64"]).config()
-    list(revisit.sample_run(place / "planned", ["a photo of sks dog"], [0], place / "tight", config))
-    assert used[0].drawing == replace(tight, batch=config.sample.batch_size, tile=64)
-
-    del state["drawing"]  # as a checkpoint from before it was kept
-    (point / "state.json").write_text(json.dumps(state))
-    list(revisit.sample_run(place / "planned", ["a photo of sks dog"], [0], place / "before", config))
-    exact, rough = (np.asarray(Image.open(next(path.glob("*/*.png")))) for path in (place / "before", place / "tight"))
-    assert exact.shape == rough.shape and not np.array_equal(exact, rough)
-
-
-def test_a_missing_photo_folder_costs_one_message_and_writes_nothing(place):
-    config = cli.parse([*words(place, run="nothing")]).config()
-    config.data.instance_data_dir = str(place / "nowhere")
-    with pytest.raises(ConfigError, match="nowhere"):
-        next(stages.run(config, Controls()))
-    assert not (place / "nothing").exists()
-
-
-def test_an_unknown_checkpoint_is_refused_before_anything_is_loaded(place):
-    config = cli.parse(words(place, "--resume_from_checkpoint", "step-000099", run="gone")).config()
-    with pytest.raises(ConfigError, match="step-000099"):
-        next(stages.run(config, Controls()))
 
 
 @pytest.mark.parametrize(

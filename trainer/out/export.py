@@ -30,6 +30,7 @@ from trainer.machine.vitals import Vitals
 from trainer.models import adapters, load
 from trainer.models.base import Parts
 from trainer.out.formats import File, files
+from trainer.settings.config import Config
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 LORA = ("lora_diffusers", "lora_kohya")
@@ -70,6 +71,26 @@ def write(
         yield PhaseProgress("export", done, len(formats), name)
     vitals = Vitals(torch.device("cuda" if torch.cuda.is_initialized() else "cpu"))
     yield PhaseEnded("export", time.time() - began, vitals.peak(), vitals.ram(), f"{len(formats)} formats in {folder}")
+
+
+def metadata(config: Config) -> dict[str, str]:
+    """Training settings that travel inside exported files."""
+    keys = (
+        "model.name",
+        "data.instance_prompt",
+        "data.resolution",
+        "prior.with_prior_preservation",
+        "prior.class_prompt",
+        "prior.prior_loss_weight",
+        "train.method",
+        "train.max_train_steps",
+        "train.learning_rate",
+        "train.train_text_encoder",
+        "train.optimizer",
+        "train.snr_gamma",
+        "train.seed",
+    )
+    return {key: str(config.value(key)) for key in keys}
 
 
 def _complete(parts: Parts) -> Parts:

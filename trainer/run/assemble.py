@@ -20,7 +20,6 @@ from trainer.data.batches import Batches
 from trainer.data.dataset import Dataset, Example
 from trainer.data.photos import Photo, PhotoSet
 from trainer.draw.painter import Painter
-from trainer.draw.sampler import Look
 from trainer.events import Event, Notice, Stage, outcome
 from trainer.files.mapped import give_back
 from trainer.files.store import Store
@@ -34,17 +33,17 @@ from trainer.policy import Policy
 from trainer.prior import identifier, prediction
 from trainer.prior import images as prior
 from trainer.run import loop
+from trainer.run.prepare import Run
 from trainer.run.schedule import factor
 from trainer.settings.config import Config
 from trainer.step.ema import Average
 from trainer.step.engine import Engine
 
 
-def build(
-    config: Config, photos: PhotoSet, spared: Photo | None, plan: Plan, device: torch.device, run: Path
-) -> Iterator[Event]:
-    """Returns (job, painter), through `yield from`."""
-    folder, train, model = Path(config.run.cache_dir), config.train, config.model
+def build(run: Run) -> Stage[tuple[loop.Job, Painter]]:
+    """All that training needs, and the painter of what it makes."""
+    config, photos, spared, plan, device, folder = run.config, run.photos, run.spared, run.plan, run.device, run.cache
+    train, model = config.train, config.model
     phase = Phase("load", device)
     yield phase.start(detail=model.name)
     parts = models.load_for(model)
@@ -56,7 +55,7 @@ def build(
 
     texts = yield from _class_texts(config, parts, device, folder)  # by encoders that the engine has not taken over yet
     engine = make_engine(config, parts, plan.policy, device) if plan.policy.stream == "all" else None
-    painter = Painter(parts, Look.of(config), plan.drawing, device, texts, engine)
+    painter = Painter(parts, run.look, plan.drawing, device, texts, engine)
     class_images, predictions = yield from _prior(config, plan, painter, folder)
     dataset = yield from cache.ensure(
         parts,
@@ -95,7 +94,7 @@ def build(
         predictions=predictions,
     )
     job = loop.Job(
-        run,
+        run.folder,
         engine,
         batches,
         objective,
@@ -124,7 +123,7 @@ def build(
             train.train_batch_size,
             train.seed,
         )
-        job.guard = guard.Guard(run, config.guard, losses, _pictures(config, photos, painter))
+        job.guard = guard.Guard(run.folder, config.guard, losses, _pictures(config, photos, painter))
     return job, painter
 
 

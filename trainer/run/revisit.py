@@ -22,8 +22,8 @@ from trainer.events import Event, Finished
 from trainer.models import Parts, adapters, load_for
 from trainer.out import checkpoint, export
 from trainer.policy import Drawing, Policy
-from trainer.run import stages
 from trainer.run.assemble import make_engine
+from trainer.run.prepare import choose_device
 from trainer.run.settle import unused
 from trainer.settings.config import Config
 from trainer.settings.overlay import load as settings
@@ -35,7 +35,7 @@ def sample_run(
 ) -> Iterator[Event]:
     """Draw every prompt with every seed, from the newest checkpoint of `run`, from one checkpoint, or from a model."""
     begun = time.perf_counter()
-    device = stages.choose_device(config)
+    device = choose_device(config)
     point = newest(run)
     if point is None and (run / "config.toml").is_file():
         raise no_checkpoint(run)
@@ -78,7 +78,7 @@ def export_run(run: Path, formats: Sequence[str] | None, precision: str, output:
         formats or config.export.formats or (["lora_diffusers"] if config.train.method != "full" else ["diffusers"])
     )
     folder = output or unused(point.parent / f"model-{checkpoint.step_of(point):06d}-{precision}")
-    yield from export.write(parts, engine.master, folder, formats, precision, stages.metadata(config))
+    yield from export.write(parts, engine.master, folder, formats, precision, export.metadata(config))
     yield Finished("done", checkpoint.step_of(point), time.perf_counter() - begun, str(run), f"model       {folder}")
 
 

@@ -1,0 +1,111 @@
+"""A run understood: settings without blanks, photos, a plan that fits, a device, and where to go on; nothing is loaded yet.
+
+Whatever the person at the keyboard can mend is said here, in seconds, before a weight is read or a file written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from trainer import memory, models
+from trainer.data import photos as data
+from trainer.data.photos import Photo, PhotoSet
+from trainer.draw.sampler import Look
+from trainer.errors import ConfigError
+from trainer.events import Notice
+from trainer.guard import guard
+from trainer.out import checkpoint
+from trainer.plan import planner
+from trainer.plan.plan import Plan
+from trainer.prior import images as prior
+from trainer.run import settle
+from trainer.settings import checks
+from trainer.settings.config import Config
+
+
+@dataclass
+class Run:
+    """What every stage is handed, whole. Only `plan` changes: a probe corrects it by measuring."""
+
+    config: Config
+    photos: PhotoSet
+    spared: Photo | None  # a photo that training never sees, where there are enough
+    plan: Plan
+    device: torch.device
+    folder: Path
+    resume: Path | None  # the checkpoint to go on from
+    notices: list[Notice] = field(default_factory=list)
+
+    @property
+    def cache(self) -> Path:
+        """Where class images, latents and embeddings are kept."""
+        return Path(self.config.run.cache_dir)
+
+    @property
+    def look(self) -> Look:
+        """How its previews are drawn."""
+        return Look.of(self.config)
+
+
+def prepare(config: Config) -> Run:
+    """Everything that can be known without loading weights. Raises ConfigError with the fix; writes nothing."""
+    config = config.model_copy(deep=True)
+    memory.allocator.apply()  # before CUDA starts
+    settle.subject(config)
+    family, facts = models.describe(
+        config.model.name,
+        family=config.model.family,
+        revision=config.model.revision,
+        variant=config.model.variant,
+        prediction_type=config.model.prediction_type,
+    )
+    models.check_weights(facts)
+    if config.model.vae:
+        models.check_vae(config.model.vae)
+    if config.guard.watch:
+        checks.judge(config.guard.judge)
+    settle.learning(config, family)
+    photos = data.scan(config.data, family.resolution)
+    photos, spared = guard.hold_out(photos) if config.guard.watch else (photos, None)
+    settle.schedule(config, family, photos)
+    settle.places(config)
+    if config.prior.with_prior_preservation and config.prior.by == "images":
+        prior.check_early(config, config.data.resolution)
+    folder = Path(config.run.output_dir)
+    resume = (
+        checkpoint.locate(folder, config.checkpoint.resume_from_checkpoint)
+        if config.checkpoint.resume_from_checkpoint
+        else None
+    )
+    device = choose_device(config)
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        checks.card(config, properties.total_memory, properties.name)
+    plan = planner.plan(config, facts, device)
+    memory.check(plan.policy, facts)
+    for key, value in plan.settings.items():
+        if "." in key and value is not None and not config.chosen(key):
+            config.settle(key, value, "planner")
+    notices = [Notice(text, level="warning") for text in photos.problems] + [Notice(text) for text in photos.advice]
+    if config.checkpoint.resume_from_checkpoint == "latest" and resume is None:
+        notices.append(Notice(f"{folder} holds no checkpoint yet: starting from the beginning."))
+    if spared is not None:
+        notices.append(Notice(f"{spared.name} is kept back to measure overfitting (--no-watch trains on it, too)."))
+    return Run(config, photos, spared, plan, device, folder, resume, notices)
+
+
+def choose_device(config: Config) -> torch.device:
+    """CUDA where there is one and nobody asked for the CPU; accelerate decides which."""
+    if config.run.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "--device cuda was asked for, but torch sees no CUDA card.",
+            "Run `python -m trainer doctor`, or leave --device out to train on the CPU.",
+        )
+    from accelerate import Accelerator
+
+    device = Accelerator(cpu=config.run.device == "cpu").device
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.train.allow_tf32
+    return device
