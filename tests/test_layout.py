@@ -94,7 +94,7 @@ LIGHT = (
 )
 # beside models/ the rooms that draw pictures, save models or borrow a schedule; the engine and the loop never see diffusers
 DIFFUSERS = {
-    *"prior/images draw/preview draw/sampler out/export out/formats run/schedule cli/doctor guard/judge".split(),
+    *"prior/images draw/preview objective/noise out/export out/formats run/schedule cli/doctor guard/judge".split(),
     *"step/standin prior/prediction plan/rehearse step/optim".split(),
 }
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from trainer.models import Parts, abar, family
+from trainer.models import Parts, family
 from trainer.objective.loss import Objective
 from trainer.plan.simulate import Tracker
 from trainer.policy import Policy
@@ -80,7 +80,7 @@ def batch(made: Parts, pixels: int, pairs: int, device: torch.device, seed: int 
     """A noised micro-batch of random latents and embeddings, 2 * pairs rows, on `device`."""
     generator = torch.Generator().manual_seed(seed)
     rows, latent = 2 * pairs, pixels // made.latent_factor
-    noised = Objective(abar(made)).noise(torch.randn(rows, 4, latent, latent, generator=generator), generator)
+    noised = Objective(made.noise()).draw(torch.randn(rows, 4, latent, latent, generator=generator), generator)
     config = made.unet.config
     values = {
         "sample": noised.sample,
@@ -100,7 +100,7 @@ def stepper(
 ) -> tuple[Engine, Callable[[], Tensor]]:
     """An engine and a function that takes one optimizer step over the next of `batches` and returns its losses."""
     engine = Engine(made.family.units(made), policy, device)
-    objective, taken = Objective(abar(made)), [0]
+    objective, taken = Objective(made.noise()), [0]
 
     def step() -> Tensor:
         now = batches[taken[0] % len(batches)]

@@ -132,7 +132,7 @@ class Fixed:
         self.latents = {name: _latents(parts, pictures) for name, pictures in sets.items()}
         tokens = cache.token_ids(parts, list(said.values()))
         self.tokens = {name: tokens[prompt] for name, prompt in said.items()}
-        self.objective = Objective(models.abar(parts), parts.prediction_type)
+        self.objective = Objective(parts.noise())
         self.engine = Engine(parts.family.units(parts, text=True), Policy(), "cpu")
         self.weights = {name: value.clone() for name, value in self.engine.master()}
 
@@ -144,8 +144,7 @@ class Fixed:
     def losses(self, weights: dict[str, Tensor]) -> dict[str, float]:
         """{"instance_loss", "class_loss"} of a model with these weights."""
         self.engine.load_master(weights)
-        found, steps = {}, len(self.objective.abar)
-        levels = torch.tensor([int(steps * (i + 0.5) / LEVELS) for i in range(LEVELS)])
+        found, levels = {}, self.objective.noise.at([(i + 0.5) / LEVELS for i in range(LEVELS)])
         for name, latents in self.latents.items():
             generator, errors = torch.Generator().manual_seed(0), []
             ids = {key: row.expand(LEVELS, *row.shape) for key, row in self.tokens[name].items()}

@@ -20,9 +20,11 @@ from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from trainer import memory
+from trainer.data.batches import MicroBatch
 from trainer.machine import host
 from trainer.models import family
 from trainer.models.base import Parts
+from trainer.objective.loss import Objective
 from trainer.plan import rehearse
 from trainer.policy import Policy
 from trainer.step.engine import Engine
@@ -113,19 +115,25 @@ def real_step(
     memory.prepare(parts.unet, policy, device)
     engine = Engine(made.units(parts), policy, device)
     micro = [filled(parts, shapes, device) for _ in range(shapes.accumulation)]
-    return lambda: rehearse.run_step(engine, micro, shapes), engine
+    objective = Objective(parts.noise())
+    return lambda: rehearse.run_step(engine, micro, objective, shapes.accumulation), engine
 
 
-def filled(
-    parts: Parts, shapes: rehearse.Shapes, device: torch.device, *, text: bool = False
-) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
+def filled(parts: Parts, shapes: rehearse.Shapes, device: torch.device, *, text: bool = False) -> MicroBatch:
     """A rehearsal's micro-batch with zeros in it, on a real device."""
-    values, target, mask = rehearse.batch(parts, shapes, text)
+    batch = rehearse.batch(parts, shapes, text)
 
     def real(tensor: Tensor) -> Tensor:
         return torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
 
-    return {name: real(value) for name, value in values.items()}, real(target), None if mask is None else real(mask)
+    values, mask = {name: real(value) for name, value in batch.values.items()}, batch.mask
+    return replace(
+        batch,
+        values=values,
+        target=real(batch.target),
+        weights=real(batch.weights),
+        mask=None if mask is None else real(mask),
+    )
 
 
 @dataclass(frozen=True)

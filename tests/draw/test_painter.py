@@ -92,7 +92,7 @@ def _latents(painter, phase):
 
 def test_decoding_in_bf16_leaves_the_vae_in_fp32():
     parts = SD1.tiny()
-    latents, painter = sampler.noise([0], (4, 8, 8)), painter_of(parts)
+    latents, painter = sampler.noise_of([0], (4, 8, 8)), painter_of(parts)
     exact = painter.pictures(latents)[0]
     rough = replace(painter, drawing=Drawing(vae_dtype=torch.bfloat16)).pictures(latents)[0]
     assert parts.vae.dtype == torch.float32

@@ -44,7 +44,7 @@ def test_latents_equal_those_of_the_diffusers_pipeline(family, name):
     pipeline.scheduler = cls(**schedule, **settings, prediction_type=parts.prediction_type, timestep_spacing="trailing")
     pipeline.set_progress_bar_config(disable=True)
     expected = pipeline(PROMPT, height=64, width=64, num_inference_steps=4, guidance_scale=5.0, output_type="latent",
-                        latents=sampler.noise([7], (4, 8, 8))).images  # fmt: skip
+                        latents=sampler.noise_of([7], (4, 8, 8))).images  # fmt: skip
     assert torch.allclose(latents_of(parts, look), expected, atol=1e-4, rtol=1e-4)
 
 
@@ -66,7 +66,7 @@ def test_guidance_of_one_runs_the_model_once_a_step():
 def test_a_zero_terminal_snr_schedule_is_drawn_from_its_very_first_step():
     parts = SD2.tiny()
     look = sampler.Look((64, 64), 3, zero_terminal_snr=True)
-    scheduler = sampler.make_scheduler(parts, look)
+    scheduler = parts.noise(look.zero_terminal_snr).sampler(look.steps, look.sampler)
     assert (
         isinstance(scheduler, DDIMScheduler)
         and scheduler.alphas_cumprod[-1] < 1e-6

@@ -9,7 +9,7 @@ from trainer.data.dataset import Dataset, Example
 from trainer.data.photos import Photo, PhotoSet
 from trainer.guard import guard
 from trainer.guard.rulings import Rulings
-from trainer.models import SD1, abar
+from trainer.models import SD1
 from trainer.objective.loss import Objective
 from trainer.settings.config import Guard as Settings
 from trainer.step.engine import Engine, Policy
@@ -134,7 +134,7 @@ def test_readings_repeat_and_leave_training_as_it_is(small, tmp_path):
     def train(watched):
         parts = SD1.tiny()
         _, data, held = small
-        objective = Objective(abar(parts))
+        objective = Objective(parts.noise())
         engine = Engine(SD1.units(parts), Policy(), "cpu")
         batches = Batches(data, objective, scaling=0.2, batch_size=1, accumulation=1, seed=0)
         losses = guard.Losses.of(engine, data, objective, 0.2, {"held-out": held, "seen": data.instances[0]}, 2, 0)
@@ -163,7 +163,7 @@ def test_a_resumed_guard_goes_on_where_it_was(small, tmp_path):
     parts, data, held = small
     engine = Engine(SD1.units(SD1.tiny()), Policy(), "cpu")
     losses = guard.Losses.of(
-        engine, data, Objective(abar(parts)), 0.2, {"held-out": held, "seen": data.instances[0]}, 2, 0
+        engine, data, Objective(parts.noise()), 0.2, {"held-out": held, "seen": data.instances[0]}, 2, 0
     )
     first = guard.Guard(tmp_path, Settings(interval=5), losses, None)
     list(first.begin())
@@ -177,7 +177,7 @@ def test_without_an_interval_readings_stay_within_their_share(small, tmp_path):
     parts, data, held = small
     engine = Engine(SD1.units(SD1.tiny()), Policy(), "cpu")
     losses = guard.Losses.of(
-        engine, data, Objective(abar(parts)), 0.2, {"held-out": held, "seen": data.instances[0]}, 2, 0
+        engine, data, Objective(parts.noise()), 0.2, {"held-out": held, "seen": data.instances[0]}, 2, 0
     )
     watch = guard.Guard(tmp_path, Settings(), losses, None)
     list(watch.begin())

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from trainer.models import DEMO, FAMILIES, SD1, SD2, SDXL, abar, describe, family, guess, ldm
+from trainer.models import DEMO, FAMILIES, SD1, SD2, SDXL, describe, family, guess, ldm
 from trainer.models.text import tokenizer
 
 PROMPTS = ["a photo of a sks dog", "", "two cats, with hats; " * 30]
@@ -99,10 +99,10 @@ def test_the_noise_schedule_is_diffusers_in_double_precision(parts):
     config = {key: value for key, value in parts.scheduler_config.items() if not key.startswith("_")}
     for zero in (False, True):
         scheduler = DDIMScheduler.from_config(config | {"rescale_betas_zero_snr": zero})
-        ours = abar(parts, zero_terminal_snr=zero)
+        ours = parts.noise(zero_terminal_snr=zero).abar
         assert ours.dtype == torch.float64 and ours.shape == (1000,)
         assert torch.allclose(ours.float(), scheduler.alphas_cumprod, atol=2e-6)
-    assert abar(parts, zero_terminal_snr=True)[-1] == 0
+    assert parts.noise(zero_terminal_snr=True).ends_in_noise and not parts.noise().ends_in_noise
 
 
 @pytest.mark.parametrize(

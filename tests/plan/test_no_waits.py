@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from trainer import models
+from trainer.objective.loss import Objective
 from trainer.plan import rehearse
 from trainer.plan.pretend import CardAttention
 
@@ -34,12 +35,12 @@ class Crossings(TorchDispatchMode):
 def test_nothing_crosses_between_host_and_card_inside_a_step(family, policy):
     with torch.device("meta"):
         parts = models.family(family).tiny()
-    shapes = rehearse.Shapes((64, 64), accumulation=2)
+    shapes, objective = rehearse.Shapes((64, 64), accumulation=2), Objective(parts.noise())
     with rehearse.engine(parts, policy, text=True) as engine:
         micro = [rehearse.batch(parts, shapes, True) for _ in range(2)]
         for _ in range(2):  # the second step has host memory already
             with CardAttention(), Crossings():
-                rehearse.run_step(engine, micro, shapes)
+                rehearse.run_step(engine, micro, objective, shapes.accumulation)
 
 
 def test_the_looking_glass_sees_what_crosses():

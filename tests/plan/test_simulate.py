@@ -17,6 +17,7 @@ from trainer.machine import host
 from trainer.memory import checkpointing, clipping, recompute_kernels, stream
 from trainer.models import FAMILIES, family
 from trainer.models.base import Parts
+from trainer.objective.loss import Objective
 from trainer.plan import pretend, rehearse, solver
 from trainer.plan.phases import Rehearsals
 from trainer.plan.pretend import CardAttention
@@ -154,7 +155,8 @@ def real_step(case: Case) -> Callable[[], None]:
     shapes = replace(shapes, apart=case.buckets)
     text = case.config().train.train_text_encoder
     micro = [filled(parts, each, torch.device("cpu"), text=text) for each in shapes.micro_batches()]
-    return lambda: rehearse.run_step(engine, micro, shapes)
+    objective = Objective(parts.noise())
+    return lambda: rehearse.run_step(engine, micro, objective, shapes.accumulation)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -4,7 +4,6 @@ import pytest
 import torch
 from photos import finish, settings
 
-from trainer import models
 from trainer.data import encode as cache
 from trainer.draw.painter import Painter
 from trainer.draw.sampler import Look
@@ -33,7 +32,7 @@ def parts():
 def test_targets_are_the_models_own_conditional_predictions_on_noised_latents(family, tmp_path):
     parts = family.tiny()
     _, made = ensure(parts, tmp_path)
-    abar = models.abar(parts)
+    abar = parts.noise().abar
     for index in range(len(made)):
         draw = made[index]
         values = family.encode_text(parts, ["a photo of a dog"]) | family.extra_values((64, 64), (0, 0), (64, 64), 1)

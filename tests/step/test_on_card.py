@@ -152,16 +152,16 @@ def tiny(family: str, policy: Policy, text: bool, accumulation: int = 2, device:
     def step(debug: str = "default") -> torch.Tensor:
         micro = []
         for number in range(accumulation):
-            values, target, _ = rehearse.batch(parts, shapes, text)
-            made = {name: real(value, 10 * number + k) for k, (name, value) in enumerate(values.items())}
-            micro.append((made, real(target, number), None))
+            batch = rehearse.batch(parts, shapes, text)
+            made = {name: real(value, 10 * number + k) for k, (name, value) in enumerate(batch.values.items())}
+            micro.append((made, real(batch.target, number)))
         rates = dict.fromkeys(("unet", "text", "text_2"), 1e-5)
         if device.type == "cuda":
             torch.cuda.synchronize()
             torch.cuda.set_sync_debug_mode(debug)
         try:
             result = engine.step(
-                [values for values, _, _ in micro],
+                [values for values, _ in micro],
                 lambda out, i: (out.float() - micro[i][1]).pow(2).mean() / accumulation,
                 rates,
             )

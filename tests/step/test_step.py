@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
-from trainer.models import FAMILIES, abar
+from trainer.models import FAMILIES
 from trainer.objective.loss import Objective
 from trainer.step.engine import AdamHyper, Engine, Policy
 
@@ -73,7 +73,8 @@ def test_loss_and_gradients_equal_plain_diffusers(family, prior, gamma, predicti
     expected, gradients = reference(copy.deepcopy(parts), values, noise, timesteps, instances, prediction, gamma)
     before = {f"unet.{name}": p.detach().clone() for name, p in parts.unet.named_parameters()}
 
-    objective = Objective(abar(parts), prediction, gamma, prior_loss_weight=PRIOR_WEIGHT)
+    parts.prediction_type = prediction
+    objective = Objective(parts.noise(), gamma, prior_loss_weight=PRIOR_WEIGHT)
     noised = objective.noised(values["sample"], noise, timesteps)
     engine = Engine(family.units(parts), Policy(max_grad_norm=0.0, hyper=AdamHyper(eps=1.0, weight_decay=0.0)), "cpu")
     given = values | {"sample": noised.sample, "timestep": noised.timesteps}

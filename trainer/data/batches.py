@@ -121,7 +121,7 @@ class Batches:
         mean = torch.stack([example.mean for example in examples]).float()  # (B, C, H/8, W/8)
         std = torch.stack([example.std for example in examples]).float()
         latents = (mean + std * torch.randn(mean.shape, generator=self.generator)) * self.scaling
-        noised = self.objective.noise(latents, self.generator)
+        noised = self.objective.draw(latents, self.generator)
         prompts = [example.prompt for example in examples]
         if instance and self.caption_dropout:
             dropped = torch.rand(len(prompts), generator=self.generator) < self.caption_dropout

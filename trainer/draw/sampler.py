@@ -12,18 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import diffusers
 import torch
 from torch import Tensor, nn
 
 from trainer.models.base import Parts
 from trainer.settings.config import Config
-
-SAMPLERS = {
-    "ddim": ("DDIMScheduler", {"timestep_spacing": "trailing", "clip_sample": False}),
-    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "timestep_spacing": "trailing"}),
-}  # trailing: the steps of arXiv 2305.08891, which begin at pure noise
-
 
 Texts = Mapping[str, Mapping[str, Tensor]]  # prompt -> {"text": (77, C), "pooled": (P,) for SDXL}
 
@@ -57,18 +50,7 @@ class Look:
         return self.guidance > 1
 
 
-def make_scheduler(parts: Parts, look: Look):
-    """A diffusers scheduler for `look`. At zero terminal SNR sigma begins at infinity, where only DDIM is defined."""
-    rescaled = look.zero_terminal_snr or parts.scheduler_config.get("rescale_betas_zero_snr", False)
-    name, settings = SAMPLERS["ddim" if rescaled else look.sampler]
-    keep = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
-    config = {k: v for k, v in parts.scheduler_config.items() if k in keep} | {"prediction_type": parts.prediction_type}
-    scheduler = getattr(diffusers, name)(**config, **settings, **({"rescale_betas_zero_snr": True} if rescaled else {}))
-    scheduler.set_timesteps(look.steps)
-    return scheduler
-
-
-def noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
+def noise_of(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
     """(B, C, H/f, W/f) standard normal, row i from seeds[i] alone."""
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
@@ -115,9 +97,10 @@ def draw(
     factor, channels = latent_geometry(parts)
     guided = look.guided
     values = conditions(parts, texts, [*([look.negative] * len(prompts) if guided else []), *prompts], look, device)
-    scheduler = make_scheduler(parts, look)
+    scheduler = parts.noise(look.zero_terminal_snr).sampler(look.steps, look.sampler)
     latents = (
-        noise(seeds, (channels, look.size[1] // factor, look.size[0] // factor)).to(device) * scheduler.init_noise_sigma
+        noise_of(seeds, (channels, look.size[1] // factor, look.size[0] // factor)).to(device)
+        * scheduler.init_noise_sigma
     )
     on_card = scheduler.timesteps.to(device)  # once: a copy in each step would wait for the step before
     for done, timestep in enumerate(scheduler.timesteps, 1):

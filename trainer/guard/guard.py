@@ -116,13 +116,12 @@ class Losses:
 def _fixed(dataset: Dataset, objective: Objective, scaling: float, examples: Sequence[Example], rows: int, seed: int):
     """LEVELS noised rows over `examples`, in chunks of `rows` of one shape: the same noise at every reading."""
     generator = torch.Generator().manual_seed(seed)
-    steps = len(objective.abar)
     chosen = [examples[i % len(examples)] for i in range(max(LEVELS, len(examples)))]
     chosen.sort(key=lambda example: example.mean.shape)
     chunks = []
     for start in range(0, len(chosen), rows):
         part = [e for e in chosen[start : start + rows] if e.mean.shape == chosen[start].mean.shape]
-        levels = torch.tensor([int(steps * ((start + i) % LEVELS + 0.5) / LEVELS) for i in range(len(part))])
+        levels = objective.noise.at([((start + i) % LEVELS + 0.5) / LEVELS for i in range(len(part))])
         latents = torch.stack([example.mean.float() for example in part]) * scaling
         noised = objective.noised(latents, torch.randn(latents.shape, generator=generator), levels)
         given = {"sample": noised.sample, "timestep": levels} | dataset.conditions([e.prompt for e in part], part)

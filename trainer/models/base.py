@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
+from trainer.objective import noise
+from trainer.objective.noise import Noise
 from trainer.units import Unit
 
 
@@ -105,6 +106,10 @@ class Parts:
         named |= dict(zip(("text", "text_2"), self.text_encoders, strict=False))
         return {name: module for name, module in named.items() if module is not None}
 
+    def noise(self, zero_terminal_snr: bool = False) -> Noise:
+        """What noises this model's latents; `zero_terminal_snr` rescales its schedule."""
+        return noise.of(self.scheduler_config, self.prediction_type, zero_terminal_snr)
+
     @property
     def latent_factor(self) -> int:
         """Pixels along the side of one latent pixel (8 for every public model)."""
@@ -157,21 +162,3 @@ class Family(Protocol):
 
     def pipeline(self, parts: Parts, **overrides: Any) -> Any:
         """A diffusers pipeline over the same modules."""
-
-
-def abar(parts: Parts, zero_terminal_snr: bool = False) -> Tensor:
-    """Cumulative products of 1 - beta of the model's noise schedule, (T,) fp64 on the CPU.
-
-    `zero_terminal_snr` shifts and scales sqrt(abar) so that its last value is zero and its first stays (arXiv 2305.08891).
-    """
-    config = parts.scheduler_config
-    start, end, count = config["beta_start"], config["beta_end"], config["num_train_timesteps"]
-    kind = config["beta_schedule"]
-    assert kind in ("scaled_linear", "linear"), f"unknown noise schedule {kind}"
-    power = 2 if kind == "scaled_linear" else 1
-    betas = torch.linspace(start ** (1 / power), end ** (1 / power), count, dtype=torch.float64, device="cpu") ** power
-    signal = (1 - betas).cumprod(0)
-    if zero_terminal_snr or config.get("rescale_betas_zero_snr"):
-        root = signal.sqrt()
-        signal = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
-    return signal

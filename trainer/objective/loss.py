@@ -1,25 +1,28 @@
-"""The training objective in the papers' symbols: what is predicted, how it is noised, how errors are weighed.
+"""The training objective: how errors are weighed, and the two halves of DreamBooth's loss.
 
-    x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps          (DDPM, arXiv 2006.11239)
-    target = eps                                            epsilon
-    target = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0        v (arXiv 2202.00512)
-    w(t) = min(SNR, gamma) / SNR  (epsilon),  min(SNR, gamma) / (SNR + 1)  (v)       (min-SNR, arXiv 2303.09556)
+    e = model(x_t, t) - target, both as the model's noise has them (noise.py)
     loss = mean_instance(w e^2) + prior_loss_weight * mean_class(w e^2)     (DreamBooth, arXiv 2208.12242)
 
-Each half is averaged on its own, with the weights of its own timesteps.
+Each half is averaged on its own, with the weights of its own timesteps. Training, the probe and the planner's rehearsal
+take one and the same loss of a step.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from trainer.objective.noise import Noise
+from trainer.settings.config import Config
+
 
 @dataclass(frozen=True)
 class Noised:
-    """One noised micro-batch. sample, target: (B, C, H/8, W/8) fp32; timesteps: (B,) int64; weights: (B,) fp32."""
+    """One noised micro-batch. sample, target: (B, C, H/8, W/8) fp32; timesteps, weights: (B,)."""
 
     sample: Tensor
     timesteps: Tensor
@@ -27,43 +30,56 @@ class Noised:
     weights: Tensor
 
 
+class Rows(Protocol):
+    """What the loss asks of a micro-batch. target: (B, C, H/8, W/8); weights: (B,); mask: (B, 1, H/8, W/8) or None."""
+
+    target: Tensor
+    weights: Tensor
+    mask: Tensor | None
+    instances: int
+
+
 @dataclass(frozen=True)
 class Objective:
-    """`abar`: (T,) fp64 cumulative products of 1 - beta; `prediction`: "epsilon" or "v_prediction"."""
+    """`noise`: the model's; the rest are settings of [train] and [prior]."""
 
-    abar: Tensor
-    prediction: str = "epsilon"
+    noise: Noise
     snr_gamma: float | None = None
     offset_noise: float = 0.0
     prior_loss_weight: float = 1.0
 
-    def noise(self, latents: Tensor, generator: torch.Generator) -> Noised:
+    @classmethod
+    def of(cls, config: Config, noise: Noise) -> Objective:
+        return cls(noise, config.train.snr_gamma, config.train.offset_noise, config.prior.prior_loss_weight)
+
+    def draw(self, latents: Tensor, generator: torch.Generator) -> Noised:
         """Draw noise and timesteps for `latents` (B, C, H/8, W/8), on the generator's device (the CPU, so that a run is
         the same on every card)."""
         noise = torch.randn(latents.shape, generator=generator)
         if self.offset_noise:
             noise = noise + self.offset_noise * torch.randn(*latents.shape[:2], 1, 1, generator=generator)
-        timesteps = torch.randint(len(self.abar), (len(latents),), generator=generator)
-        return self.noised(latents, noise, timesteps)
+        return self.noised(latents, noise, self.noise.draw(len(latents), generator))
 
     def noised(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Noised:
         """The same with given noise and timesteps."""
-        abar = self.abar[timesteps].view(-1, 1, 1, 1)
-        signal, sigma = abar.sqrt().float(), (1 - abar).sqrt().float()
-        sample = signal * latents + sigma * noise
-        target = noise if self.prediction == "epsilon" else signal * noise - sigma * latents
+        sample, target = self.noise.mix(latents, noise, timesteps), self.noise.target(latents, noise, timesteps)
         return Noised(sample, timesteps, target, self.weights(timesteps))
 
     def weights(self, timesteps: Tensor) -> Tensor:
-        """Loss weight of each timestep, (B,) fp32. At zero SNR the epsilon weight is its limit, 1."""
-        if self.snr_gamma is None:
-            return torch.ones(len(timesteps))
-        abar = self.abar[timesteps]
-        snr = abar / (1 - abar)
-        capped = snr.clamp(max=self.snr_gamma)
-        if self.prediction == "v_prediction":
-            return (capped / (snr + 1)).float()
-        return torch.where(snr > 0, capped / snr.clamp(min=torch.finfo(snr.dtype).tiny), 1.0).float()
+        """Loss weight of each timestep, (B,) fp32."""
+        return self.noise.weights(timesteps, self.snr_gamma)
+
+    def of_step(self, micro: Sequence[Rows], accumulation: int) -> Callable[[Tensor, int], tuple[Tensor, ...]]:
+        """The loss of a step over its micro-batches, as the engine asks for it: loss(prediction, index) is (its share of
+        the total, instance loss, class loss). `accumulation`: draws in the step; photos and class images of one draw may
+        be two micro-batches."""
+
+        def loss(prediction: Tensor, index: int) -> tuple[Tensor, ...]:
+            rows = micro[index]
+            total, instance, prior = self.loss(prediction, rows.target, rows.weights, rows.instances, rows.mask)
+            return total / accumulation, instance, prior
+
+        return loss
 
     def loss(
         self, prediction: Tensor, target: Tensor, weights: Tensor, instances: int, mask: Tensor | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from trainer.events import PHASES
 from trainer.files.safetensors_stream import PIECE_BYTES
 from trainer.models import adapters
 from trainer.models.base import Parts
+from trainer.objective.loss import Objective
 from trainer.plan import calibration, rehearse
 from trainer.plan.plan import PhasePlan, Standing
 from trainer.plan.simulate import Watched
@@ -44,6 +46,7 @@ class Rehearsals:
         batch = config.train.train_batch_size
         self.shapes = rehearse.Shapes((side, side), batch * (2 if self.prior else 1), batch, config.train.gradient_accumulation_steps,
                                       config.data.masked_loss)  # fmt: skip
+        self.objective = Objective.of(config, parts.noise(config.train.zero_terminal_snr))
         self.sizes = {name: _fp32(module) for name, module in parts.modules().items()}
         self.steps: dict[Policy, Watched] = {}
         self.standing: dict[Policy, Standing] = {}
@@ -61,11 +64,12 @@ class Rehearsals:
             with rehearse.engine(self.parts, policy, text=self.text) as made:
                 self.standing[policy] = _standing(made, policy)
                 self.unit_count = len(made.units)
-                watched = rehearse.train(self.parts, made, self.shapes, text=self.text)
+                rehearsal = partial(rehearse.train, self.parts, made, text=self.text, objective=self.objective)
+                watched = rehearsal(self.shapes)
                 if (
                     self.prior and self.config.data.buckets
                 ):  # class images are square: a step may have them beside or apart
-                    apart = rehearse.train(self.parts, made, replace(self.shapes, apart=True), text=self.text)
+                    apart = rehearsal(replace(self.shapes, apart=True))
                     watched = max(watched, apart, key=lambda step: step.card_peak)
                 self.split[policy] = rehearse.split_state(watched.card_parts, made)
             self.steps[policy] = watched

@@ -12,22 +12,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from trainer import memory
+from trainer.data.batches import MicroBatch
 from trainer.draw import sampler
 from trainer.kernels.adamw_lowbit import block_bytes
 from trainer.machine import host
 from trainer.models import vae
 from trainer.models.base import Parts
-from trainer.objective import loss as objective
+from trainer.objective.loss import Objective
 from trainer.plan.pretend import CardAttention
 from trainer.plan.simulate import Tracker, Watched
 from trainer.policy import Policy
 from trainer.step.engine import Engine
 
 TOKENS = 77
-T = 1000  # noise levels of every public model
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,11 @@ def engine(parts: Parts, policy: Policy, *, text: bool) -> Iterator[Engine]:
         restore()
 
 
-def train(parts: Parts, made: Engine, shapes: Shapes, *, text: bool, steps: int = 1) -> Watched:
-    """One optimizer step (the first one; `steps` more before it are not watched)."""
+def train(
+    parts: Parts, made: Engine, shapes: Shapes, *, text: bool, steps: int = 1, objective: Objective | None = None
+) -> Watched:
+    """One optimizer step (the first one; `steps` more before it are not watched). `objective`: the run's."""
+    objective = objective or Objective(parts.noise())
     tracker = Tracker("meta", host.holds)
     _keep(tracker, made)
     with CardAttention(), tracker:
@@ -83,27 +86,18 @@ def train(parts: Parts, made: Engine, shapes: Shapes, *, text: bool, steps: int 
             with tracker.kind("inputs"):
                 micro = [batch(parts, each, text) for each in shapes.micro_batches()]
             tracker.restart()
-            run_step(made, micro, shapes)
+            run_step(made, micro, objective, shapes.accumulation)
     return tracker.watched()
 
 
-def run_step(made: Engine, micro: list[tuple[dict[str, Tensor], Tensor, Tensor | None]], shapes: Shapes) -> None:
+def run_step(made: Engine, micro: list[MicroBatch], objective: Objective, accumulation: int = 1) -> None:
     """One step of the engine with the loop's own loss."""
-    aims = objective.Objective(torch.linspace(0.999, 0.001, T, dtype=torch.float64, device="cpu"))
-    each = shapes.micro_batches()
-    weights = [torch.ones(one.rows, device=made.device) for one in each]
-
-    def loss(prediction: Tensor, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        _, target, mask = micro[index]
-        total, instance, prior = aims.loss(prediction, target, weights[index], each[index].instances, mask)
-        return total / shapes.accumulation, instance, prior
-
-    rates = {name.split(".")[0]: 1e-6 for name in ("unet", "text", "text_2")}
-    made.step([values for values, _, _ in micro], loss, rates)
+    rates = dict.fromkeys((unit.name.split(".")[0] for unit in made.units), 1e-6)
+    made.step([batch.values for batch in micro], objective.of_step(micro, accumulation), rates)
 
 
-def batch(parts: Parts, shapes: Shapes, text: bool) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
-    """(values, target, mask) of one micro-batch as the loop hands them over, on the card."""
+def batch(parts: Parts, shapes: Shapes, text: bool) -> MicroBatch:
+    """One micro-batch as the loop hands it over, on the card."""
     factor, channels = parts.latent_factor, parts.unet.config.in_channels
     rows, height, width = shapes.rows, shapes.size[1] // factor, shapes.size[0] // factor
     values = {
@@ -120,7 +114,8 @@ def batch(parts: Parts, shapes: Shapes, text: bool) -> tuple[dict[str, Tensor], 
     if parts.unet.config.addition_embed_type == "text_time":
         values["time_ids"] = torch.empty(rows, 6, device="meta")
     mask = torch.empty(rows, 1, height, width, device="meta") if shapes.masked else None
-    return values, torch.empty(rows, channels, height, width, device="meta"), mask
+    target = torch.empty(rows, channels, height, width, device="meta")
+    return MicroBatch(values, target, torch.empty(rows, device="meta"), mask, shapes.instances, ())
 
 
 def _keep(tracker: Tracker, made: Engine) -> None:

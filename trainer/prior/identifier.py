@@ -132,7 +132,7 @@ def effects(
     Root mean squares over noises at timesteps in the noisier half of the schedule, where the content is decided.
     """
     from trainer.draw.painter import Painter
-    from trainer.draw.sampler import Look, latent_geometry, noise
+    from trainer.draw.sampler import Look, latent_geometry, noise_of
     from trainer.policy import Drawing
 
     plain = f"a photo of a {class_name}"
@@ -143,9 +143,8 @@ def effects(
     factor, channels = latent_geometry(parts)
     side = parts.unet.config.sample_size
     look = Look((side * factor, side * factor))
-    samples = noise(range(draws), (channels, side, side))
-    last = parts.scheduler_config["num_train_timesteps"] - 1
-    timesteps = torch.linspace(last / 2, last, draws).long()
+    samples = noise_of(range(draws), (channels, side, side))
+    timesteps = parts.noise().at(torch.linspace(0.5, 1, draws))
     with Painter(parts, look, Drawing(), torch.device(device), texts).on_card(list(texts)) as brush:
 
         def answer(prompt: str) -> torch.Tensor:

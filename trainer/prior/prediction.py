@@ -1,7 +1,7 @@
 """Prior by prediction: hold on to what the untouched model *predicts* for the class, without a single class picture.
 
     x_0 ~ base model, class prompt, classifier-free guidance     (a short DDIM trajectory; latents, never decoded)
-    x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps                (fresh noise and timestep for each draw)
+    x_t = x_0 noised as the model's noise has it                 (fresh noise and timestep for each draw)
     target = base(x_t, t, class prompt)                          (conditional, no guidance: what training compares with)
 
 The class half of the loss then asks the learner to equal the base model there, as in distillation: where plain
@@ -20,12 +20,12 @@ from torch import Tensor
 
 from trainer.data.photos import class_prompt
 from trainer.draw.painter import Brush, Painter
-from trainer.draw.sampler import Look, noise
+from trainer.draw.sampler import Look, noise_of
 from trainer.errors import ConfigError
 from trainer.events import Notice, Stage
 from trainer.files.store import Store, key
 from trainer.machine.phase import Phase
-from trainer.models.base import abar
+from trainer.objective.noise import Noise, golden
 from trainer.settings.config import Config
 
 LATENTS = 50  # class latents; each is noised many times, and every draw brings new noise and a new target
@@ -48,7 +48,7 @@ class Predictions:
     """latents: (M, C, h, w) fp16, scaled; timesteps: (K,); targets: (K, C, h, w) fp16. Draw k noises latent k mod M."""
 
     prompt: str
-    abar: Tensor  # (T,) fp64
+    noise: Noise
     seed: int
     latents: Tensor
     timesteps: Tensor
@@ -66,24 +66,13 @@ class Predictions:
         return self[int(torch.randint(len(self), (1,), generator=generator))]
 
     def __getitem__(self, index: int) -> Draw:
-        sample = noised(self.latents, index, self.timesteps[index], self.abar, self.seed)
-        return Draw(sample, self.timesteps[index], self.targets[index].float())
+        return Draw(self.sample(index, self.timesteps[index]), self.timesteps[index], self.targets[index].float())
 
-
-def noised(latents: Tensor, index: int, timestep: Tensor, abar: Tensor, seed: int) -> Tensor:
-    """x_t of draw `index`, (C, h, w) fp32: made again from its seed rather than stored, the same bits each time."""
-    latent = latents[index % len(latents)].float()
-    signal = abar[timestep]
-    return (
-        signal.sqrt().float() * latent
-        + (1 - signal).sqrt().float() * noise([NOISE_SEED + seed + index], tuple(latent.shape))[0]
-    )
-
-
-def spread_timesteps(count: int, total: int) -> Tensor:
-    """`count` timesteps that cover 0..total-1 evenly (golden ratio); a larger `count` keeps the first ones."""
-    golden = (5**0.5 - 1) / 2
-    return torch.tensor([int(total * ((0.5 + golden * i) % 1.0)) for i in range(count)], dtype=torch.int64)
+    def sample(self, index: int, timestep: Tensor) -> Tensor:
+        """x_t of draw `index`, (C, h, w) fp32: made again from its seed rather than stored, the same bits each time."""
+        latent = self.latents[index % len(self.latents)].float()
+        noise = noise_of([NOISE_SEED + self.seed + index], tuple(latent.shape))
+        return self.noise.mix(latent[None], noise, timestep[None])[0]
 
 
 def check(config: Config) -> None:
@@ -112,7 +101,7 @@ def ensure(
     parts, prompt = painter.parts, class_prompt(config)
     side = config.data.resolution or parts.family.resolution
     look = Look((side, side), sample_steps, config.prior.guidance_scale, sampler="ddim")
-    schedule, seed = abar(parts), config.train.seed
+    noise, seed = parts.noise(), config.train.seed
     store = Store(Path(folder) / "predictions")
     facts = {
         "model": parts.digest,
@@ -129,9 +118,7 @@ def ensure(
     found = store.get(name, ("latents", "timesteps", "targets"))
     have = 0 if found is None else len(found["timesteps"])
     if have >= draws:
-        made = Predictions(
-            prompt, schedule, seed, found["latents"], found["timesteps"][:draws], found["targets"][:draws]
-        )
+        made = Predictions(prompt, noise, seed, found["latents"], found["timesteps"][:draws], found["targets"][:draws])
         yield Notice(f"Prior by prediction: {draws} predictions reused ({made.size_bytes / 2**20:.1f} MiB).")
         return made
     phase = Phase("class images", painter.device)
@@ -145,7 +132,7 @@ def ensure(
                 "timesteps": torch.empty(0, dtype=torch.int64),
                 "targets": torch.empty(0, *clean.shape[1:], dtype=torch.float16),
             }
-        made = yield from _more(brush, Predictions(prompt, schedule, seed, **found), draws, phase)
+        made = yield from _more(brush, Predictions(prompt, noise, seed, **found), draws, phase)
     store.put(name, {"latents": made.latents, "timesteps": made.timesteps, "targets": made.targets})
     yield phase.end(f"{draws - have} predictions made, {have} reused: {made.size_bytes / 2**20:.1f} MiB")
     return made
@@ -153,10 +140,10 @@ def ensure(
 
 def _more(brush: Brush, made: Predictions, draws: int, phase: Phase) -> Stage[Predictions]:
     """`made`, continued until there are `draws` of them."""
-    timesteps, targets, batch = spread_timesteps(draws, len(made.abar)), [made.targets], brush.painter.drawing.batch
+    timesteps, targets, batch = made.noise.at(golden(draws)), [made.targets], brush.painter.drawing.batch
     for start in range(len(made), draws, batch):
         rows = range(start, min(start + batch, draws))
-        samples = torch.stack([noised(made.latents, i, timesteps[i], made.abar, made.seed) for i in rows])
+        samples = torch.stack([made.sample(i, timesteps[i]) for i in rows])
         answers = brush.predict(samples, timesteps[rows.start : rows.stop], [made.prompt] * len(rows))
         targets.append(answers.half().cpu())
         yield phase.progress(phase.total - (draws - rows.stop))

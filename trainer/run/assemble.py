@@ -75,13 +75,7 @@ def build(run: Run) -> Stage[tuple[loop.Job, Painter]]:
     yield from _attention(config, parts, plan.policy, dataset, device)
     drawing = replace(plan.drawing, batch=config.sample.batch_size or plan.drawing.batch)
     painter = replace(painter, drawing=drawing, texts=dataset.texts or dataset.tokens, engine=engine)
-    objective = Objective(
-        models.abar(parts, train.zero_terminal_snr),
-        parts.prediction_type,
-        train.snr_gamma,
-        train.offset_noise,
-        config.prior.prior_loss_weight,
-    )
+    objective = Objective.of(config, parts.noise(train.zero_terminal_snr))
     scaling = parts.vae.config.scaling_factor
     batches = Batches(
         dataset,

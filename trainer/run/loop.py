@@ -112,14 +112,7 @@ def _one_step(job: Job) -> Iterator[Event]:
         if job.done == job.text_stop:
             yield Notice(f"The text encoder stops learning after step {job.done}, as asked.")
     micro = [batch.to(job.vitals.device) for batch in job.batches.step()]
-
-    def loss(prediction: torch.Tensor, index: int):
-        batch = micro[index]
-        total, instance, prior = job.objective.loss(
-            prediction, batch.target, batch.weights, batch.instances, batch.mask
-        )
-        return total / job.batches.accumulation, instance, prior
-
+    loss = job.objective.of_step(micro, job.batches.accumulation)
     result = job.engine.step([batch.values for batch in micro], loss, rates)
     job.done += 1
     if job.average is not None:

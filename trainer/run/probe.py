@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import torch
-
 from trainer.draw.painter import Painter
 from trainer.events import Stage, outcome
 from trainer.plan import measured
@@ -28,9 +26,7 @@ def probes(run: Run, job: Job, painter: Painter) -> dict[str, Callable[[], objec
     job.batches.restore(state)
 
     def step() -> object:
-        def loss(prediction: torch.Tensor, i: int) -> tuple[torch.Tensor, ...]:
-            return job.objective.loss(prediction, micro[i].target, micro[i].weights, micro[i].instances, micro[i].mask)
-
+        loss = job.objective.of_step(micro, job.batches.accumulation)
         return job.engine.step([m.values for m in micro], loss, job.rates, update=False)
 
     def draw() -> None:
