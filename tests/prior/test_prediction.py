@@ -102,16 +102,6 @@ def test_size_and_progress_are_told(parts, tmp_path):
     assert progress == sorted(progress) and progress[-1] == 2 * 2 + 6
 
 
-@pytest.mark.parametrize("count", [7, 100, 1000])
-def test_timesteps_are_spread_evenly_for_any_count(count):
-    found = prediction.spread_timesteps(count, 1000).sort().values
-    gaps = found.diff()
-    assert found[0] < 2.7 * 1000 / count and found[-1] >= 1000 - 2.7 * 1000 / count
-    assert (
-        gaps.max() <= 2.7 * 1000 / count + 1
-    )  # three-gap theorem: the golden ratio keeps gaps within a factor of 2.62
-
-
 def test_a_rescaled_noise_schedule_is_refused(parts, tmp_path):
     with pytest.raises(ConfigError, match="zero_terminal_snr"):
         ensure(parts, tmp_path, settings(tmp_path, train__zero_terminal_snr=True))
