@@ -392,6 +392,24 @@ def test_what_is_imported_is_declared():
         assert not missing, f"{name(path)} imports {missing}"
 
 
+# What basedpyright reads and finds nothing in (`.ci/run`); may only grow
+TYPED = {
+    *"trainer/events.py trainer/units.py trainer/policy.py trainer/errors.py trainer/objective trainer/files".split(),
+    *"trainer/machine trainer/settings/config.py trainer/settings/overlay.py trainer/settings/effect.py".split(),
+    "trainer/settings/checks.py",
+}
+
+
+def test_what_is_clean_of_type_errors_stays_under_the_checker():
+    included = set(PROJECT["tool"]["basedpyright"]["include"])
+    assert all((ROOT / path).exists() for path in included)
+    for path in TYPED:
+        assert {path, *(p.as_posix() for p in Path(path).parents)} & included, (
+            f"{path} left [tool.basedpyright] include"
+        )
+    assert not {"exclude", "ignore"} & PROJECT["tool"]["basedpyright"].keys()
+
+
 def test_ruff_finds_nothing():
     pytest.importorskip("ruff", reason="ruff is not installed")
     done = subprocess.run([sys.executable, "-m", "ruff", "check", "."], cwd=ROOT, capture_output=True, text=True)

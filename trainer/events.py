@@ -198,7 +198,8 @@ def from_json(line: str) -> Event:
     values = json.loads(line)
     cls = KINDS[values.pop("event")]
     floats = {name for name, kind in cls.__annotations__.items() if kind == "float"}
-    return cls(**{k: _number(v) if k in floats else v for k, v in values.items()})
+    fields: dict[str, Any] = {k: _number(v) if k in floats else v for k, v in values.items()}
+    return cls(**fields)
 
 
 def _plain(value: Any) -> Any:

@@ -96,5 +96,7 @@ class Drawing:
     def from_json(cls, values: dict[str, Any]) -> Drawing:
         """The inverse of `as_json`."""
         names = ("vae_dtype", "denoiser_dtype")
-        dtypes = {name: getattr(torch, values[name]) if values[name] is not None else None for name in names}
+        dtypes: dict[str, Any] = {
+            name: getattr(torch, values[name]) if values[name] is not None else None for name in names
+        }
         return cls(**values | dtypes)

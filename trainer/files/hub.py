@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from trainer.errors import ConfigError
@@ -114,7 +115,9 @@ def _in_words(source: str, revision: str | None, call: Callable[[], Path]) -> Pa
         RevisionNotFoundError,
     )
 
-    transport = HfHubHTTPError.__mro__[1]  # the HTTP library's own base error, whichever library the hub client uses
+    transport: Any = HfHubHTTPError.__mro__[
+        1
+    ]  # the HTTP library's own base error, whichever library the hub client uses
     try:
         return call()
     except GatedRepoError as error:

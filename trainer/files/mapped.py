@@ -36,8 +36,9 @@ class Stored(Mapping):
             forget(self._last)
         if name not in self._names:
             raise KeyError(name)
-        self._last = self._file.get_tensor(name)
-        return self._last
+        found: Tensor = self._file.get_tensor(name)
+        self._last = found
+        return found
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

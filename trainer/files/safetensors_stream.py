@@ -100,7 +100,7 @@ class Writer:
         self.file.seek(self.start + self.offsets[name] + first * dtype.itemsize)
         for piece in tensor.detach().reshape(-1).split(PIECE_BYTES // dtype.itemsize):
             data = piece.to("cpu", dtype).view(torch.uint8).numpy()
-            self.file.write(data)
+            self.file.write(data.data)
             self.missing_bytes -= data.nbytes
 
     def __enter__(self) -> Writer:

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -30,7 +31,8 @@ def module_digest(*modules: nn.Module) -> str:
     """Hash of the names, types, shapes and bytes of all weights, and of the configuration they are used with."""
     digest = hashlib.sha256()
     for module in modules:
-        settings = module.config.to_dict() if hasattr(module.config, "to_dict") else dict(module.config)
+        config: Any = module.config
+        settings = config.to_dict() if hasattr(config, "to_dict") else dict(config)
         plain = {
             k: v
             for k, v in settings.items()

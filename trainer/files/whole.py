@@ -112,11 +112,10 @@ def tidy(folder: Path, complete: Callable[[Path], bool] = lambda part: False) ->
         left, key=lambda path: not path.name.endswith(".aside")
     ):  # set aside first: their parts are whole
         found = LEFT.fullmatch(path.name)
-        target = folder / found["name"] if found else None
         part = path.with_name(path.name.removesuffix("aside") + "part") if path.name.endswith(".aside") else path
         if _alive(part):
             continue
-        if target is not None and not os.path.lexists(target):
+        if found is not None and not os.path.lexists(target := folder / found["name"]):
             whole_one = part if part is not path and part.exists() else path
             if found["kind"] == "aside" or (found["kind"] == "part" and complete(path)):
                 os.replace(whole_one, target)

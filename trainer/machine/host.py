@@ -54,17 +54,17 @@ def _from_slab(shape: int | tuple[int, ...], dtype: torch.dtype) -> Tensor:
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     size = math.prod(shape) * dtype.itemsize
     _slabs[:] = [(slab, taken) for slab, taken in _slabs if slab() is not None]
-    storage, index = None, len(_slabs)
-    for place, (slab, taken) in enumerate(_slabs):
-        if (found := slab()) is not None and found.nbytes() - taken >= size:
-            storage, index = found, place
+    storage, index, taken = None, len(_slabs), 0
+    for place, (slab, used) in enumerate(_slabs):
+        if (found := slab()) is not None and found.nbytes() - used >= size:
+            storage, index, taken = found, place, used
             break
     if storage is None:
         held = sum(found.nbytes() for slab, _ in _slabs if (found := slab()) is not None)
-        storage, taken = _pinned(_power(max(size, min(held // 16, SLAB)))), 0
+        storage = _pinned(_power(max(size, min(held // 16, SLAB))))
         _slabs.append((weakref.ref(storage), 0))
     _slabs[index] = (_slabs[index][0], taken + -(-size // ALIGN) * ALIGN)
-    whole = torch.empty(0, dtype=torch.uint8).set_(storage, taken, (size,))
+    whole = torch.empty(0, dtype=torch.uint8).set_(storage, taken, (size,), (1,))
     return whole.view(dtype).view(shape)
 
 

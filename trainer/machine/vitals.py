@@ -49,7 +49,8 @@ class Vitals:
 
     def seconds(self, begun: float | torch.cuda.Event, ended: float | torch.cuda.Event) -> float:
         """Between two marks, once the second has passed."""
-        if isinstance(begun, float):
+        if isinstance(begun, (int, float)) or isinstance(ended, (int, float)):
+            assert isinstance(begun, (int, float)) and isinstance(ended, (int, float)), "marks of two kinds"
             return ended - begun
         ended.synchronize()
         return begun.elapsed_time(ended) / 1000

@@ -120,7 +120,7 @@ def _photos(config: Config) -> None:
         raise ConfigError(
             f"which {config.model.family} model?", "add --model with a hub id, a folder or a .safetensors file"
         )
-    if on_demo(config):
+    if data.instance_data_dir is None:
         if config.model.name not in (None, "demo"):
             raise ConfigError(
                 f"no photos for {config.model.name}",

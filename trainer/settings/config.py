@@ -306,6 +306,6 @@ def knobs() -> dict[str, Any]:
     """Every knob by its dotted key, in the order of the schema: {"memory.weights": FieldInfo, ...}."""
     found: dict[str, Any] = {"preset": Config.model_fields["preset"]}
     for section, field in Config.model_fields.items():
-        if section != "preset":
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             found |= {f"{section}.{name}": info for name, info in field.annotation.model_fields.items()}
     return found

@@ -160,8 +160,8 @@ def _follow(config: Config, file: Path | None) -> None:
     if config.model.name is None and config.model.family == "auto":
         mine = config.data.instance_data_dir is not None
         config.settle("model.name", SD15 if mine else DEMO, "default" if mine else "built-in demo")
-    in_run = file is not None and (file.parent / "log.jsonl").is_file()
-    if config.checkpoint.resume_from_checkpoint == "latest" and config.run.output_dir is None and in_run:
+    latest = config.checkpoint.resume_from_checkpoint == "latest" and config.run.output_dir is None
+    if latest and file is not None and (file.parent / "log.jsonl").is_file():
         config.settle("run.output_dir", str(file.parent), f"the run of {file}")
 
 
