@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+EXACT = frozenset({"timestep", "time_ids"})  # given values that are positions or sizes: 16 bits would change them
+
 
 @dataclass(frozen=True)
 class Unit:

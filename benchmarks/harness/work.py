@@ -81,16 +81,10 @@ def batch(made: Parts, pixels: int, pairs: int, device: torch.device, seed: int 
     generator = torch.Generator().manual_seed(seed)
     rows, latent = 2 * pairs, pixels // made.latent_factor
     noised = Objective(made.noise()).draw(torch.randn(rows, 4, latent, latent, generator=generator), generator)
-    config = made.unet.config
-    values = {
-        "sample": noised.sample,
-        "timestep": noised.timesteps,
-        "text": torch.randn(rows, 77, config.cross_attention_dim, generator=generator),
-    }
-    if config.addition_embed_type == "text_time":
-        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        values["pooled"] = torch.randn(rows, pooled, generator=generator)
-        values |= made.family.extra_values((pixels, pixels), (0, 0), (pixels, pixels), rows)
+    given = made.family.inputs(made, rows, (pixels, pixels), False)
+    values = {"sample": noised.sample, "timestep": noised.timesteps}
+    values |= {name: torch.randn(given[name][0], generator=generator) for name in made.family.text_values}
+    values |= made.family.extra_values((pixels, pixels), (0, 0), (pixels, pixels), rows)
     on = {name: value.to(device) for name, value in values.items()}
     return Batch(on, noised.target.to(device), noised.weights.to(device), pairs)
 

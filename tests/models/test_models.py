@@ -173,3 +173,33 @@ def test_the_public_facts_of_a_family_build_its_full_size_model(whole):
     assert (facts.family, facts.kind, facts.prediction_type) == (whole.family, "public", whole.prediction_type)
     sizes = [sum(p.numel() for p in parts.unet.parameters()) for parts in (whole, facts.family.build_meta(facts))]
     assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_the_inputs_that_a_family_names_are_those_that_its_units_read(parts, text):
+    """The planner makes its micro-batches from them."""
+    named = parts.family.inputs(parts, 3, (64, 48), text)
+    given = parts.family.tokens(parts, PROMPTS) if text else parts.family.encode_text(parts, PROMPTS)
+    given |= parts.family.extra_values((48, 64), (0, 0), (48, 64), 3)
+    for name, value in given.items():
+        assert named[name] == (tuple(value.shape), value.dtype)
+    assert named["sample"] == ((3, 4, 6, 8), torch.float32)
+    read = {name for unit in parts.family.units(parts, text) for name in unit.reads}
+    written = {name for unit in parts.family.units(parts, text) for name in unit.writes}
+    assert read - written == named.keys()
+
+
+def test_what_a_family_calls_its_denoiser_with_it_names_again(parts):
+    """A stand-in in a pipeline is called as the denoiser is."""
+    given = parts.family.encode_text(parts, PROMPTS[:2]) | parts.family.extra_values((8, 8), (0, 0), (8, 8), 2)
+    sample, timestep = torch.randn(2, 4, 8, 8), torch.tensor([7, 900])
+    seen = {}
+
+    def called(*args, **kwargs):
+        kwargs.pop("return_dict")
+        seen.update(parts.family.values_of(*args, **kwargs))
+        return (sample,)
+
+    parts.family.call(called, sample, timestep, given)
+    expected = given | {"sample": sample, "timestep": timestep}
+    assert seen.keys() == expected.keys() and all(torch.equal(seen[name], expected[name]) for name in seen)

@@ -14,6 +14,7 @@ from trainer.errors import ConfigError
 from trainer.machine import host
 from trainer.memory import channels_last, cuda_graphs
 from trainer.memory.stream import Traffic
+from trainer.models import SD1
 from trainer.plan.simulate import Tracker
 from trainer.step.engine import Engine, Policy
 from trainer.step.residency import Holding
@@ -191,7 +192,7 @@ def test_the_stand_in_answers_a_pipeline():
             self.config = {"sample_size": 8}
 
     engine = Engine(Model().units(), Policy(weights="24bit", checkpointing="blocks", stream="all"), "cpu")
-    stand_in, values = engine.as_module(Unet()), batch(1)[0]
+    stand_in, values = engine.as_module(Unet(), SD1.values_of), batch(1)[0]
     assert stand_in.config["sample_size"] == 8 and stand_in.dtype == torch.bfloat16
     out = stand_in(values["sample"], torch.tensor(500), encoder_hidden_states=values["text"], return_dict=False)[0]
     assert out.shape == values["sample"].shape and out.dtype == torch.float32

@@ -177,7 +177,7 @@ def encode_prompts(
     yield phase.start(len(prompts))
     store = Store(folder / "texts" if folder is not None else None)
     encoders, tokens = module_digest(*parts.text_encoders), token_ids(parts, prompts)
-    names = ("text", "pooled") if len(parts.text_encoders) > 1 else ("text",)
+    names = parts.family.text_values
     keys = {
         p: key(kind="text 1", encoders=encoders, tokens={n: ids.tolist() for n, ids in tokens[p].items()})
         for p in prompts

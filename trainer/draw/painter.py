@@ -57,7 +57,7 @@ class Painter:
         """The denoiser at hand for `prompts`: in the engine that holds it, or visiting."""
         texts = self.embeddings(prompts)
         if self.engine is not None:
-            yield Brush(self, self.engine.as_module(self.parts.unet), texts)
+            yield Brush(self, self.engine.as_module(self.parts.unet, self.parts.family.values_of), texts)
             return
         with visiting(self.parts.unet, self.device, self.drawing.denoiser_dtype) as denoiser:
             yield Brush(self, denoiser, texts)
@@ -77,8 +77,7 @@ class Painter:
             return row
         assert self.engine is not None, "token ids are encoded by an engine that has the text encoder"
         ids = {name: tokens[None] for name, tokens in row.items()}
-        names = ("text", "pooled") if len(ids) > 1 else ("text",)
-        return {name: self.engine.forward(ids, name)[0].float().cpu() for name in names}
+        return {name: self.engine.forward(ids, name)[0].float().cpu() for name in self.parts.family.text_values}
 
     def pictures(self, latents: Tensor) -> list[Image.Image]:
         """Scaled latents (N, C, H/f, W/f) decoded by the VAE, which visits the card for it."""
@@ -120,4 +119,4 @@ class Brush:
         """The denoiser's answer to noised `samples` (B, C, H/f, W/f), fp32 on the card, without guidance."""
         painter = self.painter
         values = conditions(painter.parts, self.texts, prompts, painter.look, painter.device)
-        return predict(self.denoiser, samples.to(painter.device), timesteps.to(painter.device), values)
+        return predict(painter.parts, self.denoiser, samples.to(painter.device), timesteps.to(painter.device), values)

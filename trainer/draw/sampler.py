@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from trainer.models.base import Parts
 from trainer.settings.config import Config
+from trainer.units import EXACT
 
 Texts = Mapping[str, Mapping[str, Tensor]]  # prompt -> {"text": (77, C), "pooled": (P,) for SDXL}
 
@@ -56,31 +57,27 @@ def noise_of(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
 
 
 def conditions(parts: Parts, texts: Texts, prompts: Sequence[str], look: Look, device) -> dict[str, Tensor]:
-    """Embeddings of `prompts` and, for SDXL, sizes, on `device`.
-
-    SDXL's empty prompt is all zeros, as in its pipeline.
-    """
-    names = tuple(texts[prompts[0]])
-    zeroed = [p == "" and "pooled" in names for p in prompts]
+    """Embeddings of `prompts` and, for SDXL, sizes, on `device`; the empty prompt as the family's own pipeline has it."""
+    zeroed = [p == "" and parts.family.empty_is_zeros for p in prompts]
     rows = {
         name: torch.stack([texts[p][name] * (not zero) for p, zero in zip(prompts, zeroed, strict=True)])
-        for name in names
+        for name in texts[prompts[0]]
     }
     size = (look.size[1], look.size[0])
     rows |= parts.family.extra_values(size, (0, 0), size, len(prompts))
     return {name: tensor.to(device) for name, tensor in rows.items()}
 
 
-def predict(denoiser: nn.Module, sample: Tensor, timestep: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+def predict(
+    parts: Parts, denoiser: nn.Module, sample: Tensor, timestep: Tensor, values: Mapping[str, Tensor]
+) -> Tensor:
     """The denoiser's output, fp32, in whatever precision its weights have."""
     dtype = denoiser.dtype
     values = {
-        name: tensor if name == "time_ids" else tensor.to(dtype) for name, tensor in values.items()
-    }  # sizes need fp32
-    added = {"text_embeds": values["pooled"], "time_ids": values["time_ids"]} if "time_ids" in values else None
-    return denoiser(
-        sample.to(dtype), timestep, encoder_hidden_states=values["text"], added_cond_kwargs=added, return_dict=False
-    )[0].float()
+        name: tensor.to(dtype) if tensor.is_floating_point() and name not in EXACT else tensor
+        for name, tensor in values.items()
+    }
+    return parts.family.call(denoiser, sample.to(dtype), timestep, values).float()
 
 
 @torch.no_grad()
@@ -105,7 +102,7 @@ def draw(
     on_card = scheduler.timesteps.to(device)  # once: a copy in each step would wait for the step before
     for done, timestep in enumerate(scheduler.timesteps, 1):
         rows = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, timestep)
-        output = predict(denoiser, rows, on_card[done - 1].expand(len(rows)), values)
+        output = predict(parts, denoiser, rows, on_card[done - 1].expand(len(rows)), values)
         if guided:
             negative, positive = output.chunk(2)
             output = negative + look.guidance * (positive - negative)

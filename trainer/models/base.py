@@ -6,11 +6,13 @@ done with them), so the loop, the planner and the exporters never ask which fami
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from trainer.objective import noise
@@ -126,6 +128,8 @@ class Family(Protocol):
     resolution: int
     defaults: Defaults
     pipeline_class: str  # of diffusers
+    text_values: tuple[str, ...]  # what prompts become, as units read it
+    empty_is_zeros: bool  # whether pictures are drawn with zeros where nothing is said
 
     def tiny(self, seed: int = 0) -> Parts:
         """Small, randomly initialised, real diffusers and transformers modules with every block type (fp32, CPU)."""
@@ -157,8 +161,21 @@ class Family(Protocol):
     ) -> dict[str, Tensor]:
         """Size conditioning of SDXL, {"time_ids": (B, 6)} from (height, width) pairs; {} for the others."""
 
+    def call(self, denoiser: Any, sample: Tensor, timestep: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        """The denoiser's answer, through diffusers' own forward pass: the reference that units must equal bit for bit.
+        `values`: what units read beside sample and timestep."""
+
+    def values_of(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The inverse: what a pipeline of diffusers calls the denoiser with, as named values."""
+
+    def inputs(
+        self, parts: Parts, rows: int, size: tuple[int, int], text: bool
+    ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and dtype of every value that a step is given for `rows` pictures of `size` (width, height): sample,
+        timestep, embeddings (or, with `text`, token ids), and what extra_values brings."""
+
     def denoise(self, parts: Parts, values: dict[str, Tensor]) -> Tensor:
-        """The unmodified diffusers forward pass: the reference that units must equal bit for bit."""
+        """`call` with the parts' own denoiser on named values, token ids encoded first where there is no text."""
 
     def pipeline(self, parts: Parts, **overrides: Any) -> Any:
         """A diffusers pipeline over the same modules."""

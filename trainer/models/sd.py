@@ -7,6 +7,7 @@ second text encoder and size conditioning, which the UNet's own configuration an
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib import resources
@@ -21,7 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from trainer.models import unet_units
 from trainer.models.base import Defaults, Facts, Parts
-from trainer.models.text import Visit, encode, tokenize, tokenizer
+from trainer.models.text import LENGTH, Visit, encode, tokenize, tokenizer
 from trainer.models.text import split as split_text
 from trainer.units import Unit
 
@@ -46,6 +47,14 @@ class StableDiffusion:
     pads: tuple[str, ...]
     pipeline_class: str
     small: dict[str, Settings] = field(repr=False)
+
+    @property
+    def text_values(self) -> tuple[str, ...]:
+        return ("text", "pooled")[: len(self.pads)]
+
+    @property
+    def empty_is_zeros(self) -> bool:
+        return len(self.pads) > 1  # as SDXL's pipeline has it
 
     def config(self, part: str) -> Settings:
         """The public configuration of "unet", "vae", "text_encoder", "text_encoder_2" or "scheduler"."""
@@ -108,11 +117,46 @@ class StableDiffusion:
         sizes = torch.tensor([*original_size, *crop_top_left, *target_size], dtype=torch.float32)
         return {"time_ids": sizes.repeat(batch, 1)}  # (B, 6)
 
+    def call(self, denoiser: nn.Module, sample: Tensor, timestep: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        added = {"text_embeds": values["pooled"], "time_ids": values["time_ids"]} if "time_ids" in values else None
+        return denoiser(sample, timestep, values["text"], added_cond_kwargs=added, return_dict=False)[0]
+
+    def values_of(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        encoder_hidden_states: Tensor,
+        added_cond_kwargs: dict[str, Tensor] | None = None,
+        **ignored: Any,
+    ) -> dict[str, Tensor]:
+        assert not any(value is not None for value in ignored.values()), f"unknown conditions {sorted(ignored)}"
+        timestep = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
+        values = {"sample": sample, "timestep": timestep, "text": encoder_hidden_states}
+        if added_cond_kwargs:
+            values |= {"pooled": added_cond_kwargs["text_embeds"], "time_ids": added_cond_kwargs["time_ids"]}
+        return values
+
+    def inputs(
+        self, parts: Parts, rows: int, size: tuple[int, int], text: bool
+    ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        factor, config, real, whole = parts.latent_factor, parts.unet.config, torch.float32, torch.int64
+        given = {"sample": ((rows, config.in_channels, size[1] // factor, size[0] // factor), real)}
+        given["timestep"] = ((rows,), whole)
+        if text:
+            given |= dict.fromkeys(("input_ids", "input_ids_2")[: len(self.pads)], ((rows, LENGTH), whole))
+        else:
+            given["text"] = ((rows, LENGTH, config.cross_attention_dim), real)
+            if "pooled" in self.text_values:
+                sizes = 6 * config.addition_time_embed_dim
+                given["pooled"] = ((rows, config.projection_class_embeddings_input_dim - sizes), real)
+        if "pooled" in self.text_values:
+            given["time_ids"] = ((rows, 6), real)
+        return given
+
     def denoise(self, parts: Parts, values: dict[str, Tensor]) -> Tensor:
         if "text" not in values:
             values = values | encode(parts.text_encoders, values)
-        added = {"text_embeds": values["pooled"], "time_ids": values["time_ids"]} if "time_ids" in values else None
-        return parts.unet(values["sample"], values["timestep"], values["text"], added_cond_kwargs=added).sample
+        return self.call(parts.unet, values["sample"], values["timestep"], values)
 
     def pipeline(self, parts: Parts, **overrides: Any) -> diffusers.DiffusionPipeline:
         config = parts.scheduler_config | {"prediction_type": parts.prediction_type}

@@ -20,13 +20,14 @@ from transformers.masking_utils import create_causal_mask
 from trainer.models.unet_units import holder
 from trainer.units import Unit
 
+LENGTH = 77  # tokens, of every CLIP
 Visit = Callable[[nn.Module], AbstractContextManager]  # brings a module to where it works, for as long as it does
 
 
 def tokenizer(pad: str = "<|endoftext|>") -> CLIPTokenizer:
     """CLIP's tokenizer from the shipped merges. SD 1.x pads with end-of-text, SD 2.x and SDXL's second encoder with "!"."""
     vocabulary, merges = _vocabulary()
-    return CLIPTokenizer(vocab=dict(vocabulary), merges=list(merges), pad_token=pad, model_max_length=77)
+    return CLIPTokenizer(vocab=dict(vocabulary), merges=list(merges), pad_token=pad, model_max_length=LENGTH)
 
 
 @cache
@@ -44,7 +45,7 @@ def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 def tokenize(tokenizers: list[CLIPTokenizer], prompts: list[str]) -> dict[str, Tensor]:
     """{"input_ids": (B, 77), "input_ids_2": (B, 77)}, cut off or padded to the encoders' length."""
     return {
-        name: each(prompts, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+        name: each(prompts, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt").input_ids
         for name, each in zip(("input_ids", "input_ids_2"), tokenizers, strict=False)
     }
 

@@ -202,9 +202,12 @@ class Rehearsals:
 
         def run() -> int:
             with rehearse.engine(self.parts, policy, text=self.text) as made:
-                return _own(rehearse.draw(self.parts, made.as_module(self.parts.unet), self.shapes.size, 1, made))
+                return _own(rehearse.draw(self.parts, self._through(made), self.shapes.size, 1, made))
 
         return pictures * self._once(("draw", policy), run)
+
+    def _through(self, made: Engine) -> nn.Module:
+        return made.as_module(self.parts.unet, self.parts.family.values_of)
 
     def _draw_base(self, policy: Policy, pictures: int) -> int:
         """Bytes that drawing class images takes, the denoiser included."""

@@ -27,8 +27,6 @@ from trainer.plan.simulate import Tracker, Watched
 from trainer.policy import Policy
 from trainer.step.engine import Engine
 
-TOKENS = 77
-
 
 @dataclass(frozen=True)
 class Shapes:
@@ -98,24 +96,11 @@ def run_step(made: Engine, micro: list[MicroBatch], objective: Objective, accumu
 
 def batch(parts: Parts, shapes: Shapes, text: bool) -> MicroBatch:
     """One micro-batch as the loop hands it over, on the card."""
-    factor, channels = parts.latent_factor, parts.unet.config.in_channels
-    rows, height, width = shapes.rows, shapes.size[1] // factor, shapes.size[0] // factor
-    values = {
-        "sample": torch.empty(rows, channels, height, width, device="meta"),
-        "timestep": torch.empty(rows, dtype=torch.int64, device="meta"),
-    }
-    if text:
-        names = ("input_ids", "input_ids_2")[: len(parts.tokenizers)]
-        values |= {name: torch.empty(rows, TOKENS, dtype=torch.int64, device="meta") for name in names}
-    else:
-        values["text"] = torch.empty(rows, TOKENS, parts.unet.config.cross_attention_dim, device="meta")
-        if parts.unet.config.addition_embed_type == "text_time":
-            values["pooled"] = torch.empty(rows, parts.text_encoders[-1].config.projection_dim, device="meta")
-    if parts.unet.config.addition_embed_type == "text_time":
-        values["time_ids"] = torch.empty(rows, 6, device="meta")
-    mask = torch.empty(rows, 1, height, width, device="meta") if shapes.masked else None
-    target = torch.empty(rows, channels, height, width, device="meta")
-    return MicroBatch(values, target, torch.empty(rows, device="meta"), mask, shapes.instances, ())
+    given = parts.family.inputs(parts, shapes.rows, shapes.size, text)
+    values = {name: torch.empty(shape, dtype=dtype, device="meta") for name, (shape, dtype) in given.items()}
+    target = torch.empty(values["sample"].shape, device="meta")
+    mask = torch.empty_like(target[:, :1]) if shapes.masked else None
+    return MicroBatch(values, target, torch.empty(shapes.rows, device="meta"), mask, shapes.instances, ())
 
 
 def _keep(tracker: Tracker, made: Engine) -> None:
@@ -178,10 +163,8 @@ def draw(
 ) -> Watched:
     """Two steps of the sampler, with guidance. `made`: the engine behind `denoiser`, where it is a stand-in."""
     look = sampler.Look(size, steps=2)
-    width = {"text": (TOKENS, parts.unet.config.cross_attention_dim)}
-    if parts.unet.config.addition_embed_type == "text_time":
-        width["pooled"] = (parts.text_encoders[-1].config.projection_dim,)
-    texts = {"": {name: torch.zeros(shape) for name, shape in width.items()}}
+    given = parts.family.inputs(parts, 1, size, False)
+    texts = {"": {name: torch.zeros(given[name][0][1:], dtype=given[name][1]) for name in parts.family.text_values}}
     tracker = Tracker("meta", host.holds)
     if made is None:
         tracker.keep(denoiser, "weights")

@@ -33,12 +33,11 @@ from trainer.step.residency import Holding
 from trainer.step.route import Route, needed
 from trainer.step.standin import StandIn
 from trainer.step.updates import Updates, norms
-from trainer.units import Unit
+from trainer.units import EXACT, Unit
 
 __all__ = ["AdamHyper", "Engine", "Policy", "StepResult"]
 
 Loss = Callable[[Tensor, int], "Tensor | tuple[Tensor, ...]"]
-EXACT = {"timestep", "time_ids"}  # given values that are positions or sizes: 16 bits would change them
 
 
 @dataclass(frozen=True)
@@ -375,9 +374,10 @@ class Engine:
             for holding in self.holdings:
                 holding.unpark()
 
-    def as_module(self, unet: nn.Module) -> nn.Module:
-        """A stand-in for `unet` in a diffusers pipeline, which also works when the weights are streamed."""
-        return StandIn(self, unet)
+    def as_module(self, denoiser: nn.Module, values_of: Callable[..., dict[str, Tensor]]) -> nn.Module:
+        """A stand-in for `denoiser` in a diffusers pipeline, which also works when the weights are streamed. `values_of`
+        names what it is called with, as its family does."""
+        return StandIn(self, denoiser, values_of)
 
 
 def _staying(units: list[Unit], count: int) -> set[int]:

@@ -1,10 +1,11 @@
-"""Stands in for a UNet in diffusers' pipelines and in our sampler, while the engine holds (and may stream) the weights.
+"""Stands in for a denoiser in diffusers' pipelines and in our sampler, while the engine holds (and may stream) the weights.
 
-Pipelines ask a UNet for its configuration, its dtype and its prediction; everything else passes through to the module.
+Pipelines ask a denoiser for its dtype, its device and its prediction; everything else passes through to the module.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -18,15 +19,13 @@ class Output(NamedTuple):
 
 
 class StandIn(nn.Module):
-    def __init__(self, engine: Any, unet: nn.Module):
+    """`values_of` turns the arguments of a call into the values that the engine's units read (Family.values_of)."""
+
+    def __init__(self, engine: Any, denoiser: nn.Module, values_of: Callable[..., dict[str, Tensor]]):
         super().__init__()
         # kept out of nn.Module's registries: the stand-in owns no parameters, so nobody can move or save them through it
-        object.__setattr__(self, "engine", engine)
-        object.__setattr__(self, "unet", unet)
-
-    @property
-    def config(self) -> Any:
-        return self.unet.config
+        for name, value in (("engine", engine), ("denoiser", denoiser), ("values_of", values_of)):
+            object.__setattr__(self, name, value)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -36,18 +35,10 @@ class StandIn(nn.Module):
     def device(self) -> torch.device:
         return self.engine.device
 
-    @property
-    def add_embedding(self) -> nn.Module:  # SDXL's pipeline reads its input width
-        return self.unet.add_embedding
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.denoiser, name)  # only what is not found here
 
-    def forward(
-        self, sample: Tensor, timestep: Tensor | float, encoder_hidden_states: Tensor,
-        added_cond_kwargs: dict[str, Tensor] | None = None, return_dict: bool = True, **ignored: Any,
-    ) -> Any:  # fmt: skip
-        assert not any(value is not None for value in ignored.values()), f"unknown conditions {sorted(ignored)}"
-        timestep = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
-        values = {"sample": sample, "timestep": timestep, "text": encoder_hidden_states}
-        if added_cond_kwargs:
-            values |= {"pooled": added_cond_kwargs["text_embeds"], "time_ids": added_cond_kwargs["time_ids"]}
-        prediction = self.engine.forward(values).to(sample.dtype)
+    def forward(self, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
+        values = self.values_of(*args, **kwargs)
+        prediction = self.engine.forward(values).to(values["sample"].dtype)
         return Output(prediction) if return_dict else (prediction,)
