@@ -74,14 +74,13 @@ TESTED_IN = {
     "plan/planner": "plan/calibration plan/cards plan/command plan/inputs plan/plan plan/refusal plan/rehearse",
     "plan/simulate": "plan/phases plan/pretend",
     "plan/solver": "policy",
-    "readers/log": "machine/phase",
     "readers/report": "readers/view/figures readers/view/page readers/view/usage",
     "readers/tui": "readers/watch readers/view/charts readers/view/dashboard readers/view/ink readers/view/keys "
     "readers/view/lines readers/view/painter readers/view/panels readers/view/pictures readers/view/state",
     "run/schedule": "step/ema",
-    "run/stages": "run/assemble run/loop run/settle",
+    "run/stages": "run/assemble run/loop ",
     "settings/config": "errors settings/checks settings/effect settings/overlay",
-    "step/engine": "step/mixed step/residency step/route step/standin step/updates units",
+    "step/engine": "step/residency step/updates units",
 }
 
 # these answer without torch
