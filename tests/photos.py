@@ -8,8 +8,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from trainer.data import photos as data
+from trainer.data.account import PhotoSet
 from trainer.events import Event
+from trainer.settings import overlay
 from trainer.settings.config import Config
+
+SUBJECTS = Path(__file__).resolve().parents[2] / "shared" / "subjects"
 
 
 def noise_picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
@@ -24,6 +29,13 @@ def folder_of(path: Path, count: int = 3, size: tuple[int, int] = (96, 80)) -> P
     for index in range(count):
         noise_picture(size, index).save(path / f"{index:02d}.png")
     return path
+
+
+def scan(folder: Path, resolution: int = 64, divides: int = 64, **knobs: object) -> PhotoSet:
+    """The account of `folder` under [data] settings that a person typed."""
+    knobs = {"class_name": "dog"} | knobs
+    values = {f"data.{name}": value for name, value in knobs.items() if value is not None}
+    return data.scan(overlay.load({"data.instance_data_dir": str(folder), **values}), resolution, divides)
 
 
 def settings(folder: Path, **changes: object) -> Config:

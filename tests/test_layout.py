@@ -58,6 +58,7 @@ TESTED_IN = {
     "cli/cli": "cli/commands cli/explain cli/help cli/parse settings/foreign",
     "data/batches": "data/dataset",
     "data/encode": "files/store models/vae",
+    "data/photos": "data/account data/reading",
     "draw/preview": "draw/sampler draw/sheet",
     "guard/guard": "guard/rulings",
     "kernels/activations": "kernels/geglu kernels/groupnorm_silu kernels/layernorm",

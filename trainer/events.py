@@ -59,10 +59,13 @@ class RunStarted(Event):
 
 @dataclass(frozen=True)
 class PhotosScanned(Event):
-    summary: str  # "5 photos, 2 portrait, smallest 480 px; prompt 'a photo of sks dog' for all"
+    summary: str  # "5 photos, 2 portrait, smallest 480 px; prompt 'a photo of hta dog' for all"
     photos: list[str]  # paths
     ignored: int = 0
     problems: list[str] = field(default_factory=list)
+    account: list[str] = field(
+        default_factory=list
+    )  # what was taken and left by folder, prompts and where they come from
 
 
 @dataclass(frozen=True)

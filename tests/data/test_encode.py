@@ -24,7 +24,7 @@ def parts():
 
 def ensure(parts, config, folder, classes=None, **more):
     """(events, dataset, number of pictures encoded, number of prompts encoded)."""
-    photos = data.scan(config.data, 64)
+    photos = data.scan(config, 64)
     events, dataset = finish(cache.ensure(parts, photos, classes, config, "cpu", folder, **more))
     encoded = {event.phase: int(event.detail.split()[0]) for event in events if isinstance(event, PhaseEnded)}
     return events, dataset, encoded["cache images"], encoded.get("cache text", 0)
@@ -43,7 +43,7 @@ def test_latents_are_the_distribution_that_diffusers_gives(parts, tmp_path):
 def test_embeddings_are_those_of_the_family(parts, tmp_path):
     config = settings(folder_of(tmp_path / "photos", 1))
     _, dataset, *_ = ensure(parts, config, tmp_path, prompts=["a red dog"])
-    assert set(dataset.texts) == {"a photo of sks dog", "", "a red dog"}
+    assert set(dataset.texts) == {"a photo of hta dog", "", "a red dog"}
     for prompt, values in dataset.texts.items():
         assert torch.equal(values["text"], parts.family.encode_text(parts, [prompt])["text"][0])
 
@@ -89,7 +89,7 @@ def test_another_vae_resolution_or_crop_is_another_entry(parts, tmp_path):
 def test_a_changed_prompt_encodes_that_prompt_only(parts, tmp_path):
     config = settings(folder_of(tmp_path / "photos", 1))
     ensure(parts, config, tmp_path)
-    config.data.identifier = "hta"
+    config.data.identifier = "sks"
     assert ensure(parts, config, tmp_path)[2:] == (0, 1)
 
 
@@ -107,7 +107,7 @@ def test_damaged_cache_files_are_made_again(parts, tmp_path, damage):
 
 def test_an_interrupted_run_leaves_whole_files_and_goes_on(parts, tmp_path):
     config = settings(folder_of(tmp_path / "photos"))
-    stage = cache.ensure(parts, data.scan(config.data, 64), None, config, "cpu", tmp_path)
+    stage = cache.ensure(parts, data.scan(config, 64), None, config, "cpu", tmp_path)
     next(stage), next(stage), next(stage)  # the start and two pictures
     stage.close()
     assert not list(tmp_path.rglob("*.part"))
@@ -116,7 +116,7 @@ def test_an_interrupted_run_leaves_whole_files_and_goes_on(parts, tmp_path):
 
 def test_a_photo_that_goes_or_changes_after_scanning_ends_in_one_clear_message(parts, tmp_path):
     config = settings(folder_of(tmp_path / "photos", 2))
-    photos = data.scan(config.data, 64)
+    photos = data.scan(config, 64)
     noise_picture((96, 80), 7).save(tmp_path / "photos" / "01.png")
     with pytest.raises(ConfigError, match="has changed"):
         finish(cache.ensure(parts, photos, None, config, "cpu", tmp_path))
@@ -134,9 +134,9 @@ def test_with_the_caches_off_nothing_is_left_on_disk(parts, tmp_path):
 def test_a_trained_text_encoder_gets_token_ids_and_no_embeddings(parts, tmp_path):
     config = settings(folder_of(tmp_path / "photos", 1), train__train_text_encoder=True)
     _, dataset, _, prompts = ensure(parts, config, tmp_path)
-    values = dataset.conditions(["a photo of sks dog", ""], [None, None])
+    values = dataset.conditions(["a photo of hta dog", ""], [None, None])
     assert prompts == 0 and not dataset.texts
-    assert torch.equal(values["input_ids"], parts.family.tokens(parts, ["a photo of sks dog", ""])["input_ids"])
+    assert torch.equal(values["input_ids"], parts.family.tokens(parts, ["a photo of hta dog", ""])["input_ids"])
 
 
 def test_sdxl_rows_carry_pooled_text_and_their_own_sizes(tmp_path):

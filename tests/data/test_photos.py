@@ -4,24 +4,18 @@ import json
 from pathlib import Path
 
 import pytest
-from photos import folder_of, noise_picture, settings
+from photos import SUBJECTS, folder_of, noise_picture, scan, settings
 from PIL import Image
 
 from trainer.data import photos as data
 from trainer.errors import ConfigError
 from trainer.settings.config import Config, Data
 
-SUBJECTS = Path(__file__).resolve().parents[3] / "shared" / "subjects"
-
-
-def scan(folder, resolution=64, **knobs):
-    return data.scan(Data(instance_data_dir=str(folder), class_name="dog", **knobs), resolution)
-
 
 def test_the_summary_says_what_was_understood(tmp_path):
     folder_of(tmp_path, 3, (96, 80))
     noise_picture((70, 90), 7).save(tmp_path / "tall.png")
-    assert scan(tmp_path).summary == "4 photos, 1 portrait, smallest 70 px; prompt 'a photo of sks dog' for all"
+    assert scan(tmp_path).summary == "4 photos, 1 portrait, smallest 70 px; prompt 'a photo of hta dog' for all"
 
 
 def test_junk_is_ignored_and_counted(tmp_path):
@@ -64,16 +58,16 @@ def test_captions_come_from_text_files_and_metadata(tmp_path):
     assert [photo.prompt for photo in scan(tmp_path).photos] == [
         "sks dog on a sofa",
         "sks dog in snow",
-        "a photo of sks dog",
+        "a photo of hta dog",
     ]
     assert scan(tmp_path).summary.endswith("3 prompts, one a photo, such as 'sks dog on a sofa'")
-    assert scan(tmp_path, captions=False).prompts == ["a photo of sks dog"]
+    assert scan(tmp_path, captions=False).prompts == ["a photo of hta dog"]
 
 
 def test_an_empty_caption_falls_back_to_the_prompt(tmp_path):
     folder_of(tmp_path, 1)
     (tmp_path / "00.txt").write_text("  \n")
-    assert scan(tmp_path).prompts == ["a photo of sks dog"]
+    assert scan(tmp_path).prompts == ["a photo of hta dog"]
 
 
 @pytest.mark.parametrize("content", ["{not json", '{"text": "no name"}', "[1, 2]"])
@@ -132,7 +126,16 @@ def test_a_black_mask_is_named_and_not_used(tmp_path):
 def test_a_long_picture_is_named_unless_it_gets_a_bucket(tmp_path):
     noise_picture((400, 100)).save(tmp_path / "wide.png")
     assert any("the square crop keeps 25% of it" in problem for problem in scan(tmp_path).problems)
-    assert not scan(tmp_path, buckets=True).problems
+    noise_picture((200, 100)).save(tmp_path / "wide.png")
+    assert not scan(tmp_path, buckets=True, divides=8).problems
+
+
+def test_a_bucket_that_loses_more_than_a_fifth_says_so_and_buckets_are_not_advised_where_they_do_not_help(tmp_path):
+    noise_picture((800, 100)).save(tmp_path / "wide.png")
+    (square,) = [text for text in scan(tmp_path).problems if "square crop" in text]
+    assert "crop it by hand" in square and "--buckets" not in square
+    (bucket,) = [text for text in scan(tmp_path, buckets=True, divides=8).problems if "crop of" in text]
+    assert "keeps 21% of it" in bucket and "--buckets" not in bucket
 
 
 def test_missing_folders_and_empty_ones_name_the_way_out(tmp_path):
@@ -171,3 +174,26 @@ def test_real_photos_are_all_understood(name):
     assert (
         len(found.photos) == 5 and found.ignored == 0 and not any("left out" in problem for problem in found.problems)
     )
+
+
+def test_photos_need_a_name_a_prompt_or_words_beside_every_one(tmp_path):
+    folder_of(tmp_path, 2)
+    (tmp_path / "00.caption").write_text("hta dog")
+    with pytest.raises(ConfigError, match="what do the photos show"):
+        scan(tmp_path, class_name=None)
+    assert scan(tmp_path, class_name=None, instance_prompt="my hta").prompts == ["hta dog", "my hta"]
+    (tmp_path / "metadata.csv").write_text("file_name,text\n01.png,hta dog in snow\n")
+    assert scan(tmp_path, class_name=None).prompts == ["hta dog", "hta dog in snow"]
+
+
+def test_a_mask_outside_the_crop_leaves_its_photo_out_and_a_bucket_brings_it_back(tmp_path):
+    for name, box in (("00", (0, 0, 30, 80)), ("01", (60, 0, 120, 80))):
+        noise_picture((160, 80), int(name)).save(tmp_path / f"{name}.png")
+        mask = Image.new("L", (160, 80), 0)
+        mask.paste(255, box)
+        mask.save(tmp_path / f"{name}.Mask.PNG")
+    found = scan(tmp_path, masked_loss=True)
+    assert [photo.name for photo in found.photos] == ["01.png"]
+    assert "00.png is left out: its mask lies outside the crop" in found.problems[0]
+    assert len(scan(tmp_path, masked_loss=True, buckets=True, divides=8).photos) == 2
+    assert len(scan(tmp_path, masked_loss=True, crop="random", crop_variants=32).photos) == 2, "some crop shows it"

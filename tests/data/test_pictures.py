@@ -1,11 +1,13 @@
 """One picture file becomes upright 8-bit RGB, whatever wrote it."""
 
+import hashlib
+import struct
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
 from photos import noise_picture
-from PIL import Image
+from PIL import Image, ImageCms
 
 from trainer.data.pictures import Unreadable, read
 
@@ -100,3 +102,83 @@ def test_the_digest_follows_the_bytes(tmp_path):
     (tmp_path / "c.png").write_bytes((tmp_path / "a.png").read_bytes())
     digests = [read(tmp_path / name).digest for name in ("a.png", "b.png", "c.png")]
     assert digests[0] == digests[2] != digests[1]
+
+
+DISPLAY_P3 = ((0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407))
+PROPHOTO = ((0.79767, 0.28804, 0.0), (0.13519, 0.71187, 0.0), (0.03134, 0.00009, 0.82491))
+
+
+def profile(columns, gamma):
+    """An ICC profile of an RGB space: XYZ (D50) of red, green and blue, and the exponent of its tone curve."""
+
+    def fixed(value):
+        return struct.pack(">i", round(value * 65536))
+
+    white = (0.9642, 1.0, 0.8249)
+    xyz = {
+        name: b"XYZ \0\0\0\0" + b"".join(map(fixed, of))
+        for name, of in zip(("rXYZ", "gXYZ", "bXYZ"), columns, strict=True)
+    }
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256)) + b"\0\0"
+    tags = (
+        xyz | {"wtpt": b"XYZ \0\0\0\0" + b"".join(map(fixed, white))} | dict.fromkeys(("rTRC", "gTRC", "bTRC"), curve)
+    )
+    table, body, start = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
+    for name, value in tags.items():
+        table += name.encode() + struct.pack(">II", start + len(body), len(value))
+        body += value
+    size = start + len(body)
+    head = struct.pack(">I4sI4s4s4s", size, b"lcms", 0x02400000, b"mntr", b"RGB ", b"XYZ ")
+    head += bytes(12) + b"acsp" + bytes(28) + b"".join(map(fixed, white))
+    return head.ljust(128, b"\0") + table + body
+
+
+def in_srgb(levels, columns, gamma):
+    """What a colour of another space is in sRGB, by the book."""
+    xyz = np.array(columns).T @ (np.array(levels) / 255) ** gamma
+    linear = np.array([[3.1339, -1.6169, -0.4906], [-0.9788, 1.9161, 0.0335], [0.0719, -0.2290, 1.4052]]) @ xyz
+    linear = linear.clip(0, 1)
+    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055) * 255
+
+
+@pytest.mark.parametrize("columns, gamma", [(DISPLAY_P3, 2.2), (PROPHOTO, 1.8)])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
+def test_colours_of_another_space_come_out_as_srgb(tmp_path, columns, gamma, suffix):
+    levels = (150, 120, 100)
+    picture = Image.new("RGB", (32, 16), levels)
+    picture.save(tmp_path / f"a{suffix}", icc_profile=profile(columns, gamma), quality=98)
+    found, expected = read(tmp_path / f"a{suffix}").rgb.getpixel((16, 8)), in_srgb(levels, columns, gamma)
+    assert np.abs(expected - levels).max() > 5 and np.abs(np.array(found) - expected).max() <= 3
+
+
+def test_a_profile_that_says_srgb_or_says_nothing_changes_no_bit(tmp_path):
+    picture = noise_picture((40, 30))
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for name, icc in (("a", srgb), ("b", None), ("c", b"no profile at all")):
+        picture.save(tmp_path / f"{name}.png", icc_profile=icc)
+        assert np.array_equal(np.asarray(read(tmp_path / f"{name}.png").rgb), np.asarray(picture))
+
+
+def test_a_converted_picture_has_another_digest_than_its_bytes(tmp_path):
+    """What was cached of it before its profile was read must not be taken."""
+    noise_picture((40, 30)).save(tmp_path / "a.png", icc_profile=profile(PROPHOTO, 1.8))
+    assert read(tmp_path / "a.png").digest != hashlib.sha256((tmp_path / "a.png").read_bytes()).hexdigest()
+    noise_picture((40, 30)).save(tmp_path / "b.png")
+    assert read(tmp_path / "b.png").digest == hashlib.sha256((tmp_path / "b.png").read_bytes()).hexdigest()
+
+
+def test_transparency_palettes_and_rotation_live_through_a_profile(tmp_path):
+    picture = noise_picture((40, 30)).convert("RGBA")
+    picture.putalpha(Image.linear_gradient("L").resize((40, 30)))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "a.png", icc_profile=profile(PROPHOTO, 1.8), exif=exif)
+    found = read(tmp_path / "a.png")
+    assert (
+        found.size == (30, 40)
+        and found.alpha.size == (30, 40)
+        and found.alpha.getextrema() == picture.getchannel("A").getextrema()
+    )
+    picture.convert("RGB").quantize(16).save(tmp_path / "b.png", icc_profile=profile(PROPHOTO, 1.8))
+    picture.convert("L").save(tmp_path / "c.png", icc_profile=profile(PROPHOTO, 1.8))  # a profile of another kind
+    assert read(tmp_path / "b.png").rgb.mode == read(tmp_path / "c.png").rgb.mode == "RGB"

@@ -222,6 +222,15 @@ def test_every_export_format_says_how_to_use_it() -> None:
     assert said("another", "a") == "as you like"
 
 
+@pytest.mark.parametrize("prompt", ["a {photo} of hta dog", "{}", 'it\'s "hta" {0!r}'])
+def test_braces_and_quotes_in_a_prompt_are_drawn_as_they_stand(prompt: str) -> None:
+    for format in ("diffusers", "lora diffusers", "single file", "lora kohya"):
+        text = usage(Exported("runs/a {b}", format, "fp16", 1, 0.0, ""), "some/model", prompt)
+        assert repr(prompt) in text or prompt in text
+        if "diffusers" in format:
+            compile(text, format, "exec")
+
+
 def test_what_is_shown_is_spread_evenly_with_both_ends() -> None:
     assert spread(3, 12) == [0, 1, 2]
     assert spread(100, 5) == [0, 25, 50, 74, 99]

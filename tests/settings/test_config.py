@@ -212,14 +212,6 @@ def test_prodigy_may_use_a_rate_of_one():
     assert check(overlay.load({"train.optimizer": "prodigy", "train.learning_rate": 1.0})) == []
 
 
-def test_photos_need_a_name_a_prompt_or_captions(photos):
-    error = refused({"data.instance_data_dir": photos})
-    assert "--class_name" in error.fix
-    check(overlay.load({"data.instance_data_dir": photos, "data.class_name": "dog"}))
-    (Path(photos) / "a.txt").write_text("a photo of sks dog")
-    check(overlay.load({"data.instance_data_dir": photos}))
-
-
 def test_a_mistyped_photo_folder_is_answered_with_its_neighbour(photos):
     assert "did you mean photos?" in refused({"data.instance_data_dir": photos[:-2]}).fix
 

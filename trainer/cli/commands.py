@@ -63,7 +63,7 @@ def sample(command: Command) -> int:
     run, config = _run_settings(command)
     prompts = config.sample.validation_prompt or ([config.data.instance_prompt] if config.data.instance_prompt else [])
     if not prompts:
-        raise ConfigError("no prompt to draw", "add --prompt 'a photo of sks dog on the beach'")
+        raise ConfigError("no prompt to draw", "add --prompt 'a photo of hta dog on the beach'")
     seeds = list(range(config.train.seed, config.train.seed + max(config.sample.num_validation_images, 1)))
     output = Path(config.run.output_dir) if config.run.output_dir else None
 

@@ -201,6 +201,9 @@ def _settle(command: Command) -> None:
     if command.spelled.get("train.method") == "network_module" and "lora.alpha" not in values:
         values["lora.alpha"], command.spelled["lora.alpha"] = 1, "network_module"
         command.notices.append("--network_module has alpha 1 where no --network_alpha is given, as in kohya's script")
+    if command.foreign and "data.instance_prompt" in values and "data.captions" not in values:
+        # diffusers' script reads no text files: one that another tool left behind must not change what its line means
+        values["data.captions"], command.spelled["data.captions"] = False, command.spelled["data.instance_prompt"]
     if command.foreign and "train.num_train_epochs" in values:
         _epochs(command)
     for key in values:

@@ -70,6 +70,11 @@ def bucket_sizes(resolution: int, step: int) -> list[Size]:
     return sorted(sizes)
 
 
+def bucket_step(resolution: int, divides: int) -> int:
+    """Sides of buckets are multiples of this: 64 px as the public models were trained; what small models divide by."""
+    return 64 if resolution >= 512 else min(64, divides)
+
+
 def bucket(photo: Size, resolution: int, step: int) -> Size:
     """The bucket whose shape is nearest the photo's; of equally near ones, the largest."""
     shape = math.log(photo[0] / photo[1])
@@ -102,11 +107,12 @@ def change_colors(picture: Image.Image, color: tuple[float, float, float]) -> Im
 
 
 def cut_mask(mask: Image.Image, view: View, latent_size: Size) -> Tensor:
-    """Loss weights of mean one, (1, h, w) fp32: area averages, so a latent that is half subject weighs half."""
+    """Loss weights of mean one, (1, h, w) fp32: area averages, so a latent that is half subject weighs half. A crop that
+    shows nothing of the subject weighs nothing."""
     small = mask.convert("L").resize(latent_size, Image.Resampling.BOX, box=view.box)
     weights = torch.from_numpy(np.asarray(ImageOps.mirror(small) if view.flip else small, dtype=np.float32))[None]
     mean = weights.mean()
-    return weights / mean if mean > 0 else torch.ones_like(weights)
+    return weights / mean if mean > 0 else weights
 
 
 def pixels(picture: Image.Image) -> Tensor:

@@ -80,9 +80,9 @@ def photo_views(photo: Photo, config: Config, resolution: int, step: int) -> lis
 
 
 def bucket_step(parts: Parts, resolution: int) -> int:
-    """Sides of buckets are multiples of this: 64 px as the public models were trained; what small models divide by."""
+    """What sides of buckets are multiples of for this model."""
     divides = parts.latent_factor * 2 ** (len(parts.unet.config.block_out_channels) - 1) if parts.unet else 64
-    return 64 if resolution >= 512 else min(64, divides)
+    return crops.bucket_step(resolution, divides)
 
 
 def images(

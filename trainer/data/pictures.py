@@ -1,7 +1,8 @@
 """One picture file as upright 8-bit RGB, whatever the camera, the phone or the paint program wrote.
 
 EXIF rotation is applied, 16-bit and float greys are scaled to 8 bits, palettes and CMYK are converted,
-animations give their first frame. Transparency is laid on white, the most common ground of product pictures;
+animations give their first frame. Colours come out as sRGB, in which the models learned: a colour profile in the file
+(Display P3 of a phone, Adobe RGB, a scanner's own) is applied. Transparency is laid on white, the most common ground of product pictures;
 its alpha is kept beside the colours, so that a masked loss can leave the invisible part out.
 """
 
@@ -14,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 PICTURE_SUFFIXES = frozenset(
     {
@@ -36,6 +37,7 @@ PICTURE_SUFFIXES = frozenset(
         ".tga",
     }
 )
+CONVERTED = b"profile to sRGB 1"  # what was cached of a picture before its profile was applied must not be taken
 HEIF_SUFFIXES = frozenset({".heic", ".heif"})
 
 
@@ -49,7 +51,7 @@ class Picture:
 
     rgb: Image.Image
     alpha: Image.Image | None
-    digest: str  # sha256 of the file's bytes
+    digest: str  # sha256 of the file's bytes, and of how its colours were read where a profile changed them
 
     @property
     def size(self) -> tuple[int, int]:
@@ -71,7 +73,9 @@ def read(path: Path) -> Picture:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             upright = ImageOps.exif_transpose(image)
-            rgb, alpha = _flatten(upright)
+            colours = _in_srgb(upright)
+            rgb, alpha = _flatten(colours)
+            converted = colours is not upright
     except UnidentifiedImageError as error:
         raise Unreadable("not a picture, or a format that Pillow cannot read") from error
     except Image.DecompressionBombError as error:
@@ -84,7 +88,7 @@ def read(path: Path) -> Picture:
         IndexError,
     ) as error:  # what Pillow's decoders raise on broken files
         raise Unreadable(f"damaged or cut short ({error})") from error
-    return Picture(rgb, alpha, hashlib.sha256(data).hexdigest())
+    return Picture(rgb, alpha, hashlib.sha256(data + CONVERTED * converted).hexdigest())
 
 
 def _allow_heif() -> None:
@@ -93,6 +97,38 @@ def _allow_heif() -> None:
     import pillow_heif
 
     pillow_heif.register_heif_opener()
+
+
+def _in_srgb(image: Image.Image) -> Image.Image:
+    """`image` itself where its colours are sRGB already (said or unsaid), else a converted copy with its transparency."""
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode in ("I", "F") or image.mode.startswith("I;"):
+        return image
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if _means_srgb(source):
+            return image
+        mode = {"P": "RGB", "PA": "RGBA", "1": "L", "LA": "LA"}.get(image.mode, image.mode)
+        image_in = image.convert("RGBA" if mode == "RGB" and image.has_transparency_data else mode)
+        alpha = image_in.getchannel("A") if image_in.mode in ("RGBA", "LA") else None
+        plain = image_in.convert(image_in.mode.removesuffix("A")) if alpha else image_in
+        converted = ImageCms.profileToProfile(plain, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):  # profiles for another kind of picture, or damaged
+        return image
+    if alpha is not None:
+        converted.putalpha(alpha)
+    return converted
+
+
+def _means_srgb(profile: ImageCms.ImageCmsProfile) -> bool:
+    """Whether a profile changes next to nothing: sRGB comes in dozens of spellings, so a ramp of colours is asked."""
+    levels = np.linspace(0, 255, 6, dtype=np.uint8)
+    cube = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(36, 6, 3)
+    if profile.profile.xcolor_space.strip() != "RGB":
+        return False
+    asked = Image.fromarray(cube)
+    told = ImageCms.profileToProfile(asked, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    return int(np.abs(np.asarray(told).astype(int) - cube).max()) <= 2
 
 
 def _flatten(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:

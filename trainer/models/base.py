@@ -73,6 +73,12 @@ class Facts:
     def resolution(self) -> int:
         return self.family.resolution
 
+    @property
+    def divides(self) -> int:
+        """What sides of pictures are multiples of, where the denoiser is to halve them as often as it does."""
+        blocks = [self.configs.get(part, {}).get("block_out_channels", [0] * 4) for part in ("vae", "unet")]
+        return 2 ** sum(len(each) - 1 for each in blocks)
+
     def asdict(self) -> dict[str, Any]:
         return {
             "kind": self.kind,

@@ -14,7 +14,7 @@ A line is one JSON object: `"event"` (the kind), `"time"` (seconds since the epo
 |-----------------|----------------------------------------|----------------------------------------------------------|
 | RunStarted      | first; again where a run goes on       | run_dir config provenance device model versions          |
 |                 |                                        | resumed_from                                             |
-| PhotosScanned   | once                                   | summary photos ignored problems                          |
+| PhotosScanned   | once                                   | summary photos ignored problems account                  |
 | PlanReady       | once                                   | text budget_bytes phases parts                           |
 | PhaseStarted    | a phase begins, maybe inside another   | phase total detail                                       |
 | PhaseProgress   | within a phase                         | phase done total detail                                  |

@@ -64,7 +64,7 @@ def build(run: Run) -> Stage[tuple[loop.Job, Painter]]:
         config,
         device,
         folder,
-        prompts=drawn_prompts(config),
+        prompts=[*drawn_prompts(config), *([spared.prompt] if spared else [])],
         vae_dtype=plan.drawing.vae_dtype,
         tile=plan.drawing.tile,
     )

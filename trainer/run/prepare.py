@@ -12,6 +12,7 @@ import torch
 
 from trainer import memory, models
 from trainer.data import photos as data
+from trainer.data import prompts
 from trainer.data.photos import Photo, PhotoSet
 from trainer.draw.sampler import Look
 from trainer.errors import ConfigError
@@ -67,8 +68,10 @@ def prepare(config: Config) -> Run:
         models.check_vae(config.model.vae)
     if config.guard.watch:
         checks.judge(config.guard.judge)
+    mended = list(data.mend(config))
     settle.learning(config, family)
-    photos = data.scan(config.data, family.resolution)
+    photos = data.scan(config, family.resolution, facts.divides)
+    odd = prompts.check(config, photos, prior=bool(config.prior.with_prior_preservation))
     photos, spared = guard.hold_out(photos) if config.guard.watch else (photos, None)
     settle.schedule(config, family, photos)
     settle.places(config)
@@ -89,7 +92,8 @@ def prepare(config: Config) -> Run:
     for key, value in plan.settings.items():
         if "." in key and value is not None and not config.chosen(key):
             config.settle(key, value, "planner")
-    notices = [Notice(text, level="warning") for text in photos.problems] + [Notice(text) for text in photos.advice]
+    notices = [Notice(text, level="warning") for text in (*mended, *odd, *photos.problems)]
+    notices += [Notice(text) for text in photos.advice]
     if config.checkpoint.resume_from_checkpoint == "latest" and resume is None:
         notices.append(Notice(f"{folder} holds no checkpoint yet: starting from the beginning."))
     if spared is not None:

@@ -52,7 +52,8 @@ def announce(run: Run) -> Iterator[Event]:
         versions(),
         str(run.resume or ""),
     )
-    yield PhotosScanned(photos.summary, [photo.path for photo in photos.photos], photos.ignored, list(photos.problems))
+    paths = [photo.path for photo in photos.photos]
+    yield PhotosScanned(photos.summary, paths, photos.ignored, list(photos.problems), list(photos.lines()))
     yield from run.notices
     yield from run.plan.events()
     yield limit.enforce(run.plan.budget_bytes, run.device)

@@ -6,7 +6,6 @@ which that script ignores too; those become notices, so that the line runs uncha
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -136,13 +135,6 @@ def _photos(config: Config) -> None:
             if not folder.exists()
             else f"{folder} is a file, not a folder of photos",
             near,
-        )
-    captioned = data.captions and any(folder.rglob("*.txt"))
-    kohya = any(path.is_dir() and re.match(r"\d+_\S", path.name) for path in folder.iterdir())
-    if not (data.class_name or data.instance_prompt or captioned or kohya):
-        raise ConfigError(
-            "what do the photos show?",
-            "add --class_name dog (the prompt becomes 'a photo of sks dog'), or --instance_prompt",
         )
     if config.prior.class_data_dir and Path(config.prior.class_data_dir).is_file():
         raise ConfigError(

@@ -50,10 +50,16 @@ class Data(Section):
     instance_data_dir: str | None = knob(
         None, "folder with 3 to 6 photos of the subject", "train_data_dir", "instance_images", "photos"
     )
-    identifier: str = knob("sks", "rare word that will name the subject", "token")
+    folders: Literal["auto", "loose", "numbered", "all"] = knob(
+        "auto", "which photos count: those in the folder itself, in kohya's numbered folders, or in all its folders"
+    )
+    identifier: str = knob("hta", "rare word that will name the subject", "token")
     class_name: str | None = knob(None, "what the subject is: dog, backpack, person ...")
     instance_prompt: str | None = knob(None, "prompt of the photos; default 'a photo of {identifier} {class_name}'")
-    captions: bool = knob(True, "read name.txt beside a photo as its own prompt")
+    captions: bool = knob(
+        True, "read name.txt, name.caption, metadata.jsonl or .csv beside photos as their own prompts"
+    )
+    allow_prompts: bool = knob(False, "accept prompts that defeat prior preservation")
     resolution: int | None = knob(
         None, "pixels of the square (or of the bucket area's root); default the model's own", ge=16, le=4096
     )

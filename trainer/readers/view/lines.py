@@ -46,6 +46,8 @@ def _texts(state: RunState, event: ev.Event, thinner: Thinner) -> Iterator[str]:
                 yield f"setting {key}={value} ({origin})"
         case ev.PhotosScanned():
             yield f"photos {event.summary}"  # what is wrong with them follows as notices
+            for line in event.account:
+                yield f"photos {line}"
         case ev.PlanReady():
             for line in event.text.splitlines():
                 yield f"plan {line}"

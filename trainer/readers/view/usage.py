@@ -11,19 +11,17 @@ def usage(export: Exported, model: str, prompt: str) -> str:
     """Lines for `export` of a run that began from `model`; the exporter's own words for a format not known here."""
     name = Path(export.path).name
     dtype = {"fp32": "float32", "bf16": "bfloat16"}.get(export.precision, "float16")
-    code = (
-        "import torch",
-        "from diffusers import DiffusionPipeline",
-        "",
-        f'pipe = DiffusionPipeline.from_pretrained({{!r}}, torch_dtype=torch.{dtype}).to("cuda")',
-        "{}",
-        f"pipe({prompt!r}).images[0].save('picture.png')",
-    )
+
+    def code(source: str, *then: str) -> str:
+        load = f'pipe = DiffusionPipeline.from_pretrained({source!r}, torch_dtype=torch.{dtype}).to("cuda")'
+        draw = f"pipe({prompt!r}).images[0].save('picture.png')"
+        return "\n".join(("import torch", "from diffusers import DiffusionPipeline", "", load, *then, draw))
+
     match export.format:
         case "diffusers":
-            return "\n".join(code).format(export.path, "").replace("\n\npipe(", "\npipe(")
+            return code(export.path)
         case "lora diffusers":
-            return "\n".join(code).format(model, f"pipe.load_lora_weights({export.path!r})")
+            return code(model, f"pipe.load_lora_weights({export.path!r})")
         case "single file":
             return (
                 f"WebUI (AUTOMATIC1111, Forge): copy {name} to models/Stable-diffusion, choose it at the top left.\n"

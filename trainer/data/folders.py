@@ -1,0 +1,174 @@
+"""Which files of a folder are pictures, and which of its folders count.
+
+Flat folders are diffusers' way. kohya's way is numbered folders: "10_sks dog" holds pictures that an epoch shows ten
+times with the prompt "sks dog". A number can only be meant so where it is a plausible count: "2023_holiday" is a year and
+"01_front" a place in a list. Pictures in plain folders, or beside numbered ones, may be meant or left over; nobody but the
+person can say, so they are asked, and `--folders` is the answer.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.data.pictures import PICTURE_SUFFIXES
+from trainer.errors import ConfigError
+
+NUMBERED = re.compile(r"(\d+)_(.+)")
+MOST_REPEATS = 999  # kohya's guides use 1 to 200; four digits are years and dates
+NEVER_MEANT = {"__macosx", "@eadir", "masks", "mask", "thumbnails", "thumbs", ".thumbnails"}
+CAMERA_RAW = frozenset(".3fr .arw .cr2 .cr3 .dng .nef .nrw .orf .pef .raf .raw .rw2 .srw".split())
+NOT_READ = frozenset(".psd .xcf .jxl .svg".split()) | CAMERA_RAW  # pictures to a person, not to Pillow
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder whose pictures count: each `repeats` times an epoch; `words` is the prompt that its name gives, or ""."""
+
+    folder: Path
+    repeats: int = 1
+    words: str = ""
+
+    @property
+    def numbered(self) -> bool:
+        return bool(self.words)
+
+
+@dataclass(frozen=True)
+class Found:
+    """places: folders that count, in the order of their names; left: (folder, number of pictures, why) of the others."""
+
+    places: tuple[Place, ...]
+    left: tuple[tuple[Path, int, str], ...] = ()
+
+
+def fold(name: str) -> str:
+    """A name as people compare names: one Unicode form, without case. Macs write "é" as two characters, others as one."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def meant_as_repeats(name: str) -> tuple[int, str] | None:
+    """(repeats, prompt) where a folder's name can be kohya's, else None."""
+    match = NUMBERED.fullmatch(name)
+    if match is None or match[1].startswith("0") or int(match[1]) > MOST_REPEATS:
+        return None
+    return int(match[1]), " ".join(match[2].split())
+
+
+def candidates(folder: Path) -> list[Path]:
+    """Files that should be photos: by suffix, visible, no masks. The order is that of their names."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if not path.is_dir()  # a link to nowhere is named when it cannot be read
+        and path.suffix.lower() in PICTURE_SUFFIXES
+        and not path.name.startswith(".")
+        and not is_mask(path.name)
+    )
+
+
+def is_mask(name: str) -> bool:
+    return Path(name).stem.lower().endswith(".mask")
+
+
+def find(folder: Path, which: str, flag: str) -> Found:
+    """The folders of `folder` that count, as `which` says ("auto", "loose", "numbered", "all"). Raises ConfigError where
+    only the person can know."""
+    loose, below = candidates(folder), _below(folder)
+    numbered = {sub: meant_as_repeats(sub.name) for sub in below}
+    kohya = [Place(sub, *numbered[sub]) for sub in below if numbered[sub]]
+    plain = [Place(sub) for sub in below if not numbered[sub]]
+    own = _itself(folder) if loose else None
+    if which == "auto":
+        which = _only_meaning(folder, flag, len(loose), kohya, plain, below)
+    taken = {
+        "loose": [own] if own else [],
+        "class": [*([own] if own else []), *kohya],
+        "numbered": [Place(sub, *_any_number(sub.name)) for sub in below if NUMBERED.fullmatch(sub.name)],
+        "kohya": kohya,
+        "all": [*([own] if own else []), *kohya, *plain],
+    }[which]
+    folders = {place.folder for place in taken}
+    left = [(folder, len(loose), "not in a numbered folder")] if own and folder not in folders else []
+    why = {
+        "loose": "in a folder of its own",
+        "kohya": "its name gives no repeats",
+        "numbered": "its name gives no repeats",
+    }
+    left += [(sub, count, why.get(which, "")) for sub, count in below.items() if sub not in folders]
+    return Found(tuple(sorted(taken, key=lambda place: (place.folder != folder, place.folder.name))), tuple(left))
+
+
+def _below(folder: Path) -> dict[Path, int]:
+    """Folders in `folder` that hold pictures, with how many."""
+    found = {}
+    for sub in sorted(folder.iterdir()):
+        if sub.is_dir() and not sub.name.startswith(".") and sub.name.lower() not in NEVER_MEANT:
+            count = len(candidates(sub))
+            if count:
+                found[sub] = count
+    return found
+
+
+def _itself(folder: Path) -> Place:
+    """A folder that was named itself may be one of kohya's; a lone word behind the number is no prompt there."""
+    meant = meant_as_repeats(folder.resolve().name)
+    return Place(folder, *meant) if meant and " " in meant[1] else Place(folder)
+
+
+def _any_number(name: str) -> tuple[int, str]:
+    match = NUMBERED.fullmatch(name)
+    return int(match[1]), " ".join(match[2].split())
+
+
+def _only_meaning(
+    folder: Path, flag: str, loose: int, kohya: list[Place], plain: list[Place], count: dict[Path, int]
+) -> str:
+    """What "auto" means here. Raises ConfigError where there is more than one meaning, or none."""
+    if not loose and not kohya and plain:
+        sub = plain[0].folder
+        if len(plain) == 1:
+            raise ConfigError(
+                f"{folder} has no photos itself, but its folder {sub.name} has", f"use {flag} {folder / sub.name}"
+            )
+        listed = _listed(plain, count)
+        raise ConfigError(
+            f"{folder} has no photos itself, but its folders have: {listed}",
+            f"name one of them, such as {flag} {folder / sub.name}, or take all with --folders all",
+        )
+    if not loose:
+        return "kohya"
+    if not kohya and not plain:
+        return "loose"
+    of_kohya = f"the numbered folders: {_listed(kohya, count)}" if kohya else ""
+    of_others = f"other folders: {_listed(plain, count)}" if plain else ""
+    choices = [f"--folders loose takes {loose} beside them"]
+    choices += ["--folders numbered takes the numbered ones"] if kohya else []
+    total = loose + sum(count.values())
+    raise ConfigError(
+        f"{folder} holds {_pictures(loose)} and {_pictures(total - loose)} in "
+        + " and ".join(filter(None, (of_kohya, of_others))),
+        f"say which are meant: {', '.join(choices)}, --folders all takes all {total}",
+    )
+
+
+def _listed(places: list[Place], count: dict[Path, int]) -> str:
+    return ", ".join(f"{place.folder.name} ({count[place.folder]})" for place in places)
+
+
+def _pictures(count: int) -> str:
+    return f"{count} picture" + "s" * (count != 1)
+
+
+def others(files: Iterable[Path]) -> str:
+    """What a person would call pictures among files that are not read: "6 camera raws (.cr2), 1 .psd"; empty: nothing."""
+    kinds: dict[str, int] = {}
+    for path in files:
+        suffix = path.suffix.lower()
+        if suffix in NOT_READ:
+            kind = f"camera raw {suffix}" if suffix in CAMERA_RAW else suffix
+            kinds[kind] = kinds.get(kind, 0) + 1
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))

@@ -1,0 +1,254 @@
+"""One folder read picture by picture: what is taken, with which words and how often, and why the rest is not.
+
+Each picture is decoded once, completely. What decides is asked in this order: whether it can be read, whether it was taken
+already (the same bytes, or the same picture in another format, with the same words), whether it is large enough and shows
+anything, and whether its mask has anything in the crop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from trainer.data import crops, folders, looks
+from trainer.data.account import Left, Photo, PhotoSet, counted
+from trainer.data.crops import Size, View, kept_share
+from trainer.data.folders import Place, candidates, fold
+from trainer.data.pictures import Picture, Unreadable, read
+from trainer.data.words import TABLES, Table, Words, listed
+from trainer.errors import ConfigError
+
+MUCH = 0.2  # a bucket's crop that loses more than this is named
+SQUARE_MUCH = 0.5  # a square takes a third of every ordinary photo
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How a folder is to be read.
+
+    prompt, words: of pictures without words of their own, and where it comes from; typed: it counts before folders' names
+    views:         a picture's crops, by size and digest
+    places:        which folders count: "auto", "loose", "numbered", "all", "class"
+    critical:      name what is blurred, dark or alike: said of photos, but not of two hundred class images
+    """
+
+    prompt: str
+    resolution: int
+    views: Callable[[Size, str], list[View]]
+    words: str = ""
+    typed: bool = False
+    captions: bool = True
+    masks: bool = False
+    places: str = "auto"
+    flag: str = "the folder"
+    critical: bool = True
+    replace_in: Callable[[str], str] = field(default=lambda caption: caption)
+
+
+def read_folder(folder: Path, wanted: Wanted) -> PhotoSet:
+    """The account of `folder`. Raises ConfigError where there is no folder, no usable picture, or more than one meaning."""
+    if not folder.exists():
+        raise ConfigError(
+            f"{wanted.flag} {folder} does not exist",
+            _near(folder) or "check the spelling, or put 3 to 6 photos of the subject there",
+        )
+    if not folder.is_dir():
+        raise ConfigError(f"{wanted.flag} {folder} is a file", f"name its folder: {folder.parent}")
+    found = folders.find(folder, wanted.places, wanted.flag)
+    reader = _Reader(folder, wanted)
+    for place in found.places:
+        reader.read(place)
+    for sub, _, why in found.left:
+        reader.left += [Left(str(path), why) for path in candidates(sub)]
+    if not reader.photos:
+        raise _empty(folder, wanted.flag, reader)
+    reader.finish(found)
+    return PhotoSet(tuple(reader.photos), reader.ignored, tuple(reader.problems), (), str(folder), tuple(reader.left))
+
+
+class _Reader:
+    """Goes through the pictures of one folder, place by place, and keeps the account."""
+
+    def __init__(self, root: Path, wanted: Wanted):
+        self.root, self.wanted = root, wanted
+        self.photos: list[Photo] = []
+        self.looks: list[looks.Look] = []
+        self.left: list[Left] = []
+        self.problems: list[str] = []
+        self.ignored = 0
+        self.unread: list[Path] = []  # files that a person may take for pictures
+        self.digests: dict[tuple[str, str], str] = {}  # (digest, prompt) -> name
+        self.albums: dict[str, looks.Album] = {}  # prompt -> pictures with it
+        self.tables = Table.all(root) if wanted.captions else []
+
+    def read(self, place: Place) -> None:
+        files = candidates(place.folder)
+        tables = self.tables if place.folder == self.root else [*self._tables(place.folder), *self.tables]
+        words = Words(place.folder, files, tables) if self.wanted.captions else None
+        masks = _masks(place.folder) if self.wanted.masks else {}
+        self._count_others(place.folder, files, words, masks)
+        for path in files:
+            prompt, origin = self._words(path, place, words)
+            try:
+                self._one(path, prompt, origin, place.repeats, masks)
+            except Unreadable as error:
+                self._leave(path, str(error))
+        if words is not None:
+            self.problems += words.problems()
+            for table in tables:
+                if table.folder != self.root:
+                    self.problems += table.problems()
+
+    def _tables(self, folder: Path) -> list[Table]:
+        return Table.all(folder) if self.wanted.captions else []
+
+    def _words(self, path: Path, place: Place, words: Words | None) -> tuple[str, str]:
+        """(prompt, where it comes from): a caption, then what was typed, then a numbered folder's name."""
+        caption, origin = words.of(path) if words is not None else ("", "")
+        if caption:
+            return self.wanted.replace_in(caption), origin
+        if place.numbered and not self.wanted.typed:
+            return place.words, f"the folder {place.folder.name}"
+        return self.wanted.prompt, self.wanted.words
+
+    def _one(self, path: Path, prompt: str, origin: str, repeats: int, masks: dict[str, Path]) -> None:
+        """Take the picture, or leave it with the reason. Raises Unreadable where it cannot be decoded."""
+        wanted, picture = self.wanted, read(path)
+        if (twin := self.digests.get((picture.digest, prompt))) is not None:
+            return self._leave(path, f"the same picture as {twin}")
+        if min(picture.size) < smallest_side(wanted.resolution):
+            size = "{} x {}".format(*picture.size)
+            return self._leave(path, f"{size} px is too small for {wanted.resolution} px")
+        look = looks.look(picture.rgb)
+        if look.blank:
+            return self._leave(path, "it is one colour everywhere")
+        if twin := self.albums.setdefault(prompt, looks.Album()).twin(look):
+            return self._leave(path, f"the same picture as {twin}, saved again")
+        views = wanted.views(picture.size, picture.digest)
+        mask = self._mask(path, picture, masks, views) if wanted.masks else ""
+        if mask is None:
+            return self._leave(path, "its mask lies outside the crop: crop it by hand, or use --buckets")
+        self.digests[picture.digest, prompt] = path.name
+        self.albums[prompt].add(path.name, look)
+        self.looks.append(look)
+        kept = kept_share(picture.size, crops.center(picture.size, views[0].size))
+        self.photos.append(
+            Photo(str(path), prompt, picture.size, picture.digest, mask, repeats, origin, views[0].size, kept)
+        )
+
+    def _leave(self, path: Path, why: str) -> None:
+        self.left.append(Left(str(path), why))
+        self.problems.append(f"{path.name} is left out: {why}")
+
+    def _mask(self, path: Path, picture: Picture, masks: dict[str, Path], views: list[View]) -> str | None:
+        """The path of name.mask.png if there is one, else "alpha" for a picture with transparency, else nothing; None
+        where it shows the subject in no crop."""
+        beside = masks.get(fold(path.stem))
+        shape = picture.alpha if beside is None else self._mask_file(path, picture, beside)
+        if shape is None or shape.getextrema()[1] == 0:
+            return ""
+        if not any(shape.crop(_whole_pixels(view)).getextrema()[1] for view in views):
+            return None
+        return "alpha" if beside is None else str(beside)
+
+    def _mask_file(self, path: Path, picture: Picture, beside: Path) -> Image.Image | None:
+        try:
+            mask = read(beside).rgb.convert("L")
+        except Unreadable as error:
+            self.problems.append(f"{beside.name} is not used: {error}")
+            return None
+        if mask.size != picture.size:
+            self.problems.append(f"{beside.name} is not used: its size differs from {path.name}'s")
+            return None
+        if mask.getextrema()[1] == 0:
+            self.problems.append(f"{beside.name} is not used: it is black everywhere")
+        return mask
+
+    def _count_others(self, folder: Path, files: list[Path], words: Words | None, masks: dict[str, Path]) -> None:
+        """Files that are neither pictures nor belong to one."""
+        used = {*files, *(masks[stem] for stem in {fold(path.stem) for path in files} & set(masks))}
+        if words is not None:
+            used |= {file for found in words.beside.values() for file in found}
+            used |= {folder / name for name in TABLES}
+        others = [path for path in folder.iterdir() if not path.is_dir() and path not in used]
+        self.ignored += len(others)
+        self.unread += others
+
+    def finish(self, found: folders.Found) -> None:
+        """What can only be said of all of them."""
+        for table in self.tables:
+            self.problems += table.problems()
+        for sub, count, why in found.left:
+            if self.wanted.places == "auto":
+                self.problems.append(f"{counted(count, 'picture')} in {sub.name} left out: {why}")
+        if said := folders.others(self.unread):
+            self.problems.append(f"not read: {said}; save them as JPEG or PNG to train on them")
+        if self.wanted.critical:
+            self.problems += self._complaints()
+
+    def _complaints(self) -> Iterator[str]:
+        """What is worth saying about pictures that are used all the same."""
+        side = self.wanted.resolution
+        for photo, look in zip(self.photos, self.looks, strict=True):
+            width, height = photo.size
+            lost, square = 1 - photo.kept, photo.size_cut[0] == photo.size_cut[1] == side
+            if min(width, height) < side:
+                yield f"{photo.name} is {width} x {height} px and will be enlarged to {side} px, which blurs it"
+            if lost > (SQUARE_MUCH if square else MUCH):
+                cut = "square crop" if square else f"crop of {photo.size_cut[0]} x {photo.size_cut[1]} px"
+                fix = "crop it by hand" + (", or use --buckets" if square and _fits_bucket(photo.size) else "")
+                yield f"{photo.name} is {width} x {height} px: the {cut} keeps {photo.kept:.0%} of it; {fix}"
+            if complaint := look.complaint():
+                yield f"{photo.name} {complaint}"
+        for group in looks.bursts(self.looks):
+            alike = listed([self.photos[index].name for index in group])
+            yield f"{alike} look alike: pose and background count as part of the subject; keep the best of them"
+
+
+def smallest_side(resolution: int) -> float:
+    """Pictures with a shorter side are left out: enlarged more than four times, they teach nothing but blur."""
+    return resolution / 4
+
+
+def _whole_pixels(view: View) -> tuple[int, int, int, int]:
+    left, upper, right, lower = view.box
+    return int(left), int(upper), int(right + 0.999), int(lower + 0.999)
+
+
+def _fits_bucket(size: Size) -> bool:
+    """Buckets are at most twice as long as wide: a longer picture loses there, too."""
+    return max(size) <= 2 * min(size) / (1 - MUCH)
+
+
+def _masks(folder: Path) -> dict[str, Path]:
+    """Masks in `folder` by the folded name of their picture."""
+    return {
+        fold(path.name[: -len(".mask.png")]): path
+        for path in sorted(folder.iterdir(), reverse=True)
+        if path.name.lower().endswith(".mask.png") and path.is_file()
+    }
+
+
+def _empty(folder: Path, flag: str, reader: _Reader) -> ConfigError:
+    if reader.problems:
+        return ConfigError(
+            f"no picture in {folder} can be used:\n  " + "\n  ".join(reader.problems), "add photos that can be opened"
+        )
+    if said := folders.others(folder.iterdir()):
+        return ConfigError(f"no photos in {folder} that can be read, but {said}", "save them as JPEG or PNG")
+    return ConfigError(
+        f"no photos in {folder}", "put 3 to 6 photos of the subject there (heic, jpg, png, tif, webp ...)"
+    )
+
+
+def _near(folder: Path) -> str:
+    """A neighbour with almost the same name, as a suggestion."""
+    from difflib import get_close_matches
+
+    if not folder.parent.is_dir():
+        return ""
+    names = get_close_matches(folder.name, [path.name for path in folder.parent.iterdir() if path.is_dir()], n=1)
+    return f"did you mean {folder.parent / names[0]}?" if names else ""
