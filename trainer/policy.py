@@ -61,6 +61,12 @@ class Policy:
         exact = self.clipping == "exact" and (self.max_grad_norm > 0 or self.math == torch.float16)
         return exact or self.optimizer == "prodigy"
 
+    @property
+    def deferred(self) -> bool:
+        """Whether a unit's update waits for its next forward. Gradients that wait in RAM for the norm would come back, and
+        the state with them, in a second pass that computes nothing to hide them behind; forward does."""
+        return self.two_passes and self.gradients == "ram"
+
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"compute": str(self.compute).removeprefix("torch.")}
 

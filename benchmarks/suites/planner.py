@@ -103,10 +103,10 @@ def on_card(made, policy: Policy, shapes: rehearse.Shapes, device: torch.device)
 
 
 def on_cpu(made, policy: Policy, shapes: rehearse.Shapes) -> Allocated:
-    """What the first step of a tiny model allocates."""
+    """What the first step of a tiny model allocates; with the second, where updates wait for it."""
     steps = [real_step(made, made.tiny(), policy, shapes, torch.device("cpu"))[0] for _ in range(2)]
     steps[0]()  # of another engine: the first call of all allocates what stays in the process
-    return allocator_log(steps[1])
+    return allocator_log(lambda: [steps[1]() for _ in range(1 + policy.deferred)])
 
 
 def real_step(

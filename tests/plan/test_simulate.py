@@ -156,7 +156,12 @@ def real_step(case: Case) -> Callable[[], None]:
     text = case.config().train.train_text_encoder
     micro = [filled(parts, each, torch.device("cpu"), text=text) for each in shapes.micro_batches()]
     objective = Objective(parts.noise())
-    return lambda: rehearse.run_step(engine, micro, objective, shapes.accumulation)
+
+    def step() -> None:
+        for _ in range(1 + engine.policy.deferred):  # the second one begins with updates that waited, as all later ones
+            rehearse.run_step(engine, micro, objective, shapes.accumulation)
+
+    return step
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -198,7 +203,9 @@ def leave_nothing(monkeypatch, hoard):
 def keep_gradients(monkeypatch, hoard):
     """Gradients that wait in RAM stay on the card as well."""
     store = clipping.Waiting.store
-    monkeypatch.setattr(clipping.Waiting, "store", lambda self, k, grad: (hoard.append(grad), store(self, k, grad))[1])
+    monkeypatch.setattr(
+        clipping.Waiting, "store", lambda self, k, *rest: (hoard.append(rest[0]), store(self, k, *rest))[1]
+    )
 
 
 def keep_values(monkeypatch, hoard):

@@ -238,7 +238,7 @@ def test_most_copies_to_the_card_are_queued_before_work_that_hides_them(recorder
 
 SABOTAGE = {
     "copies do not wait for computing": (Stream, "wait_stream", lambda self, other: None),
-    "computing does not wait for arrivals": (stream, "wait", lambda event: None),
+    "computing does not wait for arrivals": (stream.Traffic, "wait", lambda self, landing: None),
     "what leaves is given up at once": (stream.Traffic, "settle", lambda self, keep=0: self.leaving.clear()),
     "copies to the card do not wait for those to the host": (
         Stream,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from trainer.errors import ConfigError
 from trainer.machine import host
-from trainer.memory.stream import Traffic, wait
+from trainer.memory.stream import Landing, Traffic
 
 EVERYWHERE = 4  # a value with so many readers stays on the card
 
@@ -52,7 +52,7 @@ class Values:
         self.card: dict[str, Tensor] = dict(given)
         self.away: set[str] = set()
         self.stored: dict[str, Tensor] = {}  # what is away, as it lies on its shelf
-        self.events: dict[str, torch.cuda.Event | None] = {}
+        self.events: dict[str, Landing | None] = {}
         self.traffic, self.travellers, self.shelf = traffic, travellers, shelf
 
     def put(self, name: str, value: Tensor) -> None:
@@ -72,7 +72,7 @@ class Values:
     def take(self, names: Iterable[str]) -> list[Tensor]:
         self.bring(names)
         for name in names:
-            wait(self.events.pop(name, None))
+            self.traffic.wait(self.events.pop(name, None))
         return [self.card[name] for name in names]
 
     def part(self, keep: Iterable[str]) -> None:
@@ -93,7 +93,7 @@ class Values:
 
     def _pop(self, name: str) -> Tensor:
         """Off the card; where it is only just arriving, its memory is free for others when it has."""
-        wait(self.events.pop(name, None))
+        self.traffic.wait(self.events.pop(name, None))
         return self.card.pop(name)
 
     def _place(self, name: str, value: Tensor) -> Tensor:

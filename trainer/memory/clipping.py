@@ -1,12 +1,15 @@
 """Clipping the global gradient norm although gradients are used up unit by unit.
 
-exact: backward only measures; gradients wait (on the card, or spilled to pinned host memory) until the norm of all of
-them is known, and a second pass over the units applies the factor. previous: each unit is updated at once with the
-factor of the previous step's norm; nothing waits, and in smooth training the two norms are close.
+exact: backward only measures; gradients wait until the norm of all of them is known. On the card they are applied at once
+by a second pass over the units. In pinned host memory they wait on: each unit is updated just before its forward in the
+next step, where the way back of gradients (and of streamed state) hides behind computing; whoever looks at the weights
+in between makes the updates happen first. previous: each unit is updated at once with the factor of the previous step's
+norm; nothing waits, and in smooth training the two norms are close.
 
 Saves: previous saves the gradients, 2 bytes a weight (4 with accumulation); gradients = ram saves the same bytes of card.
 Costs: exact: the waiting gradients; with gradients = ram twice their bytes over the bus. gradients = ram has no effect
-       (and is refused) where nothing has to wait, and does not go with optimizers other than adamw.
+       (and is refused) where nothing has to wait, and does not go with optimizers other than adamw. A moving average
+       (ema) looks at the weights after every step, so that nothing hides.
 Exact: exact yes, bit for bit with clip_grad_norm_; previous no (a step whose norm jumps is clipped a step late).
 """
 
@@ -17,7 +20,7 @@ from torch import Tensor
 
 from trainer.errors import ConfigError
 from trainer.machine import host
-from trainer.memory.stream import Traffic, wait
+from trainer.memory.stream import Landing, Traffic
 
 
 def enabled(policy) -> bool:
@@ -44,17 +47,18 @@ def check(policy, facts) -> None:
 
 
 class Waiting:
-    """Gradients that wait for the second pass, by unit."""
+    """Gradients that wait for the norm of all of them, by unit, each with its step's learning rate. Those in RAM wait on,
+    until their unit's next forward."""
 
     def __init__(self, place: str, traffic: Traffic):
         self.place, self.traffic = place, traffic
         self.card: dict[int, Tensor] = {}
         self.shelf: dict[int, Tensor] = {}  # host buffers, kept from step to step
-        self.events: dict[int, torch.cuda.Event | None] = {}
-        self.order: list[int] = []  # who waits
+        self.events: dict[int, Landing | None] = {}
+        self.rates: dict[int, float] = {}  # of who waits, in the order of backward
 
-    def store(self, index: int, grad: Tensor) -> None:
-        self.order.append(index)
+    def store(self, index: int, grad: Tensor, rate: float) -> None:
+        self.rates[index] = rate
         if self.place == "card":
             self.card[index] = grad
             return
@@ -63,13 +67,18 @@ class Waiting:
             stored = self.shelf[index] = host.empty(grad.shape, grad.dtype, self.traffic.device)
         self.events[index] = self.traffic.save(stored, grad)
 
+    def away(self, index: int) -> int:
+        """Bytes of a waiting gradient that are not on the card."""
+        return 0 if index in self.card else self.shelf[index].nbytes
+
     def bring(self, index: int) -> None:
-        if index not in self.card:
+        """Start bringing a gradient back; does nothing for a unit that does not wait."""
+        if index in self.rates and index not in self.card:
             grad = torch.empty_like(self.shelf[index], device=self.traffic.device)
             self.events[index] = self.traffic.up.copy(grad, self.shelf[index], after=self.events.get(index))
             self.card[index] = grad
 
-    def take(self, index: int) -> Tensor:
+    def take(self, index: int) -> tuple[Tensor, float]:
         self.bring(index)
-        wait(self.events.pop(index, None))
-        return self.card.pop(index)
+        self.traffic.wait(self.events.pop(index, None))
+        return self.card.pop(index), self.rates.pop(index)

@@ -14,13 +14,18 @@ Exact: yes, bit for bit.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from trainer.errors import ConfigError
 from trainer.machine import host
+
+Landing = Any  # the end of a copy: a torch.cuda.Event, or a simulation's number for it
 
 
 def enabled(policy) -> bool:
@@ -45,18 +50,28 @@ def check(policy, facts) -> None:
                           "Set --stream off, or leave out --cuda_graphs.")  # fmt: skip
 
 
+class Clock(Protocol):
+    """What follows a simulated step in time (plan/timeline.py): it numbers the copies, and the numbers stand for events."""
+
+    def copied(self, way: str, size: int, after: int | None) -> int: ...
+
+    def waited(self, number: int) -> None: ...
+
+
 class Lane:
-    """A side stream for copies in one direction. On a CPU (and in a simulation) copies happen where they are asked for."""
+    """A side stream for copies one way, "up" to the card or "down" to the host. On a CPU (and in a simulation) copies
+    happen where they are asked for."""
 
-    def __init__(self, device: torch.device):
-        self.device = device
+    def __init__(self, device: torch.device, way: str):
+        self.device, self.way = device, way
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.clock: Clock | None = None
 
-    def copy(self, target: Tensor, source: Tensor, after: torch.cuda.Event | None = None) -> torch.cuda.Event | None:
+    def copy(self, target: Tensor, source: Tensor, after: Landing | None = None) -> Landing | None:
         """Queue target <- source behind everything queued so far on the computing stream, and behind `after`."""
         if self.stream is None:
             target.copy_(source)
-            return None
+            return None if self.clock is None else self.clock.copied(self.way, source.nbytes, after)
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
         if after is not None:
             self.stream.wait_event(after)
@@ -72,21 +87,33 @@ class Lane:
             self.stream.synchronize()
 
 
-def wait(event: torch.cuda.Event | None) -> None:
-    """Let the computing stream (not the host) wait."""
-    if event is not None:
-        torch.cuda.current_stream().wait_event(event)
-
-
 class Traffic:
     """Both directions, and the tensors that must stay alive until their copy to the host is done."""
 
     def __init__(self, device: torch.device):
         self.device = device
-        self.up, self.down = Lane(device), Lane(device)
-        self.leaving: list[tuple[Tensor, torch.cuda.Event | None]] = []
+        self.up, self.down = Lane(device, "up"), Lane(device, "down")
+        self.leaving: list[tuple[Tensor, Landing | None]] = []
 
-    def save(self, target: Tensor, source: Tensor) -> torch.cuda.Event | None:
+    @contextmanager
+    def followed(self, clock: Clock) -> Iterator[None]:
+        """Inside, a simulation's copies and waits are told to `clock`."""
+        self.up.clock = self.down.clock = clock
+        try:
+            yield
+        finally:
+            self.up.clock = self.down.clock = None
+
+    def wait(self, landing: Landing | None) -> None:
+        """Let the computing stream (not the host) wait for a copy."""
+        if landing is None:
+            return
+        if self.up.clock is not None:
+            self.up.clock.waited(landing)
+        elif self.up.stream is not None:
+            torch.cuda.current_stream(self.device).wait_event(landing)
+
+    def save(self, target: Tensor, source: Tensor) -> Landing | None:
         """Take `source` to the host. Its memory is reused only behind the copy, one departure later."""
         self.settle(keep=1)
         event = self.down.copy(target, source)
@@ -96,7 +123,7 @@ class Traffic:
     def settle(self, keep: int = 0) -> None:
         while len(self.leaving) > keep:
             _, event = self.leaving.pop(0)
-            wait(event)
+            self.wait(event)
 
     def finish(self) -> None:
         """The host waits until no copy reads or writes host memory any more."""
@@ -111,8 +138,8 @@ class Block:
     home: Tensor  # (bytes,) uint8
     resident: bool
     live: Tensor | None = None
-    arrived: torch.cuda.Event | None = None
-    saved: torch.cuda.Event | None = None
+    arrived: Landing | None = None
+    saved: Landing | None = None
     traffic: Traffic | None = field(default=None, repr=False)
 
     @classmethod
@@ -134,17 +161,22 @@ class Block:
         self._land()
         return self.live
 
+    def save(self) -> None:
+        """Start taking what has changed home; the card's copy stays for who still reads it."""
+        if not self.resident:
+            self.saved = self.traffic.save(self.home, self.live)
+
     def leave(self, changed: bool) -> None:
         """Give the card's copy up, saving it first where it has changed."""
         if self.resident or self.live is None:
             return
         self._land()  # a copy that nobody used may still be writing: its memory must not go to others before it is done
         if changed:
-            self.saved = self.traffic.save(self.home, self.live)
+            self.save()
         self.live = None
 
     def _land(self) -> None:
-        wait(self.arrived)
+        self.traffic.wait(self.arrived)
         self.arrived = None
 
     def move(self, target: Tensor) -> None:

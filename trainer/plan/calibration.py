@@ -36,8 +36,8 @@ MATMUL_EFFICIENCY = Value(
 BANDWIDTH_EFFICIENCY = Value(
     0.85, False, "share of the published memory bandwidth that streaming kernels reach: assumed"
 )
-TRANSFER_OVERLAP = Value(
-    0.8, False, "share of the compute time behind which copies between card and host can hide: assumed"
+DUPLEX_SHARE = Value(
+    0.9, False, "share of the bus's rate one way that is left while copies go the other way as well: assumed"
 )
 LAUNCH_SECONDS = Value(
     6e-6, False, "host time for one eager operator; a step cannot be faster than its operators: assumed"

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, replace
 
 from trainer.errors import ConfigError
-from trainer.plan import calibration
+from trainer.plan import calibration, timeline
 from trainer.plan.simulate import Watched
 
 
@@ -124,9 +124,16 @@ def _is_size(word: str) -> bool:
 
 
 def seconds(work: Watched, card: Card) -> float:
-    """Estimated time of simulated work on `card`."""
-    products = work.flops / (card.tflops * 1e12 * calibration.MATMUL_EFFICIENCY.amount)
-    passes = work.moved / (card.bandwidth * 1e9 * calibration.BANDWIDTH_EFFICIENCY.amount)
-    compute = max(products + passes, work.operators * calibration.LAUNCH_SECONDS.amount)
-    copies = max(work.sent_up, work.sent_down) / (card.bus * 1e9)  # the bus carries both ways at once
-    return compute + max(0.0, copies - calibration.TRANSFER_OVERLAP.amount * compute)
+    """Estimated time of a simulated step on `card`, played back on its clocks."""
+    return timeline.seconds(work.timeline, rates(card))
+
+
+def rates(card: Card) -> timeline.Rates:
+    """What of its published rates a card is expected to reach."""
+    return timeline.Rates(
+        card.tflops * 1e12 * calibration.MATMUL_EFFICIENCY.amount,
+        card.bandwidth * 1e9 * calibration.BANDWIDTH_EFFICIENCY.amount,
+        card.bus * 1e9,
+        calibration.DUPLEX_SHARE.amount,
+        calibration.LAUNCH_SECONDS.amount,
+    )

@@ -75,12 +75,13 @@ def engine(parts: Parts, policy: Policy, *, text: bool) -> Iterator[Engine]:
 def train(
     parts: Parts, made: Engine, shapes: Shapes, *, text: bool, steps: int = 1, objective: Objective | None = None
 ) -> Watched:
-    """One optimizer step (the first one; `steps` more before it are not watched). `objective`: the run's."""
+    """One optimizer step (the first one; `steps` more before it are not watched) as it is in the middle of a run: where
+    updates wait for the next forward, behind another step. `objective`: the run's."""
     objective = objective or Objective(parts.noise())
     tracker = Tracker("meta", host.holds)
     _keep(tracker, made)
-    with CardAttention(), tracker:
-        for _ in range(steps):
+    with CardAttention(), made.traffic.followed(tracker), tracker:
+        for _ in range(steps + made.policy.deferred):
             with tracker.kind("inputs"):
                 micro = [batch(parts, each, text) for each in shapes.micro_batches()]
             tracker.restart()

@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from trainer.plan.pretend import Outcome, Outcomes
+from trainer.plan.timeline import Entry
 
 KINDS = ("weights", "moments", "corrections", "window", "gradients", "activations", "inputs")
 BUFFERS = ("aten::empty", "aten::zeros", "aten::new_empty", "aten::new_zeros")
@@ -39,13 +40,14 @@ class Watched:
     host_parts: dict[str, int] = field(default_factory=dict)
     card_kept: int = 0  # live on the card when the watch began: weights and optimizer state, not the step's own
     flops: int = 0
-    moved: int = 0  # bytes that elementwise operators, norms and copies read and wrote on the card
+    moved: int = 0  # bytes that elementwise operators, norms and copies within the card read and wrote there
     matmul_moved: int = 0  # the same for operators with a flop formula
     sent_up: int = 0  # host to card
     sent_down: int = 0  # card to host
     operators: int = 0
     seconds: float = 0.0  # of the simulation itself
     peak_at: str = ""  # the operator that made the peak
+    timeline: tuple[Entry, ...] = field(default=(), repr=False)  # of a step whose copies were followed
 
 
 class Tracker(TorchDispatchMode):
@@ -68,6 +70,7 @@ class Tracker(TorchDispatchMode):
         ] = {}  # storage -> (weak reference, bytes, (place, kind))
         self._now: Counter[tuple[str, str]] = Counter()
         self._total = {"card": 0, "host": 0}
+        self._copies = 0
         self._kinds: list[str] = []
         self._rules: dict[Any, tuple[Any, tuple[int, ...], bool]] = {}
         self.restart()
@@ -78,13 +81,15 @@ class Tracker(TorchDispatchMode):
         """Everything since `restart` (or the beginning)."""
         return Watched(self._peak["card"], dict(self._parts["card"]), self._peak["host"], dict(self._parts["host"]), self._kept,
                        self.flops, self.moved, self.matmul_moved, self.sent_up, self.sent_down, self.operators,
-                       time.perf_counter() - self._began, self._peak_at)  # fmt: skip
+                       time.perf_counter() - self._began, self._peak_at, (*self._timeline, self._entry("end")))  # fmt: skip
 
     def restart(self) -> None:
         """Begin a new watch: peaks start from what is live now, counters from zero."""
         self.flops = self.moved = self.matmul_moved = self.sent_up = self.sent_down = self.operators = 0
         self._peak, self._parts = {"card": 0, "host": 0}, {"card": {}, "host": {}}
         self._kept, self._began, self._peak_at = self._total["card"], time.perf_counter(), "what was there before"
+        self._timeline: list[Entry] = []
+        self._told = (0, 0, 0)  # of the work so far, what stands in the timeline
         self._mark("card", self._peak_at)
         self._mark("host", self._peak_at)
 
@@ -115,6 +120,23 @@ class Tracker(TorchDispatchMode):
         for tensor in (*module.parameters(), *module.buffers()):
             if tensor.untyped_storage()._cdata in self._live:
                 self._remove(tensor.untyped_storage()._cdata)
+
+    # the clock of memory/stream.py: copies are numbered from the beginning, because a step waits for those of the one before
+
+    def copied(self, way: str, size: int, after: int | None) -> int:
+        self._copies += 1
+        self._timeline.append(self._entry(way, self._copies, size, after))
+        return self._copies
+
+    def waited(self, number: int) -> None:
+        self._timeline.append(self._entry("wait", number))
+
+    def _entry(self, kind: Any, number: int = -1, size: int = 0, after: int | None = None) -> Entry:
+        """With the work that was queued since the entry before."""
+        now = self.flops, self.moved, self.operators
+        work = (new - old for new, old in zip(now, self._told, strict=True))
+        self._told = now
+        return Entry(kind, *work, number, size, after)
 
     # the dispatch
 
@@ -199,7 +221,7 @@ class Tracker(TorchDispatchMode):
                 self.sent_up += travelling
             else:
                 self.sent_down += travelling
-        if matmul:
+        elif matmul:
             self.matmul_moved += size["card"]
         else:
             self.moved += size["card"]

@@ -25,9 +25,10 @@ def probes(run: Run, job: Job, painter: Painter) -> dict[str, Callable[[], objec
     micro = [batch.to(run.device) for batch in job.batches.step()]
     job.batches.restore(state)
 
-    def step() -> object:
+    def step() -> None:
         loss = job.objective.of_step(micro, job.batches.accumulation)
-        return job.engine.step([m.values for m in micro], loss, job.rates, update=False)
+        for _ in range(1 + job.engine.policy.deferred):  # updates that wait are made by the step behind theirs
+            job.engine.step([m.values for m in micro], loss, job.rates, update=False)
 
     def draw() -> None:
         rows, prompt = painter.drawing.batch, config.sample.validation_prompt[0]

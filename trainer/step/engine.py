@@ -28,6 +28,7 @@ from trainer.memory.clipping import Waiting
 from trainer.memory.stream import Traffic
 from trainer.policy import AdamHyper, Policy
 from trainer.step import optim
+from trainer.step.ahead import Ahead
 from trainer.step.mixed import autocast
 from trainer.step.residency import Holding
 from trainer.step.route import Route, needed
@@ -109,20 +110,24 @@ class Engine:
         losses, pieces = self._backward(route, values, kept, loss, rates, update)
         norm = self.updates.measure(pieces[::-1])
         if self.policy.two_passes and self.updates.possible(update):
-            self.updates.decide(norm)
-            self._second_pass(rates)
+            self.updates.decide(norm, update)
+            if not self.policy.deferred:
+                self.flush()
         if update:
             self.updates.finish(norm)
         self.traffic.settle()
         return StepResult(torch.stack(losses), norm)
 
     def _forward(self, route: Route, values: list[boundaries.Values]) -> dict:
-        """All units but the last, whose forward is the beginning of backward. Returns, by (unit, micro-batch), the graphs
-        that are kept, and for units that draw random numbers and will run again, the state of the generators."""
+        """All units but the last, whose forward is the beginning of backward; each is first updated, where its update
+        waits. Returns, by (unit, micro-batch), the graphs that are kept, and for units that draw random numbers and will
+        run again, the state of the generators."""
         kept: dict = {}
+        ahead = Ahead(range(len(self.units)), self.holdings, self.waiting)
         for k, unit in enumerate(self.units[:-1]):
+            ahead.turn(k)
+            self._catch_up(k)
             self.holdings[k].use_weights()
-            self.holdings[k + 1].bring()
             for i, store in enumerate(values):
                 inputs = self._inputs(route, values, k, i, backward=False)
                 if route.kept[k]:
@@ -151,12 +156,13 @@ class Engine:
         cotangents: list[dict[str, Tensor]] = [{} for _ in values]
         update = self.updates.possible(update)
         at_once = update and not self.policy.two_passes
-        for k in route.backward:
+        ahead = Ahead(route.backward, self.holdings)
+        for position, k in enumerate(route.backward):
             unit, holding, learns = self.units[k], self.holdings[k], self._learns(k, rates)
-            holding.bring(state=learns and at_once)
+            self._catch_up(k)  # the last unit, whose forward is here
+            holding.bring(state=learns and at_once)  # a state has its own visit's length to arrive
+            ahead.turn(position)
             holding.use_weights()
-            if (following := route.next(k, backward=True)) is not None:
-                self.holdings[following].bring()  # its state has its own visit's length to arrive
             grad = self._open_gradients(holding, len(values)) if learns else None
             reached = False
             for i, store in enumerate(values):
@@ -183,21 +189,31 @@ class Engine:
             if changed and at_once:
                 self.updates.apply(k, holding, grad, rates[k], pieces[-1])
             elif changed:
-                self.waiting.store(k, grad)
+                self.waiting.store(k, grad, rates[k])
             del grad
             holding.leave(changed=changed and at_once)
         return losses, pieces
 
-    def _second_pass(self, rates: list[float]) -> None:
-        """Apply the gradients that waited for the norm of all of them."""
-        order, self.waiting.order = self.waiting.order[::-1], []
+    def flush(self) -> None:
+        """Make the updates that wait, as a pass of its own. Nobody outside of a step sees weights without them: whatever
+        looks at weights or state, or runs the model, comes here first."""
+        order = [*self.waiting.rates][::-1]
+        if not order:
+            return
+        ahead = Ahead(order, self.holdings, self.waiting)
         for position, k in enumerate(order):
-            for j in order[position : position + 2]:
-                self.holdings[j].bring(state=True)
-                self.waiting.bring(j)
-            self.updates.apply(k, self.holdings[k], self.waiting.take(k), rates[k])
-            self.holdings[k].leave(changed=True)
+            ahead.turn(position)
+            self._catch_up(k)
+            self.holdings[k].leave(changed=False)
         self.updates.step_together(self.holdings)
+        self.traffic.settle()
+
+    def _catch_up(self, k: int) -> None:
+        """The update of unit k that waits, if one does: the same arithmetic as at the end of its step, later."""
+        if k in self.waiting.rates:
+            grad, rate = self.waiting.take(k)
+            self.updates.apply(k, self.holdings[k], grad, rate)
+            self.holdings[k].updated()
 
     def _inputs(self, route: Route, values: list[boundaries.Values], k: int, i: int, backward: bool) -> list[Tensor]:
         """What unit k reads, while the next visit's reads are on their way."""
@@ -268,6 +284,7 @@ class Engine:
     def forward(self, values: Mapping[str, Tensor], wanted: str = "prediction") -> Tensor:
         """A value computed from `values` without gradients, with streamed weights too; units that are not needed for it
         (text encoders, when `text` is given) do not run."""
+        self.flush()
         known = self._given(values)
         order = needed(self.units, set(known), {wanted})
         for position, k in enumerate(order):
@@ -316,17 +333,20 @@ class Engine:
 
     def master(self, frozen: bool = False) -> Iterator[tuple[str, Tensor]]:
         """(name, fp32 value) of every trained parameter, one unit's worth of memory at a time; `frozen`: the others too."""
+        self.flush()
         for holding in self.holdings:
             yield from holding.master(frozen)
 
     def load_master(self, values: Mapping[str, Tensor]) -> None:
         """Replace the trained weights (and corrections); the moments stay."""
+        self.flush()
         for holding in self.holdings:
             holding.set_master(values)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything an exact resume needs: trained weights, corrections and moments by unit as they are stored (not
         copies), and the counters. Independent of where they live, so a run may resume with another residency."""
+        self.flush()
         state = {f"{unit.name}.{name}": tensor for unit, holding in zip(self.units, self.holdings, strict=True) if holding.n
                  for name, tensor in holding.at_home().tensors.items()}  # fmt: skip
         layout = torch.tensor(int(self.policy.channels_last))
@@ -366,6 +386,7 @@ class Engine:
     @contextmanager
     def parked(self):
         """Optimizer state in host memory for the length of the block, so that sampling has the card to itself."""
+        self.flush()
         for holding in self.holdings:
             holding.park()
         try:

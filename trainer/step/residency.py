@@ -114,6 +114,11 @@ class Holding:
         if state and self.n:
             self.state.bring()
 
+    def away(self, state: bool) -> int:
+        """Bytes that `bring` would bring at most."""
+        blocks = (self.weights, self.state) if state else (self.weights,)
+        return sum(block.home.nbytes for block in blocks if not block.resident)
+
     def use_weights(self) -> None:
         """The parameters are on the card after this."""
         if not self.weights.resident:
@@ -121,6 +126,11 @@ class Holding:
 
     def use_state(self) -> State:
         return self._state_over(self.weights.use(), self.state.use())
+
+    def updated(self) -> None:
+        """The state goes home and the new weights as well, but these stay for the forward that follows."""
+        self.state.leave(changed=True)
+        self.weights.save()
 
     def leave(self, changed: bool) -> None:
         """Send home what does not stay."""

@@ -10,6 +10,7 @@ as torch's GradScaler does. (Unlike there, a skipped step counts in Adam's bias 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,16 @@ def _row(place: Place, flat: Tensor) -> Tensor:
     return flat[place.start : place.start + place.shape.numel()]
 
 
+@dataclass(frozen=True)
+class Decision:
+    """What a step decides for all its updates, also for those that are made later. number: of the step, as Adam counts;
+    skip: None where a unit's own gradients say it (one pass, fp16)."""
+
+    number: int
+    clip: Tensor | None
+    skip: Tensor | None
+
+
 class Updates:
     """The optimizer's side of a step."""
 
@@ -59,8 +70,7 @@ class Updates:
         self.scale = Scale(policy, device)
         self.taken = 0  # optimizer steps
         self.norm = torch.full((), float("nan"), device=device)  # of the last step, unscaled
-        self.clip: Tensor | None = None
-        self.skip: Tensor | None = None
+        self.decision = Decision(1, None, None)
         self.optimizers: dict[int, torch.optim.Optimizer] = {}  # by unit; those that are not ours
         self.together: dict[int, float] = {}  # units that wait for a step of the whole model, with their rates
 
@@ -72,25 +82,24 @@ class Updates:
         """Before backward. By the previous norm the clip factor is known already; in the first step it is 1, which is
         harmless because Adam's first update is the same for gradients of every size."""
         self.taken += update
-        self.clip = None
-        self.skip = None if update else torch.ones((), device=self.device)
         if self.policy.two_passes:
             return
+        clip = self._inverse()
         if self.policy.max_grad_norm > 0:
-            self.clip = self._clip(torch.where(torch.isfinite(self.norm), self.norm, 0.0))
-        else:
-            self.clip = self._inverse()
+            clip = self._clip(torch.where(torch.isfinite(self.norm), self.norm, 0.0))
+        self.decision = Decision(max(self.taken, 1), clip, self._nothing(update))
 
     def measure(self, pieces: list[Tensor]) -> Tensor:
         """After backward: the global norm from all units' norms, in the order of the units."""
         norm = torch.linalg.vector_norm(torch.cat(pieces)) if pieces else torch.zeros((), device=self.device)
         return norm if self.scale.factor is None else norm / self.scale.factor
 
-    def decide(self, norm: Tensor) -> None:
-        """Before the second pass: the clip factor and the overflow flag that it will use."""
-        self.clip = self._clip(norm) if self.policy.max_grad_norm > 0 else self._inverse()
-        if self.scale.factor is not None and self.skip is None:
-            self.skip = ~torch.isfinite(norm)
+    def decide(self, norm: Tensor, update: bool) -> None:
+        """After backward, where all gradients waited: the clip factor and the overflow flag of their updates."""
+        clip, skip = self._clip(norm) if self.policy.max_grad_norm > 0 else self._inverse(), self._nothing(update)
+        if self.scale.factor is not None and skip is None:
+            skip = ~torch.isfinite(norm)
+        self.decision = Decision(max(self.taken, 1), clip, skip)
 
     def finish(self, norm: Tensor) -> None:
         self.norm = norm
@@ -102,6 +111,9 @@ class Updates:
         inverse = self._inverse()
         return clip if inverse is None else clip * inverse
 
+    def _nothing(self, update: bool) -> Tensor | None:
+        return None if update else torch.ones((), device=self.device)
+
     def _inverse(self) -> Tensor | None:
         return None if self.scale.factor is None else 1.0 / self.scale.factor
 
@@ -110,19 +122,19 @@ class Updates:
         if self.policy.optimizer != optim.OURS:
             self._step_theirs(index, holding, grad, lr)
             return
-        skip = self.skip
+        decided, skip = self.decision, self.decision.skip
         if skip is None and self.scale.factor is not None:
             skip = ~torch.isfinite(norm.sum())
         hyper = self.policy.hyper
         step_(
             holding.use_state(), grad, lr=lr, beta1=hyper.betas[0], beta2=hyper.betas[1], eps=hyper.eps,
-            weight_decay=hyper.weight_decay, step=max(self.taken, 1), clip_scale=self.clip, skip=skip,
+            weight_decay=hyper.weight_decay, step=decided.number, clip_scale=decided.clip, skip=skip,
             seed=self.policy.seed * 100003 + index,
         )  # fmt: skip
 
     def _step_theirs(self, index: int, holding: Holding, grad: Tensor, lr: float) -> None:
-        if self.clip is not None:
-            grad.mul_(self.clip)
+        if self.decision.clip is not None:
+            grad.mul_(self.decision.clip)
         if self.policy.optimizer in optim.NEEDS_ALL:
             for place in holding.trained:
                 place.parameter.grad = place.view(grad)
