@@ -82,6 +82,7 @@ def test_what_the_engine_tells_of_its_copies_adds_up():
         Tracker("meta", host.holds),
     )
     values, target = ({name: v.to("meta") for name, v in batch(0)[0].items()}, batch(0)[1].to("meta"))
+    tracker.keep([block.home for holding in engine.holdings for block in (holding.weights, holding.state)], "weights")
     with engine.traffic.followed(tracker), tracker:
         engine.step([values], lambda out, i: (out.float() - target).pow(2).mean(), 1e-3)
     seen = tracker.watched()
