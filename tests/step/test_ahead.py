@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -46,7 +47,7 @@ def test_small_units_make_room_for_more_of_those_behind_them():
 
 def test_never_more_is_early_than_the_largest_two_neighbours_take():
     sizes = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9]
-    room = max(a + b for a, b in zip(sizes, sizes[1:], strict=False))
+    room = max(a + b for a, b in itertools.pairwise(sizes))
     assert all(sum(sizes[k] for k in there) <= room for there in walk(sizes))
 
 
