@@ -13,7 +13,7 @@ from pathlib import Path
 from trainer.cli.parse import Command
 from trainer.errors import ConfigError
 from trainer.events import Controls, Event, Notice, RunStarted
-from trainer.machine import versions
+from trainer.machine import libraries, versions
 from trainer.settings.checks import check
 from trainer.settings.config import Config
 
@@ -31,7 +31,7 @@ def train(command: Command) -> int:
     run_dir: list[str] = []
 
     def events() -> Iterator[Event]:
-        yield from (Notice(*untried, level="warning") for untried in filter(None, [versions.warning()]))
+        yield from (Notice(what, fix, "warning") for what, fix in _libraries())
         yield from (Notice(text) for text in notices)
         from trainer.run import stages  # torch and diffusers take seconds, which a screen may already fill
 
@@ -50,10 +50,10 @@ def train(command: Command) -> int:
 def plan(command: Command) -> int:
     config = command.config()
     check(config, tolerant=True, files=False)
-    _say_untried()
     from trainer.files import hub
 
     hub.early(config.model.name, config.model.revision)
+    _say_libraries()
     from trainer.plan import command as planned
 
     return planned.main(config, as_json=command.json)
@@ -67,7 +67,7 @@ def sample(command: Command) -> int:
     seeds = list(range(config.train.seed, config.train.seed + max(config.sample.num_validation_images, 1)))
     output = Path(config.run.output_dir) if config.run.output_dir else None
 
-    _say_untried()
+    _say_libraries()
     from trainer.run import revisit
 
     return _show(revisit.sample_run(run, prompts, seeds, output, config), config)
@@ -77,7 +77,7 @@ def export(command: Command) -> int:
     run, config = _run_settings(command)
     output = Path(config.run.output_dir) if config.run.output_dir else None
 
-    _say_untried()
+    _say_libraries()
     from trainer.run import revisit
 
     return _show(revisit.export_run(run, config.export.formats, config.export.precision, output), config)
@@ -99,7 +99,7 @@ def identifier(command: Command) -> int:
     """Numbers say how many proposals are wanted, other words are judged."""
     count = next((int(word) for word in command.words if word.isdigit()), 10)
     config = command.config()
-    _say_untried()
+    _say_libraries()
     from trainer.prior.identifier import main
 
     return main(config, count, [word for word in command.words if not word.isdigit()])
@@ -142,10 +142,18 @@ def _report(error: BaseException | None, run_dir: list[str]) -> None:
         print(f"report      {report.write(Path(run_dir[0]))}")
 
 
-def _say_untried() -> None:
-    """Versions that were never run here, before the libraries are loaded; beside the answer, which programs may read."""
+def _libraries() -> Iterator[tuple[str, str]]:
+    """(what, fix) of libraries that are not as they were tested; broken ones are set aside before others stumble over them."""
     if untried := versions.warning():
-        print("warning: {}\n  fix: {}".format(*untried), file=sys.stderr)
+        yield untried
+    for name, why in libraries.set_aside().items():
+        yield f"{name} is installed and does not load: {why}. The run goes on without it.", versions.command(name)
+
+
+def _say_libraries() -> None:
+    """The same, beside the answer, which programs may read."""
+    for what, fix in _libraries():
+        print(f"warning: {what}\n  fix: {fix}", file=sys.stderr)
 
 
 def _say_where(error: BaseException | None, run_dir: list[str]) -> None:

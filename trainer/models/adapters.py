@@ -11,18 +11,22 @@ peft itself and never transformers' or diffusers' `add_adapter`: those check pef
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from trainer.errors import ConfigError
 from trainer.files.mapped import forget
+from trainer.machine import versions
 from trainer.models.base import Parts
 from trainer.settings.config import Lora
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
 
 ADAPTER = "default"  # peft's own name for the only adapter; it is left out of saved names
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]  # the text encoders' attention, as diffusers' script has it
@@ -39,8 +43,15 @@ def inject(
 ) -> int:
     """Freeze the model and put adapters into the denoiser, and into the text encoders when `text`; their parameter count.
 
-    Call before `Family.units`, which must see the injected modules.
+    Call before `Family.units`, which must see the injected modules. Only here is peft imported: nothing else needs it.
     """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except (ImportError, AttributeError, RuntimeError) as missing:
+        raise ConfigError(
+            f"adapters need peft, and it does not load ({str(missing).partition(chr(10))[0]})",
+            f"{versions.command('peft')}, or train all weights (--method full)",
+        ) from missing
     for module in parts.modules().values():
         module.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
@@ -166,9 +177,16 @@ def _parameters(parts: Parts) -> Iterator[tuple[str, nn.Parameter]]:
 def layers(parts: Parts) -> Iterator[tuple[str, LoraLayer]]:
     """(full name, layer) of every adapted module."""
     for prefix, module in parts.modules().items():
-        for name, layer in module.named_modules():
-            if isinstance(layer, LoraLayer):
-                yield f"{prefix}.{name}", layer
+        for name, layer in _adapted_layers(module):
+            yield f"{prefix}.{name}", layer
+
+
+def _adapted_layers(module: nn.Module) -> list[tuple[str, LoraLayer]]:
+    """The adapted modules inside `module`: none where peft was never imported."""
+    peft = sys.modules.get("peft.tuners.lora")
+    if peft is None:
+        return []
+    return [(name, layer) for name, layer in module.named_modules() if isinstance(layer, peft.LoraLayer)]
 
 
 def injected(parts: Parts) -> bool:
@@ -190,7 +208,7 @@ def merged(parts: Parts, values: Mapping[str, Tensor] | None = None) -> Iterator
     `values`: adapter tensors by saved name instead of those in `parts`, which stay as they are either way.
     """
     for prefix, module in parts.modules().items():
-        folded = [name for name, layer in module.named_modules() if isinstance(layer, LoraLayer)]
+        folded = [name for name, _ in _adapted_layers(module)]
         for name in folded:
             layer = copy.deepcopy(module.get_submodule(name)).float()
             if values is not None:
@@ -212,7 +230,7 @@ def merged(parts: Parts, values: Mapping[str, Tensor] | None = None) -> Iterator
 def remove(parts: Parts) -> None:
     """Take the adapters out again: the model as it was before `inject`."""
     for module in parts.modules().values():
-        names = [name for name, layer in module.named_modules() if isinstance(layer, LoraLayer)]
+        names = [name for name, _ in _adapted_layers(module)]
         for name in names:
             module.set_submodule(name, module.get_submodule(name).get_base_layer())
         if names:

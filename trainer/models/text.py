@@ -15,7 +15,6 @@ from importlib import resources
 import torch
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
-from transformers.masking_utils import create_causal_mask
 
 from trainer.models.unet_units import holder
 from trainer.units import Unit
@@ -92,12 +91,13 @@ def split(encoders: list[nn.Module]) -> list[Unit]:
 def _layers(units: list[Unit], model: str, path: str, encoder: nn.Module, ids: str, count: int) -> list[str]:
     """Append the embeddings and the first `count` layers; the names of the hidden states, embeddings first."""
 
+    # CLIP attends to earlier tokens only, and torch's own attention does that by a flag: without a mask to be made, which
+    # transformers' helper for it did under another signature in each of its releases.
+    assert encoder.config._attn_implementation == "sdpa", "another attention would need the mask"
+
     def through(layer: nn.Module):
         def run(hidden: Tensor) -> Tensor:  # (B, 77, C)
-            mask = create_causal_mask(
-                config=encoder.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None
-            )
-            return layer(hidden, mask, is_causal=True)
+            return layer(hidden, None, is_causal=True)
 
         return run
 

@@ -2,7 +2,7 @@
 
 A figure is drawn in placeholder colours which stand for the page's CSS variables (`--ink`, `--instance` ...) and are
 exchanged in the finished SVG; text stays text, in the page's own font. Figures are made without pyplot, so nothing
-global is touched.
+global is touched. Where matplotlib does not load every figure is "", and the page says so: a run never ends over its report.
 """
 
 from __future__ import annotations
@@ -12,9 +12,14 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+try:
+    import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+except (ImportError, OSError, AttributeError, RuntimeError) as missing:  # absent, or one of its libraries does not fit
+    GAP = f"There are no plots: matplotlib does not load ({missing})."
+else:
+    GAP = ""
 
 from trainer.readers.view.state import RunState
 
@@ -54,7 +59,7 @@ def losses(state: RunState) -> dict[str, str]:
     if state.has_prior:
         shown["Class loss"] = ("class", [s.class_loss for s in state.steps], [s.cls for s in state.smooth])
     known = sorted(v for _, raw, _ in shown.values() for v in raw if math.isfinite(v))
-    if not known:
+    if GAP or not known:
         return {}
     top = known[min(len(known) - 1, int(len(known) * 0.99))] * 1.08  # a few outliers must not flatten the rest
     steps = [s.step for s in state.steps]
@@ -74,6 +79,8 @@ def curve(
     title: str, x: Sequence[float], y: Sequence[float], colour: str = "ink", xlabel: str = "step", small: bool = False
 ) -> str:
     """One line, for a reading with a scale of its own; points are marked where there are few."""
+    if GAP:
+        return ""
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(title, (3.4, 2.0) if small else (4.8, 2.8))
         few = "o" if len(x) <= 20 else ""
@@ -84,6 +91,8 @@ def curve(
 
 def curves(title: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
     """The same reading of several runs; the legend stands under the plot, where long names find room."""
+    if GAP:
+        return ""
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(title)
         for i, (x, y) in enumerate(lines.values()):
@@ -96,6 +105,8 @@ def memory(state: RunState, inches: tuple[float, float] = (8.4, 3.2)) -> str:
     """VRAM over time: each phase as a block up to its peak, what was planned for it as a dash, the budget as a dotted
     line.
     """
+    if GAP:
+        return ""
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure("VRAM by phase", inches)
         length = state.clock(state.time)

@@ -57,7 +57,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[
 
 def plots(svgs: Iterable[str], kind: str = "") -> str:
     """`kind`: "" two abreast, "small" three or four; "wide" and "narrow" only on a screen of that sort."""
-    body = "".join(f'<figure class="plot">{svg}</figure>' for svg in svgs)
+    body = "".join(f'<figure class="plot">{svg}</figure>' for svg in svgs if svg)
     return f'<div class="plots {kind}">{body}</div>' if body else ""
 
 

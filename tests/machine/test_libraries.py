@@ -1,0 +1,75 @@
+"""A library that is there and broken takes nothing along that does not need it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainer.errors import ConfigError
+from trainer.machine import libraries
+from trainer.settings.overlay import load
+
+ROOT = Path(__file__).parent.parent.parent
+UNNEEDED = ("peft", "bitsandbytes", "prodigyopt", "matplotlib", "triton")
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """Gives `break_them(names)`: an environment in which they are installed and raise when they are imported."""
+
+    def break_them(*names):
+        for name in names:
+            (tmp_path / "broken" / name).mkdir(parents=True)
+            text = f"raise ImportError('{name}: undefined symbol')"
+            (tmp_path / "broken" / name / "__init__.py").write_text(text)
+        return {**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path / "broken"), str(ROOT)))}
+
+    return break_them
+
+
+def test_a_run_needs_none_of_the_libraries_that_only_some_runs_use(broken, tmp_path):
+    """Full fine-tuning of the small model: planned, trained, saved, exported and reported while all of them are broken."""
+    words = "--max_train_steps 1 --no-watch --num_validation_images 0 --no-with_prior_preservation --device cpu"
+    places = ["--output_dir", str(tmp_path / "run"), "--cache_dir", str(tmp_path / "cache"), "--formats", "single_file"]
+    command = [sys.executable, "-m", "trainer", *words.split(), *places, "--dashboard", "off"]
+    done = subprocess.run(command, env=broken(*UNNEEDED), capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name in ("peft", "bitsandbytes"):
+        assert f"{name} is installed and does not load: {name}: undefined symbol" in done.stdout
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+    assert "There are no plots: matplotlib does not load" in (tmp_path / "run" / "report.html").read_text(
+        encoding="utf-8"
+    )
+
+
+def test_a_broken_library_is_named_where_it_is_needed(monkeypatch):
+    import torch
+
+    from trainer.models import SD1, adapters
+    from trainer.policy import AdamHyper
+    from trainer.step import optim
+
+    for name in ("peft", "prodigyopt", "bitsandbytes"):
+        for module in [name, *(m for m in sys.modules if m.startswith(name + "."))]:
+            monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ConfigError, match="adapters need peft") as caught:
+        adapters.inject(SD1.tiny(), load({}).lora)
+    assert "pip install -c" in caught.value.fix and "--method full" in caught.value.fix
+    weight = torch.zeros(4, requires_grad=True)
+    for optimizer in ("prodigy", "bnb_adamw8bit"):
+        with pytest.raises(ConfigError, match="needs"):
+            optim.make(optimizer, [{"params": [weight], "lr": 1.0}], AdamHyper())
+
+
+def test_only_what_does_not_load_is_set_aside(monkeypatch, tmp_path):
+    (tmp_path / "crooked.py").write_text("raise AttributeError('an older neighbour')")
+    (tmp_path / "straight.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(libraries, "SPARED", ("crooked", "straight", "absent_altogether"))
+    assert libraries.set_aside() == {"crooked": "an older neighbour"}
+    from importlib.util import find_spec
+
+    assert find_spec("crooked") is None, "to others it is as if it were not installed"
+    monkeypatch.delitem(sys.modules, "crooked")
