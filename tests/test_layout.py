@@ -72,7 +72,7 @@ TESTED_IN = {
     "models/models": "models/base models/ldm models/sd models/sd1 models/sd2 models/sdxl models/text",
     "objective/objective": "objective/loss",
     "out/export": "files/safetensors_stream",
-    "plan/planner": "plan/calibration plan/cards plan/command plan/inputs plan/plan plan/refusal plan/rehearse",
+    "plan/planner": "plan/calibration plan/inputs plan/rehearse",
     "plan/simulate": "plan/phases plan/pretend",
     "plan/solver": "policy",
     "readers/report": "readers/view/figures readers/view/page readers/view/usage",

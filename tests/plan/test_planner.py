@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from dataclasses import replace
 
 import pytest
 import torch
 
-from trainer.errors import ConfigError
 from trainer.files.safetensors_stream import PIECE_BYTES
 from trainer.models import family
 from trainer.plan import calibration, cards, command, planner, rehearse
@@ -19,7 +17,6 @@ from trainer.plan.inputs import Machine
 from trainer.plan.phases import Rehearsals
 from trainer.plan.plan import Plan
 from trainer.policy import Policy
-from trainer.settings import overlay
 from trainer.settings.config import Config
 
 FULL = Policy(weights="24bit", moments="8bit", compute=torch.bfloat16, recompute_kernels=True, channels_last=True, gradients="ram",
@@ -115,29 +112,6 @@ def test_the_step_is_counted_without_context_and_workspaces(facts):
     plan = draft(facts)
     train = next(phase for phase in plan.phases if phase.name == "train")
     assert train.vram_bytes == plan.step_tensor_bytes + sum(calibration.overhead(plan.step_tensor_bytes).values())
-
-
-def test_an_impossible_budget_is_refused_with_the_nearest_plan(facts):
-    config = small(memory__vram_gb=0.61)
-    with pytest.raises(ConfigError) as refused:
-        planner.plan(config, facts, "cuda", Machine("cuda"))
-    assert "does not fit" in refused.value.what
-    assert "--vram_gb" in refused.value.fix
-
-
-def test_every_way_out_that_a_refusal_names_fits(facts):
-    asked = {"memory__vram_gb": 0.75, "train__train_batch_size": 256}
-    made = draft(facts, Machine("cuda"), **asked)
-    batch = re.search(r"--train_batch_size (\d+)", made.refusal.fix)
-    assert batch
-    assert draft(facts, Machine("cuda"), **asked | {"train__train_batch_size": int(batch[1])}).fits
-    assert ("--method lora" in made.refusal.fix) == draft(facts, Machine("cuda"), **asked, train__method="lora").fits
-
-
-def test_a_way_out_that_does_not_fit_either_is_not_named(facts):
-    made = draft(facts, Machine("cuda"), memory__vram_gb=0.605, train__train_batch_size=2)
-    assert made.refusal.fix.startswith("Nearest plans that fit: --vram_gb 0.7 (")
-    assert ", or" not in made.refusal.fix
 
 
 class Greedy(Rehearsals):
@@ -254,44 +228,9 @@ def test_speed_is_an_estimate_that_follows_the_card(facts):
     assert "not measured" in text
 
 
-def test_a_preset_without_a_card_is_estimated_for_the_card_it_is_meant_for(capsys):
-    for preset, name in cards.USUAL.items():
-        assert command.supposed(small(), Machine("cuda")).card is None
-        config = overlay.load({"preset": preset})
-        card = command.supposed(config, Machine("cuda")).card
-        assert card.name == name and card.bf16  # so that the settings are those of a plan without a card
-        assert card.vram_gb >= config.memory.vram_gb
-    config = overlay.load({"preset": "12gb", "model.name": "demo"})
-    assert command.main(config, as_json=True) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["steps_per_second"] > 0
-
-
-def test_a_card_that_is_here_is_not_taken_for_another_one():
-    config = overlay.load({"preset": "12gb"})
-    here = Machine("cuda", None, 8 * GIB, 8 * GIB)  # its rates are unknown
-    assert command.supposed(config, here) is here
-    assert command.supposed(config, Machine("cpu")).card is None
-
-
 def test_a_plan_that_nothing_limits_says_so(facts):
     assert "--vram_gb" in draft(facts, Machine("cuda")).warnings[0]
     assert draft(facts, Machine("cuda"), memory__vram_gb=4.0).warnings == ()
-
-
-def test_editions_of_a_card_are_told_apart_by_their_memory():
-    assert cards.find("RTX 4060 Ti 8 GB").vram_gb == 8
-    assert cards.find("NVIDIA A100-PCIE-40GB").vram_gb == 40
-    assert cards.find("RTX 3050 6GB").bandwidth < cards.find("RTX 3050").bandwidth
-    assert cards.match("RTX 3060 Laptop GPU") is None
-
-
-def test_published_rates_are_found_by_any_usual_name():
-    assert cards.find("NVIDIA GeForce RTX 3060") is cards.find("3060")
-    assert cards.find("RTX 3060").tflops == pytest.approx(25.5, abs=0.1)
-    assert cards.find("RTX 4090").tflops == pytest.approx(165, abs=1)
-    assert cards.match("Voodoo 2") is None
-    with pytest.raises(ConfigError):
-        cards.find("Voodoo 2")
 
 
 @pytest.mark.gpu
