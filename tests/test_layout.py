@@ -69,7 +69,8 @@ TESTED_IN = {
     "benchmarks/demo/evaluate benchmarks/demo/judge benchmarks/demo/pace benchmarks/demo/recipe benchmarks/demo/scenes "
     "benchmarks/demo/subjects benchmarks/demo/text benchmarks/demo/unet benchmarks/demo/vae",
     "models/load": "models/describe out/formats",
-    "models/models": "models/base models/ldm models/sd models/sd1 models/sd2 models/sdxl models/text",
+    "models/models": "models/base models/sd/family models/sd/ldm models/sd/sd1 models/sd/sd2 models/sd/sdxl models/sd/text",
+    "models/unet_units": "models/sd/units",
     "objective/objective": "objective/loss",
     "out/export": "files/safetensors_stream",
     "plan/planner": "plan/calibration plan/inputs plan/rehearse",

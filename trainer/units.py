@@ -33,6 +33,20 @@ class Unit:
     run: Callable[..., Tensor | tuple[Tensor, ...]]
 
 
+def holder(modules: dict[str, nn.Module]) -> nn.Module:
+    """A module whose parameter names are the full dotted names of the given modules inside their model."""
+    root = nn.Module()
+    for path, module in modules.items():
+        *parents, last = path.split(".")
+        place = root
+        for name in parents:
+            if name not in place._modules:
+                place.add_module(name, nn.Module())
+            place = place._modules[name]
+        place.add_module(last, module)
+    return root
+
+
 def check(units: list[Unit], given: set[str]) -> None:
     """Assert that `units` is a valid schedule when the values named in `given` are supplied from outside."""
     known, owners = set(given), {}

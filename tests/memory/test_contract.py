@@ -74,7 +74,7 @@ def tiny(name: str):
 
 def fresh(name: str, method: str):
     """The family's tiny model with a denoiser of its own."""
-    parts = replace(tiny(name), unet=copy.deepcopy(tiny(name).unet), vae=None)
+    parts = replace(tiny(name), denoiser=copy.deepcopy(tiny(name).denoiser), vae=None)
     parts.unet.requires_grad_(True)
     if method == "lora":
         adapters.inject(parts, Lora(rank=2))

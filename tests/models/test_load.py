@@ -10,7 +10,8 @@ import torch
 
 from trainer.errors import ConfigError
 from trainer.files.safetensors_stream import Writer
-from trainer.models import DEMO, SD1, SD2, SDXL, describe, ldm, load
+from trainer.models import DEMO, SD1, SD2, SDXL, describe, load
+from trainer.models.sd import ldm
 from trainer.out import export
 from trainer.out.formats import configurations
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from trainer.models import DEMO, FAMILIES, SD1, SD2, SDXL, describe, family, guess, ldm
-from trainer.models.text import tokenizer
+from trainer.models import DEMO, FAMILIES, SD1, SD2, SDXL, describe, family, guess
+from trainer.models.sd import ldm
+from trainer.models.sd.text import tokenizer
 
 PROMPTS = ["a photo of a sks dog", "", "two cats, with hats; " * 30]
 

@@ -6,7 +6,7 @@ import pytest
 
 from trainer.errors import ConfigError
 from trainer.models import SD1, SDXL
-from trainer.models.text import tokenizer as clip_tokenizer
+from trainer.models.sd.text import tokenizer as clip_tokenizer
 from trainer.prior import identifier
 from trainer.settings.config import Config
 

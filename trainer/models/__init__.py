@@ -3,9 +3,9 @@
 from trainer.models.base import Defaults, Facts, Family, Parts
 from trainer.models.describe import check_weights, describe, guess
 from trainer.models.load import check_vae, load, load_for
-from trainer.models.sd1 import DEMO, SD1
-from trainer.models.sd2 import SD2
-from trainer.models.sdxl import SDXL
+from trainer.models.sd.sd1 import DEMO, SD1
+from trainer.models.sd.sd2 import SD2
+from trainer.models.sd.sdxl import SDXL
 
 FAMILIES: tuple[Family, ...] = (SD1, SD2, SDXL)
 

@@ -52,6 +52,13 @@ class Defaults:
 
 
 @dataclass(frozen=True)
+class Names:
+    """What a family's parts are called. denoiser: the first word of its units and parameters, in checkpoints too."""
+
+    denoiser: str
+
+
+@dataclass(frozen=True)
 class Facts:
     """What is known of a model before it is loaded.
 
@@ -100,7 +107,7 @@ class Parts:
     family: Family
     source: str
     digest: str
-    unet: nn.Module | None = None  # UNet2DConditionModel
+    denoiser: nn.Module | None = None  # what learns to draw: a UNet, or a transformer
     vae: nn.Module | None = None  # AutoencoderKL
     text_encoders: list[nn.Module] = field(default_factory=list)  # one, or two for SDXL
     tokenizers: list[Any] = field(default_factory=list)  # CLIPTokenizer, as many
@@ -109,10 +116,15 @@ class Parts:
     options: dict[str, Any] = field(default_factory=dict)  # keywords with which `load` reads the same model again
 
     def modules(self) -> dict[str, nn.Module]:
-        """The modules that are loaded, by the name that parameters and units carry: unet, vae, text, text_2."""
-        named = {"unet": self.unet, "vae": self.vae}
+        """The modules that are loaded, by the name that parameters and units carry: the denoiser's, vae, text, text_2."""
+        named = {self.family.names.denoiser: self.denoiser, "vae": self.vae}
         named |= dict(zip(("text", "text_2"), self.text_encoders, strict=False))
         return {name: module for name, module in named.items() if module is not None}
+
+    @property
+    def unet(self) -> nn.Module | None:
+        """The denoiser under its old name, until nobody asks for it any more."""
+        return self.denoiser
 
     def noise(self, zero_terminal_snr: bool = False) -> Noise:
         """What noises this model's latents; `zero_terminal_snr` rescales its schedule."""
@@ -134,6 +146,7 @@ class Family(Protocol):
     resolution: int
     defaults: Defaults
     pipeline_class: str  # of diffusers
+    names: Names
     text_values: tuple[str, ...]  # what prompts become, as units read it
     empty_is_zeros: bool  # whether pictures are drawn with zeros where nothing is said
 

@@ -16,11 +16,11 @@ from trainer.errors import ConfigError
 from trainer.files import hub
 from trainer.files.safetensors_stream import Header, header
 from trainer.models.base import Facts, Family
-from trainer.models.ldm import UNET
-from trainer.models.sd import StableDiffusion
-from trainer.models.sd1 import DEMO, SD1
-from trainer.models.sd2 import SD2
-from trainer.models.sdxl import SDXL
+from trainer.models.sd.family import StableDiffusion
+from trainer.models.sd.ldm import UNET
+from trainer.models.sd.sd1 import DEMO, SD1
+from trainer.models.sd.sd2 import SD2
+from trainer.models.sd.sdxl import SDXL
 
 WHAT_WORKS = "give a Stable Diffusion 1.x, 2.x or XL text-to-image model: a hub id, a diffusers folder, or one .safetensors checkpoint"
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")

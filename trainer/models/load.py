@@ -23,10 +23,10 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from trainer.errors import ConfigError
 from trainer.files import hub
 from trainer.files.safetensors_stream import header
-from trainer.models import ldm, text
 from trainer.models.base import Facts, Parts
 from trainer.models.describe import describe
-from trainer.models.sd import StableDiffusion, build_encoder
+from trainer.models.sd import ldm, text
+from trainer.models.sd.family import StableDiffusion, build_encoder
 from trainer.settings.config import Model
 
 ALL = ("unet", "vae", "text", "tokenizer")
@@ -76,7 +76,7 @@ def load(
         family=found,
         source=source,
         digest=_named(source, path.name, variant or "", vae or "") if facts.kind == "hub" else digest(path, vae),
-        unet=modules.get("unet"),
+        denoiser=modules.get("unet"),
         vae=modules.get("vae"),
         text_encoders=[modules[part] for part in encoders if part in modules],
         tokenizers=_tokenizers(path, found) if "tokenizer" in parts else [],
@@ -243,7 +243,7 @@ def _vae_folder(path: Path, source: str) -> Path:
 
 def _vae_file(path: Path, dtype: torch.dtype | None) -> nn.Module:
     """A VAE in the original key names, alone (`encoder.down...`) or inside a checkpoint (`first_stage_model....`)."""
-    from trainer.models.sd1 import SD1
+    from trainer.models.sd.sd1 import SD1
 
     module = empty("vae", SD1.config("vae"))
     inside = f"{ldm.VAE}encoder.conv_in.weight" in header(path).tensors

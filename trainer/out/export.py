@@ -96,7 +96,7 @@ def metadata(config: Config) -> dict[str, str]:
 def _complete(parts: Parts) -> Parts:
     """The same parts with freed modules read again from their source (the freed ones were not trained)."""
     have = {"vae": parts.vae, "text": parts.text_encoders, "tokenizer": parts.tokenizers}
-    assert parts.unet is not None, "the denoiser has been freed"
+    assert parts.denoiser is not None, "the denoiser has been freed"
     missing = [name for name, part in have.items() if not part]
     if not missing:
         return parts

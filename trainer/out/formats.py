@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from trainer.models import adapters, ldm
+from trainer.models import adapters
 from trainer.models.base import Parts
+from trainer.models.sd import ldm
 
 Change = Callable[[Tensor], Tensor]
 FOLDERS = {"unet": "unet", "vae": "vae", "text": "text_encoder", "text_2": "text_encoder_2"}

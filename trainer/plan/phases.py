@@ -40,8 +40,8 @@ class Rehearsals:
         self.config, self.parts, self.kind = config, parts, kind
         self.text = config.train.train_text_encoder
         side = config.data.resolution or parts.family.resolution
-        if config.data.resolution is None and parts.unet.config.sample_size:
-            side = parts.unet.config.sample_size * parts.latent_factor
+        if config.data.resolution is None and parts.denoiser.config.sample_size:
+            side = parts.denoiser.config.sample_size * parts.latent_factor
         self.prior = prior_is_on(config)
         batch = config.train.train_batch_size
         self.shapes = rehearse.Shapes((side, side), batch * (2 if self.prior else 1), batch, config.train.gradient_accumulation_steps,
@@ -207,7 +207,7 @@ class Rehearsals:
         return pictures * self._once(("draw", policy), run)
 
     def _through(self, made: Engine) -> nn.Module:
-        return made.as_module(self.parts.unet, self.parts.family.values_of)
+        return made.as_module(self.parts.denoiser, self.parts.family.values_of)
 
     def _draw_base(self, policy: Policy, pictures: int) -> int:
         """Bytes that drawing class images takes, the denoiser included."""
@@ -220,9 +220,11 @@ class Rehearsals:
         dtype = policy.math if self.kind == "cuda" else torch.float32
 
         def run() -> int:
-            return _own(rehearse.draw(self.parts, _cast(self.parts.unet, dtype), self.shapes.size, 1))
+            return _own(rehearse.draw(self.parts, _cast(self.parts.denoiser, dtype), self.shapes.size, 1))
 
-        return self.sizes["unet"] // 4 * dtype.itemsize + pictures * self._once(("draw base", dtype), run)
+        return self.sizes[self.parts.family.names.denoiser] // 4 * dtype.itemsize + pictures * self._once(
+            ("draw base", dtype), run
+        )
 
     def _export(self, policy: Policy) -> int:
         def run() -> int:

@@ -65,7 +65,7 @@ def engine(parts: Parts, policy: Policy, *, text: bool) -> Iterator[Engine]:
     policy = replace(
         policy, compile="off", cuda_graphs=False
     )  # neither changes which bytes are alive between operators
-    restore = memory.prepare(parts.unet, policy, "meta")
+    restore = memory.prepare(parts.denoiser, policy, "meta")
     try:
         yield Engine(parts.family.units(parts, text=text), policy, torch.device("meta"))
     finally:

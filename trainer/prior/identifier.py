@@ -141,7 +141,7 @@ def effects(
     for prompt in ["", plain, *prompts.values()]:
         texts[prompt] = {name: rows[0].float() for name, rows in parts.family.encode_text(parts, [prompt]).items()}
     factor, channels = latent_geometry(parts)
-    side = parts.unet.config.sample_size
+    side = parts.denoiser.config.sample_size
     look = Look((side * factor, side * factor))
     samples = noise_of(range(draws), (channels, side, side))
     timesteps = parts.noise().at(torch.linspace(0.5, 1, draws))
@@ -233,7 +233,7 @@ def _table(found: list[Candidate]) -> None:
 def _model(config: Config):
     """(tokenizer, parts or None): the named model, else the vocabulary that all families share."""
     if config.model.name is None:
-        from trainer.models.text import tokenizer
+        from trainer.models.sd.text import tokenizer
 
         return tokenizer(), None
     from trainer.models import load

@@ -48,7 +48,7 @@ def build(run: Run) -> Stage[tuple[loop.Job, Painter]]:
     yield phase.start(detail=model.name)
     parts = models.load_for(model)
     yield phase.end(
-        f"{parts.family.title}, {sum(p.numel() for p in parts.unet.parameters()) / 1e6:.1f} million parameters in the denoiser"
+        f"{parts.family.title}, {sum(p.numel() for p in parts.denoiser.parameters()) / 1e6:.1f} million parameters in the denoiser"
     )
     if config.model.name != "demo" or config.chosen("data.identifier"):  # the small model has never heard of rifles
         yield from identifier.warnings_for(config.data.identifier, config.data.class_name, parts.tokenizers[0])
@@ -141,7 +141,7 @@ def make_engine(config: Config, parts: Parts, policy: Policy, device: torch.devi
             text=config.train.train_text_encoder,
             seed=config.train.seed,
         )
-    memory.prepare(parts.unet, policy, device)
+    memory.prepare(parts.denoiser, policy, device)
     engine = Engine(parts.family.units(parts, text=config.train.train_text_encoder), policy, device)
     give_back()
     return engine
@@ -152,7 +152,7 @@ def _attention(config: Config, parts: Parts, policy: Policy, dataset: Dataset, d
     if device.type != "cuda" or not memory.attention.enabled(policy):
         return
     rows = config.train.train_batch_size * (2 if config.prior.with_prior_preservation else 1)
-    kinds = {kind: None for size in dataset.groups for kind in memory.attention.shapes(parts.unet, rows, *size)}
+    kinds = {kind: None for size in dataset.groups for kind in memory.attention.shapes(parts.denoiser, rows, *size)}
     yield Notice("\n".join(memory.attention.verify(kinds, policy.math, device, policy.attention)))
     memory.allocator.release()
 

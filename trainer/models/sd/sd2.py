@@ -5,7 +5,7 @@ Two kinds share the layout: "base" predicts epsilon at 512 pixels, the other pre
 """
 
 from trainer.models.base import Defaults
-from trainer.models.sd import TINY_TEXT, TINY_VAE, StableDiffusion
+from trainer.models.sd.family import TINY_TEXT, TINY_VAE, StableDiffusion
 
 DEFAULTS = Defaults(
     lr_full=2e-6,  # as for 1.x: the same UNet, and diffusers' DreamBooth README uses one rate for both

@@ -10,21 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from trainer.units import Unit
-
-
-def holder(modules: dict[str, nn.Module]) -> nn.Module:
-    """A module whose parameter names are the full dotted names of the given modules inside their model."""
-    root = nn.Module()
-    for path, module in modules.items():
-        *parents, last = path.split(".")
-        place = root
-        for name in parents:
-            if name not in place._modules:
-                place.add_module(name, nn.Module())
-            place = place._modules[name]
-        place.add_module(last, module)
-    return root
+from trainer.units import Unit, holder
 
 
 def split(unet: nn.Module) -> list[Unit]:

@@ -5,7 +5,7 @@ crop corner, target size), so a small photo does not teach the model blur.
 """
 
 from trainer.models.base import Defaults
-from trainer.models.sd import TINY_TEXT, TINY_VAE, StableDiffusion
+from trainer.models.sd.family import TINY_TEXT, TINY_VAE, StableDiffusion
 
 DEFAULTS = Defaults(
     lr_full=1e-6,  # diffusers' examples/text_to_image README_sdxl, full fine-tuning

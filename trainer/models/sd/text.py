@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from trainer.models.unet_units import holder
-from trainer.units import Unit
+from trainer.units import Unit, holder
 
 LENGTH = 77  # tokens, of every CLIP
 Visit = Callable[[nn.Module], AbstractContextManager]  # brings a module to where it works, for as long as it does

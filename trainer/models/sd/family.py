@@ -20,13 +20,14 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from trainer.models import unet_units
-from trainer.models.base import Defaults, Facts, Parts
-from trainer.models.text import LENGTH, Visit, encode, tokenize, tokenizer
-from trainer.models.text import split as split_text
+from trainer.models.base import Defaults, Facts, Names, Parts
+from trainer.models.sd import units
+from trainer.models.sd.text import LENGTH, Visit, encode, tokenize, tokenizer
+from trainer.models.sd.text import split as split_text
 from trainer.units import Unit
 
 Settings = dict[str, Any]
+NAMES = Names("unet")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class StableDiffusion:
     pads: tuple[str, ...]
     pipeline_class: str
     small: dict[str, Settings] = field(repr=False)
+    names: Names = NAMES
 
     @property
     def text_values(self) -> tuple[str, ...]:
@@ -90,7 +92,7 @@ class StableDiffusion:
             family=self,
             source=source,
             digest=source,
-            unet=UNet2DConditionModel.from_config(config("unet")).eval(),
+            denoiser=UNet2DConditionModel.from_config(config("unet")).eval(),
             vae=AutoencoderKL.from_config(config("vae")).eval(),
             text_encoders=encoders,
             tokenizers=[tokenizer(pad) for pad in self.pads],
@@ -99,7 +101,7 @@ class StableDiffusion:
         )
 
     def units(self, parts: Parts, text: bool = False) -> list[Unit]:
-        return (split_text(parts.text_encoders) if text else []) + unet_units.split(parts.unet)
+        return (split_text(parts.text_encoders) if text else []) + units.split(parts.denoiser)
 
     def tokens(self, parts: Parts, prompts: list[str]) -> dict[str, Tensor]:
         device = parts.text_encoders[0].device if parts.text_encoders else torch.device("cpu")
@@ -139,7 +141,7 @@ class StableDiffusion:
     def inputs(
         self, parts: Parts, rows: int, size: tuple[int, int], text: bool
     ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        factor, config, real, whole = parts.latent_factor, parts.unet.config, torch.float32, torch.int64
+        factor, config, real, whole = parts.latent_factor, parts.denoiser.config, torch.float32, torch.int64
         given = {"sample": ((rows, config.in_channels, size[1] // factor, size[0] // factor), real)}
         given["timestep"] = ((rows,), whole)
         if text:
@@ -156,12 +158,12 @@ class StableDiffusion:
     def denoise(self, parts: Parts, values: dict[str, Tensor]) -> Tensor:
         if "text" not in values:
             values = values | encode(parts.text_encoders, values)
-        return self.call(parts.unet, values["sample"], values["timestep"], values)
+        return self.call(parts.denoiser, values["sample"], values["timestep"], values)
 
     def pipeline(self, parts: Parts, **overrides: Any) -> diffusers.DiffusionPipeline:
         config = parts.scheduler_config | {"prediction_type": parts.prediction_type}
         scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
-        modules = {"unet": parts.unet, "vae": parts.vae, "scheduler": scheduler}
+        modules = {"unet": parts.denoiser, "vae": parts.vae, "scheduler": scheduler}
         for i, suffix in enumerate(("", "_2")[: len(self.pads)]):  # None where a stage has freed them
             modules[f"text_encoder{suffix}"] = parts.text_encoders[i] if parts.text_encoders else None
             modules[f"tokenizer{suffix}"] = parts.tokenizers[i] if parts.tokenizers else None

@@ -7,7 +7,7 @@ DreamBooth (arXiv 2208.12242) is usually run with.
 from dataclasses import replace
 
 from trainer.models.base import Defaults
-from trainer.models.sd import TINY_TEXT, TINY_VAE, StableDiffusion
+from trainer.models.sd.family import TINY_TEXT, TINY_VAE, StableDiffusion
 
 DEFAULTS = Defaults(
     lr_full=2e-6,  # diffusers' examples/dreambooth README, fine-tuning with prior preservation and few subjects' photos
