@@ -14,6 +14,7 @@ The file is longer than most: forward and backward of a unit share their buffers
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from trainer import memory
 from trainer.errors import ConfigError
+from trainer.machine.team import ALONE, Team
 from trainer.memory import boundaries, checkpointing, cuda_graphs
 from trainer.memory.clipping import Waiting
 from trainer.memory.stream import Traffic
@@ -52,11 +54,11 @@ class StepResult:
 class Engine:
     """Takes the weights of `units` over: their parameters become views into the engine's buffers, `policy` says where."""
 
-    def __init__(self, units: list[Unit], policy: Policy, device: torch.device | str):
+    def __init__(self, units: list[Unit], policy: Policy, device: torch.device | str, team: Team = ALONE):
         assert units[-1].writes == ("prediction",), "the last unit writes the prediction"
         memory.check(policy)
         optim.check(policy)
-        self.units, self.policy, self.device = units, policy, torch.device(device)
+        self.units, self.policy, self.device, self.team = units, policy, torch.device(device), team
         self.traffic = Traffic(self.device)
         stay = _staying(units, policy.resident_units if policy.stream != "off" else len(units))
         self.holdings = [
@@ -155,15 +157,16 @@ class Engine:
         pieces: list[Tensor] = []
         cotangents: list[dict[str, Tensor]] = [{} for _ in values]
         update = self.updates.possible(update)
-        at_once = update and not self.policy.two_passes
+        at_once = self._at_once(update)
         ahead = Ahead(route.backward, self.holdings)
+        arriving: deque[tuple[int, Tensor | None, Callable[[], None] | None]] = deque()  # sums over cards, on their way
         for position, k in enumerate(route.backward):
             unit, holding, learns = self.units[k], self.holdings[k], self._learns(k, rates)
             self._catch_up(k)  # the last unit, whose forward is here
             holding.bring(state=learns and at_once)  # a state has its own visit's length to arrive
             ahead.turn(position)
             holding.use_weights()
-            grad = self._open_gradients(holding, len(values)) if learns else None
+            grad = self._open_gradients(holding, max(len(values), self.team.size)) if learns else None
             reached = False
             for i, store in enumerate(values):
                 record = kept.pop((k, i), None)
@@ -183,16 +186,39 @@ class Engine:
                 store.part(route.near(k, len(values), backward=True))
             for place in holding.trained:
                 place.parameter.grad = None
-            changed = learns and reached and update
-            if learns and reached:
-                pieces.append(norms(holding, grad))
-            if changed and at_once:
-                self.updates.apply(k, holding, grad, rates[k], pieces[-1])
-            elif changed:
-                self.waiting.store(k, grad, rates[k])
+            summed = self.team.sum(grad) if learns and reached else None
+            arriving.append((k, grad, summed))
             del grad
-            holding.leave(changed=changed and at_once)
+            while len(arriving) > self.team.behind:
+                self._arrived(*arriving.popleft(), rates, update, pieces)
+        while arriving:
+            self._arrived(*arriving.popleft(), rates, update, pieces)
         return losses, pieces
+
+    def _at_once(self, update: bool) -> bool:
+        """Whether a unit's update is made as soon as its gradient is there."""
+        return update and not self.policy.two_passes
+
+    def _arrived(
+        self,
+        k: int,
+        grad: Tensor | None,
+        summed: Callable[[], None] | None,
+        rates: list[float],
+        update: bool,
+        pieces: list[Tensor],
+    ) -> None:
+        """The end of unit k's visit: its gradient is whole, is measured, and is applied or waits."""
+        changed = summed is not None and update
+        if summed is not None:
+            summed()
+            pieces.append(norms(self.holdings[k], grad))
+        if changed and self._at_once(update):
+            self.updates.apply(k, self.holdings[k], grad, rates[k], pieces[-1])
+        elif changed:
+            self.waiting.store(k, grad, rates[k])
+        del grad
+        self.holdings[k].leave(changed=changed and self._at_once(update))
 
     def flush(self) -> None:
         """Make the updates that wait, as a pass of its own. Nobody outside of a step sees weights without them: whatever
@@ -235,11 +261,11 @@ class Engine:
         cotangents["prediction"] = prediction.grad
         return torch.stack([part.detach().float() for part in parts])
 
-    def _open_gradients(self, holding: Holding, micro_batches: int) -> Tensor:
+    def _open_gradients(self, holding: Holding, summands: int) -> Tensor:
         """One zeroed buffer; each parameter's gradient is a view of it, so that autograd adds in place. Sums over
-        micro-batches are fp32, whatever the weights are."""
+        micro-batches, here or on other cards, are fp32, whatever the weights are."""
         weight = holding.tensors["weight"][1]
-        grad = torch.zeros(holding.n, dtype=torch.float32 if micro_batches > 1 else weight, device=self.device)
+        grad = torch.zeros(holding.n, dtype=torch.float32 if summands > 1 else weight, device=self.device)
         for place in holding.trained:
             place.parameter.grad = place.view(grad)
         return grad

@@ -1,0 +1,47 @@
+"""Two processes with one micro-batch each learn what one process with both learns, to the bit."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("two_ranks.py")
+CASES = [
+    "plain",
+    "clipped exactly",
+    "clipped by the previous norm",
+    "not clipped",
+    "recomputed and streamed",
+    "low bits",
+    "stochastic rounding",
+    "torch's AdamW",
+    "text encoder too",
+    "fp16 with a step that overflows",
+    "fp16 in one pass with a step that overflows",
+]
+
+
+@cache
+def told() -> dict[str, dict]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[2])}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
+    done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return {row["case"]: row for row in rows}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_hold_the_same_bits_as_one_with_both_micro_batches(case):
+    assert told()[case]["apart"] == []
+    assert told()[case]["norms"]
+    assert told()[case]["same everywhere"]
+
+
+def test_words_of_control_reach_everybody():
+    row = told()["words"]
+    assert (row["any"], row["tell"], row["gather"]) == ([True, False], 0, [0, 1])

@@ -1,0 +1,119 @@
+"""Several cards as one: the same program in one process a card, and the little that these tell each other.
+
+Data parallel training is accumulation laid over cards. Every rank draws the whole global step from the same generators,
+computes its own rows (`data.batches.share`) and the ranks add up their gradients, unit by unit, while backward goes on;
+after that every decision (norm, clipping, overflow, update) is the same arithmetic on the same numbers everywhere, and
+nothing else has to be exchanged but what people ask for. Processes are started by `torchrun`, `accelerate launch` or
+`--cards N`; accelerate sets up the group. `ALONE` is the team of one process: it does nothing and imports nothing.
+
+Words of control travel over gloo between the hosts' memories, so that no card is waited for; gradients over the cards'
+own backend (NCCL; gloo on CPUs).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Team:
+    """This process among those of one run. rank: 0 leads: it alone writes the run folder and has the screen."""
+
+    rank: int = 0
+    size: int = 1
+    words: Any = None  # torch's process group for what hosts tell each other; None in a team of one
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def behind(self) -> int:
+        """How many units' gradients may be on their way while the next unit's are computed."""
+        return min(1, self.size - 1)
+
+    def sum(self, tensor: Tensor) -> Callable[[], None]:
+        """Begin to add up `tensor` over all ranks, in place; call what comes back before it is read. On a card that call
+        makes the computing stream wait, not the host."""
+        if self.size == 1:
+            return _nothing
+        return torch.distributed.all_reduce(tensor, async_op=True).wait
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Whether a flag is up on any rank, for several flags in one message."""
+        if self.size == 1:
+            return flags
+        told = torch.tensor(flags, dtype=torch.uint8)
+        torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX, group=self.words)
+        return tuple(bool(flag) for flag in told)
+
+    def tell(self, value: T) -> T:
+        """Rank 0's value, on every rank. Anything that can be pickled."""
+        if self.size == 1:
+            return value
+        box = [value]
+        torch.distributed.broadcast_object_list(box, 0, group=self.words)
+        return box[0]
+
+    def gather(self, value: T) -> list[T]:
+        """Everybody's values in the order of ranks, on every rank."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(found, value, group=self.words)
+        return found
+
+    def in_turn(self, events: Generator[Any, None, T] | Iterator[Any]) -> Iterator[Any]:
+        """Rank 0 goes through `events` first and the others after it, who then find its work on disk. Returns the result."""
+        for rank in (True, False):
+            if self.leads is rank:
+                result = yield from events
+            self.wait()
+        return result
+
+    def first(self, events: Iterator[Any]) -> Iterator[Any]:
+        """Events of rank 0 alone, for which the others wait: pictures, readings, files."""
+        if self.leads:
+            yield from events
+        self.wait()
+
+    def wait(self) -> None:
+        """Until everybody is here."""
+        if self.size > 1:
+            torch.distributed.barrier(group=self.words)
+
+
+ALONE = Team()
+
+
+def expected() -> int:
+    """How many processes the launcher started for this run, this one included."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def join(cpu: bool) -> tuple[Team, torch.device]:
+    """The team that the launcher's environment describes, and this process's device; accelerate does both.
+
+    Many copies of one CPU would each take all of its threads, so on CPUs they share them.
+    """
+    from accelerate import PartialState
+
+    state = PartialState(cpu=cpu)
+    if state.num_processes == 1:
+        return ALONE, state.device
+    if state.device.type == "cpu":
+        torch.set_num_threads(max(1, torch.get_num_threads() // state.num_processes))
+    words = torch.distributed.new_group(backend="gloo")
+    return Team(state.process_index, state.num_processes, words), state.device
