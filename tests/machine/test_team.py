@@ -1,0 +1,49 @@
+"""A team of one says and waits for nothing; what two tell each other is in tests/step/test_two_ranks.py."""
+
+import subprocess
+import sys
+
+import torch
+
+from trainer.machine.team import ALONE, Team, expected
+
+
+def test_a_team_of_one_answers_with_what_it_was_told():
+    tensor = torch.ones(3)
+    ALONE.sum(tensor)()
+    assert torch.equal(tensor, torch.ones(3))
+    assert ALONE.any(True, False) == (True, False)
+    assert ALONE.tell("word") == "word" and ALONE.gather(3) == [3]
+    assert ALONE.leads and ALONE.behind == 0
+
+
+def test_a_team_of_one_goes_through_events_as_they_are():
+    def stage():
+        yield 1
+        return "result"
+
+    def both(events):
+        return (yield from events)
+
+    def drain(events):
+        seen = []
+        while True:
+            try:
+                seen.append(next(events))
+            except StopIteration as stop:
+                return seen, stop.value
+
+    assert drain(both(ALONE.in_turn(stage()))) == ([1], "result")
+    assert drain(both(ALONE.first(stage()))) == ([1], None)
+
+
+def test_gradients_of_several_travel_while_the_next_unit_computes():
+    assert Team(0, 2).behind == Team(1, 8).behind == 1
+    assert not Team(1, 2).leads
+
+
+def test_a_run_of_one_process_sets_up_no_group(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert expected() == 1
+    code = "import sys, trainer.machine.team as t; assert t.expected() == 1; print('accelerate' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
