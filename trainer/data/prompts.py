@@ -128,7 +128,7 @@ def words_of(prompt: str) -> list[str]:
 
 @cache
 def _tokenizer():
-    from trainer.models.text import tokenizer  # all families speak it
+    from trainer.models.sd.text import tokenizer  # all families speak it
 
     return tokenizer()
 
