@@ -147,7 +147,6 @@ def test_a_prompt_that_the_text_encoder_cuts_off_says_what_is_lost():
 
 def test_the_default_identifier_is_one_that_nothing_speaks_against():
     from trainer.models.sd.text import tokenizer
-
     from trainer.prior.identifier import warnings_for
 
     assert warnings_for(Config().data.identifier, "dog", tokenizer()) == []
