@@ -43,8 +43,6 @@ LONG = {  # files over 350 lines, each with its reason at its top
     "trainer/step/engine.py",
 }
 WIDE = {  # functions of more than 7 parameters
-    "trainer/data/batches.py: __init__",
-    "trainer/data/encode.py: ensure",
     "trainer/models/load.py: load",
     "trainer/plan/cards.py: geforce",
     "trainer/plan/pretend.py: _attend",

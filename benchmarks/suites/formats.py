@@ -22,7 +22,7 @@ from torch import Tensor
 from trainer.kernels.adamw_lowbit import State
 
 from trainer import models
-from trainer.data import encode as cache
+from trainer.data.texts import token_ids
 from trainer.guard import judge
 from trainer.models import Parts
 from trainer.objective.loss import Objective
@@ -130,7 +130,7 @@ class Fixed:
         said = {"instance": prompts.subject[0], "class": prompts.bare[0]}
         sets = {"instance": subject.photos(), "class": drawn}
         self.latents = {name: _latents(parts, pictures) for name, pictures in sets.items()}
-        tokens = cache.token_ids(parts, list(said.values()))
+        tokens = token_ids(parts, list(said.values()))
         self.tokens = {name: tokens[prompt] for name, prompt in said.items()}
         self.objective = Objective(parts.noise())
         self.engine = Engine(parts.family.units(parts, text=True), Policy(), "cpu")

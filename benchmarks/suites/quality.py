@@ -219,7 +219,7 @@ def drawn(
     parts: models.Parts, engine, prompts: Prompts, options: Options, *, live: bool = False, tiny: bool = False
 ) -> list[Image.Image]:
     """All prompts, picture i with seed i, from the base model (`engine` None) or from what was learned."""
-    from trainer.data.encode import token_ids
+    from trainer.data.texts import token_ids
 
     words = [*prompts.all, ""]
     if live:

@@ -2,7 +2,7 @@
 
 import torch
 
-from trainer.data.batches import Batches
+from trainer.data.batches import Batches, ClassRows
 from trainer.data.dataset import Dataset, Example
 from trainer.models import SD1, SDXL
 from trainer.objective.loss import Objective
@@ -32,12 +32,14 @@ def dataset(photos=3, classes=4, sides=(8,), family=SD1, masks=()):
         {},
         family,
         (64, 64),
+        0.5,
     )
 
 
 def batches(data=None, seed=0, **settings):
-    settings = {"batch_size": 1, "accumulation": 1, "scaling": 0.5} | settings
-    return Batches(data or dataset(), Objective(ABAR), seed=seed, **settings)
+    settings = {"batch_size": 1, "accumulation": 1} | settings
+    data, objective = data or dataset(), Objective(ABAR)
+    return Batches(data, objective, ClassRows(data, objective) if data.classes else None, seed=seed, **settings)
 
 
 def test_an_epoch_shows_every_photo_once():
@@ -55,7 +57,7 @@ def test_photos_come_first_and_class_images_with_their_own_prompt_second():
 
 def test_latents_are_drawn_anew_from_the_distribution_every_step():
     data = dataset(photos=1, classes=0)
-    source = batches(data, scaling=0.5)
+    source = batches(data)
     micro = [source.step()[0] for _ in range(400)]
     signal = ABAR.sqrt()[torch.cat([m.values["timestep"] for m in micro])].view(-1, 1, 1, 1)
     sigma = (1 - signal**2).sqrt()

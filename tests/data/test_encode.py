@@ -9,12 +9,13 @@ from photos import finish, folder_of, noise_picture, settings
 from PIL import Image
 
 from trainer.data import crops, pictures
-from trainer.data import encode as cache
 from trainer.data import photos as data
+from trainer.data.encode import Encoder
 from trainer.errors import ConfigError
 from trainer.events import Notice, PhaseEnded
 from trainer.files.store import Store, module_digest
 from trainer.models import SD1, SDXL, vae
+from trainer.policy import Drawing
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +23,15 @@ def parts():
     return SD1.tiny()
 
 
-def ensure(parts, config, folder, classes=None, **more):
+def encoder(parts, config, folder, **drawing):
+    config.run.cache_dir = str(folder)
+    return Encoder.of(parts, config, Drawing(**drawing), torch.device("cpu"))
+
+
+def ensure(parts, config, folder, classes=None, prompts=(), **drawing):
     """(events, dataset, number of pictures encoded, number of prompts encoded)."""
     photos = data.scan(config, 64)
-    events, dataset = finish(cache.ensure(parts, photos, classes, config, "cpu", folder, **more))
+    events, dataset = finish(encoder(parts, config, folder, **drawing).dataset(photos, classes, config, prompts))
     encoded = {event.phase: int(event.detail.split()[0]) for event in events if isinstance(event, PhaseEnded)}
     return events, dataset, encoded["cache images"], encoded.get("cache text", 0)
 
@@ -107,7 +113,7 @@ def test_damaged_cache_files_are_made_again(parts, tmp_path, damage):
 
 def test_an_interrupted_run_leaves_whole_files_and_goes_on(parts, tmp_path):
     config = settings(folder_of(tmp_path / "photos"))
-    stage = cache.ensure(parts, data.scan(config, 64), None, config, "cpu", tmp_path)
+    stage = encoder(parts, config, tmp_path).dataset(data.scan(config, 64), None, config)
     next(stage), next(stage), next(stage)  # the start and two pictures
     stage.close()
     assert not list(tmp_path.rglob("*.part"))
@@ -119,10 +125,10 @@ def test_a_photo_that_goes_or_changes_after_scanning_ends_in_one_clear_message(p
     photos = data.scan(config, 64)
     noise_picture((96, 80), 7).save(tmp_path / "photos" / "01.png")
     with pytest.raises(ConfigError, match="has changed"):
-        finish(cache.ensure(parts, photos, None, config, "cpu", tmp_path))
+        finish(encoder(parts, config, tmp_path).dataset(photos, None, config))
     (tmp_path / "photos" / "01.png").unlink()
     with pytest.raises(ConfigError, match="is not any more"):
-        finish(cache.ensure(parts, photos, None, config, "cpu", tmp_path))
+        finish(encoder(parts, config, tmp_path).dataset(photos, None, config))
 
 
 def test_with_the_caches_off_nothing_is_left_on_disk(parts, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from photos import finish
 
-from trainer.data import encode as cache
+from trainer.data.texts import encode_prompts, token_ids
 from trainer.draw import sampler
 from trainer.draw.painter import Painter
 from trainer.events import PhaseProgress, outcome
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def painter_of(parts, **more):
-    texts = finish(cache.encode_prompts(parts, [*PROMPTS, ""], "cpu", None))[1]
+    texts = finish(encode_prompts(parts, [*PROMPTS, ""], "cpu"))[1]
     return Painter(parts, sampler.Look((64, 64), 2), Drawing(), CPU, texts, **more)
 
 
@@ -46,7 +46,7 @@ def test_where_the_text_encoder_learns_prompts_are_encoded_by_it_as_it_is_now(fa
     parts = family.tiny()
     cached = painter_of(parts)
     engine = Engine(family.units(parts, text=True), Policy(), "cpu")
-    live = replace(cached, texts=cache.token_ids(parts, [*PROMPTS, ""]), engine=engine)
+    live = replace(cached, texts=token_ids(parts, [*PROMPTS, ""]), engine=engine)
     before = outcome(live.paint(PROMPTS, SEEDS))
     assert same(before, outcome(cached.paint(PROMPTS, SEEDS)))
     learned = {name: value + 0.1 for name, value in engine.master() if name.startswith("text.")}

@@ -7,7 +7,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from photos import finish, noise_picture
 from PIL import Image
 
-from trainer.data import encode as cache
+from trainer.data.texts import encode_prompts
 from trainer.draw import preview as sample
 from trainer.draw import sampler
 from trainer.draw.painter import Painter
@@ -21,7 +21,7 @@ PROMPT = "a photo of sks dog"
 
 
 def texts_of(parts, *prompts):
-    return finish(cache.encode_prompts(parts, prompts, "cpu", None))[1]
+    return finish(encode_prompts(parts, prompts, "cpu"))[1]
 
 
 def latents_of(parts, look, prompts=(PROMPT,), seeds=(7,), negative=""):

@@ -1,13 +1,12 @@
-"""The guard: rules on readings, what is held out, copies, and a reading that changes nothing."""
+"""The guard: rules on readings, and a reading that changes nothing."""
 
 import pytest
 import torch
-from PIL import Image
+from small_data import small_data
 
 from trainer.data.batches import Batches
-from trainer.data.dataset import Dataset, Example
-from trainer.data.photos import Photo, PhotoSet
-from trainer.guard import guard
+from trainer.guard.guard import Guard
+from trainer.guard.meters import Losses, Probe
 from trainer.guard.rulings import Rulings
 from trainer.models import SD1
 from trainer.objective.loss import Objective
@@ -62,72 +61,15 @@ def test_with_a_judge_the_score_weighs_subject_prompt_and_drift():
     assert rulings.score(reading(1.0, subject=0.5, prompt=0.25, drift=0.125)) == 0.625
 
 
-def photo(index):
-    return Photo(f"{index}.png", "a photo of sks dog", (64, 64), f"{index:02d}")
-
-
-def test_one_of_many_photos_is_kept_back_and_none_of_few():
-    few, spared = guard.hold_out(PhotoSet(tuple(photo(i) for i in range(5))))
-    assert len(few.photos) == 5 and spared is None
-    many, spared = guard.hold_out(PhotoSet(tuple(photo(i) for i in range(9))))
-    assert len(many.photos) == 8 and spared == photo(0)
-    assert guard.held_views(many, spared, (64, 64))[0][0] == spared
-
-
-def test_held_out_crops_differ_from_the_trained_ones():
-    for _, view in guard.held_views(PhotoSet((photo(1),)), None, (64, 64)):
-        assert view.flip and view.box != (0, 0, 64, 64)
-
-
-def test_a_repeated_photo_is_recognised_mirrored_too_and_another_is_not():
-    torch.manual_seed(0)
-    noise = [
-        Image.fromarray((torch.rand(8, 8, 3) * 255).byte().numpy()).resize((64, 64), Image.Resampling.NEAREST)
-        for _ in range(3)
-    ]
-    mirrored = noise[0].transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    assert guard.repeats([mirrored, noise[2]], noise[:2]) == pytest.approx(0.5)
-
-
 @pytest.fixture(scope="module")
 def small():
-    parts = SD1.tiny()
-    generator = torch.Generator().manual_seed(1)
-
-    def example(name, prompt):
-        return Example(
-            name,
-            torch.randn(4, 8, 8, generator=generator),
-            torch.full((4, 8, 8), 0.1),
-            prompt,
-            None,
-            (64, 64),
-            (0, 0),
-            (64, 64),
-        )
-
-    width = parts.unet.config.cross_attention_dim
-    texts = {
-        p: {"text": torch.randn(77, width, generator=generator)} for p in ("a photo of sks dog", "a photo of a dog", "")
-    }
-    data = Dataset(
-        [[example("p0", "a photo of sks dog")]],
-        [example(f"c{i}", "a photo of a dog") for i in range(14)],
-        [1],
-        texts,
-        {},
-        SD1,
-        (64, 64),
-    )
-    return parts, data, [example("held", "a photo of sks dog")]
+    return small_data()
 
 
-def test_class_images_are_kept_back_where_enough_remain(small):
-    _, data, _ = small
-    rest, held = guard.hold_out_class(data)
-    assert rest.class_count == 12 and [e.name for e in held] == ["c12", "c13"]
-    assert guard.hold_out_class(rest)[0].class_count == 10
-    assert guard.hold_out_class(guard.hold_out_class(rest)[0])[1] == []
+def losses_of(parts, data, held):
+    engine = Engine(SD1.units(SD1.tiny()), Policy(), "cpu")
+    probe = Probe(data, Objective(parts.noise()), 2, 0)
+    return Losses.of(engine, probe, {"held-out": held, "seen": data.instances[0]})
 
 
 def test_readings_repeat_and_leave_training_as_it_is(small, tmp_path):
@@ -136,9 +78,9 @@ def test_readings_repeat_and_leave_training_as_it_is(small, tmp_path):
         _, data, held = small
         objective = Objective(parts.noise())
         engine = Engine(SD1.units(parts), Policy(), "cpu")
-        batches = Batches(data, objective, scaling=0.2, batch_size=1, accumulation=1, seed=0)
-        losses = guard.Losses.of(engine, data, objective, 0.2, {"held-out": held, "seen": data.instances[0]}, 2, 0)
-        watch = guard.Guard(tmp_path / str(watched), Settings(interval=1), losses, None)
+        batches = Batches(data, objective, batch_size=1, accumulation=1, seed=0)
+        losses = Losses.of(engine, Probe(data, objective, 2, 0), {"held-out": held, "seen": data.instances[0]})
+        watch = Guard(tmp_path / str(watched), Settings(interval=1), losses, None)
         seen = []
         if watched:
             seen += [e.values for e in watch.begin()]
@@ -161,25 +103,19 @@ def test_readings_repeat_and_leave_training_as_it_is(small, tmp_path):
 
 def test_a_resumed_guard_goes_on_where_it_was(small, tmp_path):
     parts, data, held = small
-    engine = Engine(SD1.units(SD1.tiny()), Policy(), "cpu")
-    losses = guard.Losses.of(
-        engine, data, Objective(parts.noise()), 0.2, {"held-out": held, "seen": data.instances[0]}, 2, 0
-    )
-    first = guard.Guard(tmp_path, Settings(interval=5), losses, None)
+    losses = losses_of(parts, data, held)
+    first = Guard(tmp_path, Settings(interval=5), losses, None)
     list(first.begin())
     list(first.read(5))
-    second = guard.Guard(tmp_path, Settings(interval=5), losses, None)
+    second = Guard(tmp_path, Settings(interval=5), losses, None)
     assert list(second.begin()) == []  # the base model is not read again from trained weights
     assert second.rulings.history == first.rulings.history and second.rulings.best_step == 5
 
 
 def test_without_an_interval_readings_stay_within_their_share(small, tmp_path):
     parts, data, held = small
-    engine = Engine(SD1.units(SD1.tiny()), Policy(), "cpu")
-    losses = guard.Losses.of(
-        engine, data, Objective(parts.noise()), 0.2, {"held-out": held, "seen": data.instances[0]}, 2, 0
-    )
-    watch = guard.Guard(tmp_path, Settings(), losses, None)
+    losses = losses_of(parts, data, held)
+    watch = Guard(tmp_path, Settings(), losses, None)
     list(watch.begin())
     watch.cost["losses"] = 1.0
     watch.begun -= 10.0  # ten seconds of training: a reading of one second would be 10 %

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 from photos import finish, folder_of, noise_picture, settings
 from PIL import Image
 
-from trainer.data import encode as cache
+from trainer.data.texts import encode_prompts
 from trainer.draw.painter import Painter
 from trainer.draw.sampler import Look
 from trainer.errors import ConfigError
@@ -17,6 +19,7 @@ from trainer.events import Notice, PhaseEnded, PhaseProgress, PhaseStarted
 from trainer.models import SD1, SDXL
 from trainer.policy import Drawing
 from trainer.prior import images as prior
+from trainer.prior import manifest
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +29,7 @@ def parts():
 
 @pytest.fixture(scope="module")
 def texts(parts):
-    return finish(cache.encode_prompts(parts, ["a photo of a dog", ""], "cpu", None))[1]
+    return finish(encode_prompts(parts, ["a photo of a dog", ""], "cpu"))[1]
 
 
 def ensure(parts, texts, folder, count=3, config=None, **more):
@@ -53,10 +56,10 @@ def test_the_folder_is_filled_with_progress_and_a_manifest(parts, texts, tmp_pat
     assert {photo.size for photo in photos.photos} == {(64, 64)}
     progress = [event.done for event in events if isinstance(event, PhaseProgress)]
     assert progress == sorted(progress) and progress[-1] == drawn(events) == 3 * 2
-    manifest = json.loads((tmp_path / prior.MANIFEST).read_text())
-    assert manifest["settings"] == {"model": parts.digest, "predicts": "epsilon", "prompt": "a photo of a dog", "seed": 0, "size": 64,
+    written = json.loads((tmp_path / manifest.MANIFEST).read_text())
+    assert written["settings"] == {"model": parts.digest, "predicts": "epsilon", "prompt": "a photo of a dog", "seed": 0, "size": 64,
                                     "sampler": "dpm++", "steps": 2, "guidance": 7.5}  # fmt: skip
-    assert set(manifest["images"]) == set(contents(tmp_path))
+    assert set(written["images"]) == set(contents(tmp_path))
 
 
 def test_existing_pictures_are_reused(parts, texts, tmp_path):
@@ -64,7 +67,9 @@ def test_existing_pictures_are_reused(parts, texts, tmp_path):
     before = contents(tmp_path)
     events, photos = ensure(parts, texts, tmp_path)
     assert drawn(events) == 0 and contents(tmp_path) == before and len(photos.photos) == 3
-    assert "0 class images drawn, 3 reused" in [event.detail for event in events if isinstance(event, PhaseEnded)]
+    assert "0 class images drawn, 3 reused: 3 different" in [
+        event.detail for event in events if isinstance(event, PhaseEnded)
+    ]
 
 
 def test_reuse_needs_no_embeddings(parts, texts, tmp_path):
@@ -105,9 +110,14 @@ def test_a_picture_edited_by_the_user_is_kept_and_its_place_drawn_anew(parts, te
     _, photos = ensure(parts, texts, tmp_path, 2)
     edited = tmp_path / photos.photos[0].name
     noise_picture((64, 64), 5).save(edited)
-    mine = edited.read_bytes()
-    ensure(parts, texts, tmp_path, 2)
+    mine, before = edited.read_bytes(), [photo.digest for photo in photos.photos]
+    events, again = ensure(parts, texts, tmp_path, 2)
     assert edited.read_bytes() == mine and len(contents(tmp_path)) == 3
+    assert [
+        photo.digest for photo in again.photos
+    ] == before  # training sees the picture that was drawn, not the edited one
+    assert any(isinstance(event, Notice) and edited.name in event.text for event in events)
+    assert [photo.digest for photo in ensure(parts, texts, tmp_path, 2)[1].photos] == before
 
 
 def test_the_users_own_pictures_count_and_come_first(parts, texts, tmp_path):
@@ -150,14 +160,14 @@ def test_a_foreign_folder_is_refused_before_a_model_is_loaded(parts, texts, tmp_
     ensure(parts, texts, tmp_path / "made", 1)
     (tmp_path / "file").touch()
     config = settings(tmp_path, prior__class_data_dir=str(tmp_path / "made"))
-    prior.check_early(config, 64)
+    manifest.check_early(config, 64)
     with pytest.raises(ConfigError, match="size: 64 there, 128 now"):
-        prior.check_early(config, 128)
+        manifest.check_early(config, 128)
     config.prior.class_data_dir = str(tmp_path / "file")
     with pytest.raises(ConfigError, match="is a file"):
-        prior.check_early(config, 64)
+        manifest.check_early(config, 64)
     config.prior.class_data_dir = str(tmp_path / "new")
-    prior.check_early(config, 64)
+    manifest.check_early(config, 64)
     assert not (tmp_path / "new").exists()
 
 
@@ -179,10 +189,71 @@ def test_without_a_folder_each_way_has_its_own(parts, tmp_path):
     assert prior.folder_for(parts, config, tmp_path) == tmp_path / "mine"
 
 
-def test_a_damaged_manifest_is_refused(parts, texts, tmp_path):
-    (tmp_path / prior.MANIFEST).write_text("{")
+DAMAGE = {
+    "cut": lambda text: text[: len(text) // 2],
+    "emptied": lambda text: "",
+    "another index": lambda text: text.replace('"index": 1', '"index": 0'),
+    "another seed": lambda text: text.replace('"seed": 0', '"seed": 1'),
+    "another shape": lambda text: '{"settings": {}, "images": [1]}',
+    "deep": lambda text: "[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_manifest_is_made_again_in_the_cache_and_refused_in_a_named_folder(parts, texts, tmp_path, kind):
+    _, first = ensure(parts, texts, tmp_path)
+    path, before = tmp_path / manifest.MANIFEST, contents(tmp_path)
+    path.write_text(DAMAGE[kind](path.read_text()))
+    named = settings(tmp_path, prior__class_data_dir=str(tmp_path))
     with pytest.raises(ConfigError, match="damaged"):
-        ensure(parts, texts, tmp_path)
+        ensure(parts, texts, tmp_path, config=named)
+    events, again = ensure(parts, texts, tmp_path)
+    assert drawn(events) == 0 and contents(tmp_path) == before
+    assert [photo.digest for photo in again.photos] == [photo.digest for photo in first.photos]
+
+
+def test_a_manifest_of_an_older_version_is_read(parts, texts, tmp_path):
+    ensure(parts, texts, tmp_path)
+    path = tmp_path / manifest.MANIFEST
+    values = json.loads(path.read_text())
+    del values["checksum"]
+    path.write_text(json.dumps(values))
+    named = settings(tmp_path, prior__class_data_dir=str(tmp_path))
+    assert drawn(ensure(parts, texts, tmp_path, config=named)[0]) == 0
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_kill_at_any_file_leaves_pictures_that_the_next_start_knows_as_drawn(parts, texts, tmp_path, batch):
+    """At every moment of filling the folder a copy of it is taken, and filled up by another start."""
+    moments, copying = [], False
+
+    def hook(event, arguments):
+        nonlocal copying
+        names = [str(argument) for argument in arguments[:2]]
+        if copying and event in ("os.rename", "open") and any(name.startswith(str(tmp_path / "run")) for name in names):
+            copying = False
+            moments.append(shutil.copytree(tmp_path / "run", tmp_path / f"moment-{len(moments)}"))
+            copying = True
+
+    (tmp_path / "run").mkdir()
+    sys.addaudithook(hook)
+    copying = True
+    whole = ensure(parts, texts, tmp_path / "run", 6, batch=batch)[1]
+    copying = False
+    assert len(moments) >= 6 * 4
+    expected = [photo.digest for photo in whole.photos]
+    for moment in moments[:: 1 if batch == 4 else 7]:
+        events, photos = ensure(parts, texts, moment, 6, batch=batch)
+        assert not any(isinstance(event, Notice) for event in events), moment
+        assert [photo.digest for photo in photos.photos] == expected and len(contents(moment)) == 6
+        assert not list(moment.glob(".*"))
+
+
+def test_copies_among_ones_own_pictures_are_named(parts, texts, tmp_path):
+    folder_of(tmp_path, 2)
+    shutil.copy(tmp_path / "00.png", tmp_path / "again.png")
+    events, _ = ensure(parts, texts, tmp_path, 3)
+    assert any(isinstance(event, Notice) and "sees 2 different class images, 3 were" in event.text for event in events)
 
 
 def test_an_interrupted_run_keeps_what_was_drawn(parts, texts, tmp_path, monkeypatch):
@@ -198,5 +269,5 @@ def test_an_interrupted_run_keeps_what_was_drawn(parts, texts, tmp_path, monkeyp
 
 def test_sdxl_draws_too(tmp_path):
     parts = SDXL.tiny()
-    texts = finish(cache.encode_prompts(parts, ["a photo of a dog", ""], "cpu", None))[1]
+    texts = finish(encode_prompts(parts, ["a photo of a dog", ""], "cpu"))[1]
     assert len(ensure(parts, texts, tmp_path, 1)[1].photos) == 1

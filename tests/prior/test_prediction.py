@@ -3,13 +3,15 @@
 import pytest
 import torch
 from photos import finish, settings
+from small_data import small_data
 
-from trainer.data import encode as cache
+from trainer.data.texts import encode_prompts
 from trainer.draw.painter import Painter
 from trainer.draw.sampler import Look
 from trainer.errors import ConfigError
 from trainer.events import PhaseEnded, PhaseProgress, PhaseStarted
 from trainer.models import SD1, SD2, SDXL
+from trainer.objective.loss import Objective
 from trainer.policy import Drawing
 from trainer.prior import prediction
 
@@ -18,7 +20,7 @@ FAMILIES = [SD1, SD2, SDXL]
 
 def ensure(parts, folder, config=None, draws=6, latents=2, **more):
     config = config or settings(folder)
-    texts = finish(cache.encode_prompts(parts, ["a photo of a dog", ""], "cpu", None))[1]
+    texts = finish(encode_prompts(parts, ["a photo of a dog", ""], "cpu"))[1]
     painter = Painter(parts, Look((64, 64)), Drawing(**more), torch.device("cpu"), texts)
     return finish(prediction.ensure(painter, config, folder, draws=draws, latents=latents, sample_steps=2))
 
@@ -62,8 +64,8 @@ def test_draws_follow_the_generator(parts, tmp_path):
     _, made = ensure(parts, tmp_path)
 
     def timesteps(seed):
-        generator = torch.Generator().manual_seed(seed)
-        return [int(made.draw(generator).timestep) for _ in range(20)]
+        rows = prediction.PredictedRows(made, small_data()[1], Objective(parts.noise()))
+        return rows.take(20, torch.Generator().manual_seed(seed)).values["timestep"].tolist()
 
     assert timesteps(1) == timesteps(1) != timesteps(2)
     assert set(timesteps(1)) <= set(made.timesteps.tolist())

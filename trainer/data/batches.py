@@ -6,12 +6,14 @@ A step is a list of micro-batches. Photos and class images share a micro-batch w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from trainer.data.dataset import Dataset, Example
 from trainer.objective.loss import Objective
 
 
@@ -41,54 +43,75 @@ class MicroBatch:
 class Deck:
     """Indices 0..n-1 in a shuffled order that is renewed when it runs out, like an epoch."""
 
-    def __init__(self, size: int, generator: torch.Generator):
-        self.size, self.generator, self.order = size, generator, []
+    def __init__(self, size: int):
+        self.size, self.order = size, []
 
-    def draw(self) -> int:
+    def draw(self, generator: torch.Generator) -> int:
         if not self.order:
-            self.order = torch.randperm(self.size, generator=self.generator).tolist()
+            self.order = torch.randperm(self.size, generator=generator).tolist()
         return self.order.pop()
 
 
-class Batches:
-    """Draws the micro-batches of a step from a cached dataset.
+class PriorRows(Protocol):
+    """The class half of a micro-batch: what holds the model to what it knew of the class."""
 
-    dataset:    cache.Dataset
-    objective:  noises latents and weighs timesteps
-    scaling:    the VAE's scaling factor
-    predictions: prior by prediction: rows that bring their own noised latents and targets, instead of class images
-    """
+    def take(self, count: int, generator: torch.Generator) -> MicroBatch:
+        """`count` rows, drawn by `generator` alone."""
+
+    def state(self) -> list[int]:
+        """What decides the coming rows beside the generator, JSON-ready."""
+
+    def restore(self, state: Sequence[int]) -> None:
+        """The inverse of `state`."""
+
+
+class ClassRows:
+    """Class images from a deck of their own, noised as photos are."""
+
+    def __init__(self, dataset: Dataset, objective: Objective):
+        self.dataset, self.objective, self.deck = dataset, objective, Deck(dataset.class_count)
+
+    def take(self, count: int, generator: torch.Generator) -> MicroBatch:
+        examples = [self.dataset.cls(self.deck.draw(generator)) for _ in range(count)]
+        return noised_rows(self.dataset, self.objective, examples, generator)
+
+    def state(self) -> list[int]:
+        return list(self.deck.order)
+
+    def restore(self, state: Sequence[int]) -> None:
+        self.deck.order = list(state)
+
+
+class Batches:
+    """Draws the micro-batches of a step from a cached dataset: photos, and beside them rows of `prior` where there is one."""
 
     def __init__(
         self,
-        dataset,
+        dataset: Dataset,
         objective: Objective,
+        prior: PriorRows | None = None,
         *,
-        scaling: float,
         batch_size: int,
         accumulation: int,
         seed: int,
         caption_dropout: float = 0.0,
-        predictions=None,
     ):
-        self.dataset, self.objective, self.scaling = dataset, objective, scaling
+        self.dataset, self.objective, self.prior = dataset, objective, prior
         self.batch_size, self.accumulation, self.caption_dropout = batch_size, accumulation, caption_dropout
-        self.predictions = predictions
         self.generator = torch.Generator().manual_seed(seed)
         self.groups = dataset.groups
-        self.decks = {shape: Deck(len(group), self.generator) for shape, group in self.groups.items()}
-        self.class_deck = Deck(dataset.class_count, self.generator) if dataset.class_count else None
-        self.has_prior = self.class_deck is not None or predictions is not None
+        self.decks = {shape: Deck(len(group)) for shape, group in self.groups.items()}
 
     def step(self) -> list[MicroBatch]:
         """The micro-batches of one optimizer step."""
         return [micro for _ in range(self.accumulation) for micro in self._micro()]
 
     def _micro(self) -> list[MicroBatch]:
-        photos = self._rows([self._photo_example(shape) for shape in [self._shape()] * self.batch_size], instance=True)
-        if not self.has_prior:
+        examples = [self._photo(shape) for shape in [self._shape()] * self.batch_size]
+        photos = noised_rows(self.dataset, self.objective, examples, self.generator, self.caption_dropout)
+        if self.prior is None:
             return [photos]
-        prior = self._predicted() if self.predictions is not None else self._class_rows()
+        prior = self.prior.take(self.batch_size, self.generator)
         if photos.target.shape[1:] == prior.target.shape[1:]:
             return [_concat(photos, prior)]
         return [photos, prior]
@@ -101,51 +124,52 @@ class Batches:
         sizes = torch.tensor([float(self.decks[shape].size) for shape in shapes])
         return shapes[int(torch.multinomial(sizes, 1, generator=self.generator))]
 
-    def _photo_example(self, shape):
-        index = self.groups[shape][self.decks[shape].draw()]
+    def _photo(self, shape: tuple[int, int]) -> Example:
+        index = self.groups[shape][self.decks[shape].draw(self.generator)]
         variant = int(torch.randint(self.dataset.variants(index), (1,), generator=self.generator))
         return self.dataset.instance(index, variant)
-
-    def _class_rows(self) -> MicroBatch:
-        return self._rows([self.dataset.cls(self.class_deck.draw()) for _ in range(self.batch_size)], instance=False)
-
-    def _predicted(self) -> MicroBatch:
-        draws = [self.predictions.draw(self.generator) for _ in range(self.batch_size)]
-        timesteps = torch.stack([draw.timestep for draw in draws])
-        values = {"sample": torch.stack([draw.sample for draw in draws]).float(), "timestep": timesteps}
-        values |= self.dataset.conditions([self.predictions.prompt] * len(draws), [None] * len(draws))
-        target = torch.stack([draw.target for draw in draws]).float()
-        return MicroBatch(values, target, self.objective.weights(timesteps), None, 0, ("predicted prior",) * len(draws))
-
-    def _rows(self, examples: list, *, instance: bool) -> MicroBatch:
-        mean = torch.stack([example.mean for example in examples]).float()  # (B, C, H/8, W/8)
-        std = torch.stack([example.std for example in examples]).float()
-        latents = (mean + std * torch.randn(mean.shape, generator=self.generator)) * self.scaling
-        noised = self.objective.draw(latents, self.generator)
-        prompts = [example.prompt for example in examples]
-        if instance and self.caption_dropout:
-            dropped = torch.rand(len(prompts), generator=self.generator) < self.caption_dropout
-            prompts = ["" if drop else prompt for prompt, drop in zip(prompts, dropped, strict=True)]
-        values = {"sample": noised.sample, "timestep": noised.timesteps} | self.dataset.conditions(prompts, examples)
-        masks = [example.mask for example in examples]
-        mask = None
-        if instance and any(m is not None for m in masks):
-            mask = torch.stack([torch.ones(1, *mean.shape[2:]) if m is None else m.float() for m in masks])
-        names = tuple(example.name for example in examples)
-        return MicroBatch(values, noised.target, noised.weights, mask, len(examples) if instance else 0, names)
 
     def state(self) -> dict[str, object]:
         """Everything that decides the coming steps: JSON-ready but for `generator`, a uint8 tensor."""
         decks = {f"{h}x{w}": list(deck.order) for (h, w), deck in self.decks.items()}
-        classes = list(self.class_deck.order) if self.class_deck else []
+        classes = self.prior.state() if self.prior is not None else []
         return {"generator": self.generator.get_state(), "decks": decks, "class_deck": classes}
 
     def restore(self, state: Mapping) -> None:
         self.generator.set_state(state["generator"])
         for (height, width), deck in self.decks.items():
             deck.order = list(state["decks"][f"{height}x{width}"])
-        if self.class_deck:
-            self.class_deck.order = list(state["class_deck"])
+        if self.prior is not None:
+            self.prior.restore(state["class_deck"])
+
+
+def noised_rows(
+    dataset: Dataset,
+    objective: Objective,
+    examples: Sequence[Example],
+    generator: torch.Generator,
+    caption_dropout: float | None = None,
+) -> MicroBatch:
+    """A micro-batch of `examples` of one shape, sampled from their distributions and noised.
+
+    caption_dropout: how often a photo loses its prompt; None for rows of the class, whose masks do not count either
+    """
+    photos = caption_dropout is not None
+    mean = torch.stack([example.mean for example in examples]).float()  # (B, C, H/8, W/8)
+    std = torch.stack([example.std for example in examples]).float()
+    latents = (mean + std * torch.randn(mean.shape, generator=generator)) * dataset.scaling
+    noised = objective.draw(latents, generator)
+    prompts = [example.prompt for example in examples]
+    if caption_dropout:
+        dropped = torch.rand(len(prompts), generator=generator) < caption_dropout
+        prompts = ["" if drop else prompt for prompt, drop in zip(prompts, dropped, strict=True)]
+    values = {"sample": noised.sample, "timestep": noised.timesteps} | dataset.conditions(prompts, examples)
+    masks = [example.mask for example in examples]
+    mask = None
+    if photos and any(m is not None for m in masks):
+        mask = torch.stack([torch.ones(1, *mean.shape[2:]) if m is None else m.float() for m in masks])
+    names = tuple(example.name for example in examples)
+    return MicroBatch(values, noised.target, noised.weights, mask, len(examples) if photos else 0, names)
 
 
 def _concat(photos: MicroBatch, prior: MicroBatch) -> MicroBatch:

@@ -32,6 +32,7 @@ class Dataset:
 
     texts:  prompt -> {"text": (77, C), ...}; empty where the text encoder is trained
     tokens: prompt -> {"input_ids": (77,), ...}
+    square:  (height, width) of a plain picture; scaling: the VAE's factor from its latents to the denoiser's
     """
 
     instances: list[list[Example]]
@@ -41,6 +42,7 @@ class Dataset:
     tokens: dict[str, dict[str, Tensor]]
     family: Family
     square: tuple[int, int]
+    scaling: float = 1.0
 
     @property
     def class_count(self) -> int:

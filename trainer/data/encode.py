@@ -8,8 +8,8 @@ cache_latents or cache_text off, the same is done in memory in every run and not
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,57 +20,102 @@ from trainer.data import augment, crops, pictures
 from trainer.data.crops import View
 from trainer.data.dataset import Dataset, Example
 from trainer.data.photos import Photo, PhotoSet, class_prompt
+from trainer.data.texts import encode_prompts, token_ids
 from trainer.errors import ConfigError
-from trainer.events import Event, Notice
+from trainer.events import Notice, Stage
 from trainer.files.store import Store, key, module_digest
 from trainer.machine.phase import Phase
 from trainer.machine.visit import visiting
 from trainer.models.base import Parts
 from trainer.models.vae import encode_pixels
+from trainer.policy import Drawing
 from trainer.settings.config import Config
 
 
-def ensure(
-    parts: Parts,
-    photos: PhotoSet,
-    class_images: PhotoSet | None,
-    config: Config,
-    device: torch.device | str,
-    folder: Path,
-    *,
-    prompts: Iterable[str] = (),
-    vae_dtype: torch.dtype = torch.float32,
-    tile: int | None = None,
-) -> Iterator[Event]:
-    """Encode what is not in `folder` yet; returns a Dataset (through `yield from`).
+@dataclass(frozen=True)
+class Encoder:
+    """Turns pictures and prompts into what training reads, each once.
 
-    prompts:   further prompts whose embeddings are wanted (validation, negative, guard); the empty one always is
-    tile:      pixels of a VAE tile; default [memory] vae_tile
-    vae_dtype: fp32, or bf16 where the budget asks for it; never fp16, in which SDXL's VAE overflows
+    drawing:       precision and tile of the VAE; never fp16, in which SDXL's VAE overflows
+    latents, texts: where the results are kept
     """
-    assert vae_dtype != torch.float16, "SDXL's VAE overflows in fp16"
-    resolution = config.data.resolution or parts.family.resolution
-    instance_views = [photo_views(photo, config, resolution, bucket_step(parts, resolution)) for photo in photos.photos]
-    square = (resolution, resolution)
-    class_photos = class_images.photos if class_images else ()
-    jobs = [(photo, view) for photo, views in zip(photos.photos, instance_views, strict=True) for view in views]
-    latents = Path(folder) / "latents" if config.memory.cache_latents else None
-    jobs += [(photo, crops.center(photo.size, square)) for photo in class_photos]
-    examples = yield from images(
-        parts, jobs, Store(latents), torch.device(device), vae_dtype, tile or config.memory.vae_tile
-    )
-    class_words = [class_prompt(config)] if config.prior.with_prior_preservation else []
-    wanted = list(
-        dict.fromkeys([*photos.prompts, *(class_images.prompts if class_images else ()), *class_words, "", *prompts])
-    )
-    tokens, texts = token_ids(parts, wanted), {}
-    if not config.train.train_text_encoder:
-        texts = yield from encode_prompts(parts, wanted, device, Path(folder) if config.memory.cache_text else None)
-    rows = iter(examples)
-    instances = [[next(rows) for _ in views] for views in instance_views]
-    return Dataset(
-        instances, list(rows), [photo.repeats for photo in photos.photos], texts, tokens, parts.family, square
-    )
+
+    parts: Parts
+    drawing: Drawing
+    device: torch.device
+    latents: Store = field(default_factory=lambda: Store(None))
+    texts: Store = field(default_factory=lambda: Store(None))
+
+    @classmethod
+    def of(cls, parts: Parts, config: Config, drawing: Drawing, device: torch.device) -> Encoder:
+        """With the stores that `config` asks for, below its cache folder."""
+        cache, memory = Path(config.run.cache_dir), config.memory
+        latents = Store(cache / "latents" if memory.cache_latents else None)
+        return cls(parts, drawing, device, latents, Store(cache / "texts" if memory.cache_text else None))
+
+    def dataset(
+        self, photos: PhotoSet, class_images: PhotoSet | None, config: Config, prompts: Iterable[str] = ()
+    ) -> Stage[Dataset]:
+        """What is not in the stores yet is encoded.
+
+        prompts: further ones whose embeddings are wanted (validation, negative, guard); the empty one always is
+        """
+        resolution = config.data.resolution or self.parts.family.resolution
+        step, square = bucket_step(self.parts, resolution), (resolution, resolution)
+        instance_views = [photo_views(photo, config, resolution, step) for photo in photos.photos]
+        jobs = [(photo, view) for photo, views in zip(photos.photos, instance_views, strict=True) for view in views]
+        jobs += [(photo, crops.center(photo.size, square)) for photo in (class_images.photos if class_images else ())]
+        rows = iter((yield from self.images(jobs)))
+        class_words = [class_prompt(config)] if config.prior.with_prior_preservation else []
+        of_classes = class_images.prompts if class_images else []
+        wanted = list(dict.fromkeys([*photos.prompts, *of_classes, *class_words, "", *prompts]))
+        tokens = token_ids(self.parts, wanted)
+        texts = {} if config.train.train_text_encoder else (yield from self.prompts(wanted))
+        return Dataset(
+            [[next(rows) for _ in views] for views in instance_views],
+            list(rows),
+            [photo.repeats for photo in photos.photos],
+            texts,
+            tokens,
+            self.parts.family,
+            square,
+            self.parts.vae.config.scaling_factor,
+        )
+
+    def prompts(self, prompts: Iterable[str]) -> Stage[dict[str, dict[str, Tensor]]]:
+        """Embeddings by prompt."""
+        return (yield from encode_prompts(self.parts, prompts, self.device, self.texts))
+
+    def images(self, jobs: Sequence[tuple[Photo, View]]) -> Stage[list[Example]]:
+        """One Example per job, from the store or from the VAE."""
+        dtype, tile = self.drawing.vae_dtype, self.drawing.tile
+        assert dtype != torch.float16, "SDXL's VAE overflows in fp16"
+        phase, store = Phase("cache images", self.device), self.latents
+        yield phase.start(len(jobs))
+        vae = module_digest(self.parts.vae)
+        names = [_latent_key(photo, view, vae, dtype, tile) for photo, view in jobs]
+        found = [store.get(name, ("mean", "std")) for name in names]
+        missing = [index for index, tensors in enumerate(found) if tensors is None]
+        done = len(jobs) - len(missing)
+        if missing:
+            opened: tuple[str, pictures.Picture | None] = ("", None)
+            with visiting(self.parts.vae, self.device, dtype) as guest:
+                for index in missing:
+                    photo, view = jobs[index]
+                    if opened[0] != photo.path:  # the views of a photo follow one another: decode it once
+                        opened = (photo.path, _reopen(photo))
+                    mean, std = encode_pixels(
+                        guest, crops.pixels(crops.cut(opened[1].rgb, view))[None].to(self.device), tile
+                    )
+                    found[index] = {"mean": mean[0].float().cpu(), "std": std[0].float().cpu()}
+                    store.put(names[index], found[index])
+                    done += 1
+                    yield phase.progress(done, photo.name)
+        if store.remade:
+            yield Notice(f"{store.remade} damaged cache files were made again.")
+        examples = [_example(photo, view, tensors) for (photo, view), tensors in zip(jobs, found, strict=True)]
+        yield phase.end(f"{len(missing)} pictures encoded, {len(jobs) - len(missing)} from the cache")
+        return examples
 
 
 def photo_views(photo: Photo, config: Config, resolution: int, step: int) -> list[View]:
@@ -83,41 +128,6 @@ def bucket_step(parts: Parts, resolution: int) -> int:
     """What sides of buckets are multiples of for this model."""
     divides = parts.latent_factor * 2 ** (len(parts.denoiser.config.block_out_channels) - 1) if parts.denoiser else 64
     return crops.bucket_step(resolution, divides)
-
-
-def images(
-    parts: Parts,
-    jobs: list[tuple[Photo, View]],
-    store: Store,
-    device: torch.device,
-    dtype: torch.dtype,
-    tile: int | None,
-) -> Iterator[Event]:
-    """One Example per job, from the store or from the VAE."""
-    phase = Phase("cache images", device)
-    yield phase.start(len(jobs))
-    vae = module_digest(parts.vae)
-    names = [_latent_key(photo, view, vae, dtype, tile) for photo, view in jobs]
-    found = [store.get(name, ("mean", "std")) for name in names]
-    missing = [index for index, tensors in enumerate(found) if tensors is None]
-    done = len(jobs) - len(missing)
-    if missing:
-        opened: tuple[str, pictures.Picture | None] = ("", None)
-        with visiting(parts.vae, device, dtype) as guest:
-            for index in missing:
-                photo, view = jobs[index]
-                if opened[0] != photo.path:  # the views of a photo follow one another: decode it once
-                    opened = (photo.path, _reopen(photo))
-                mean, std = encode_pixels(guest, crops.pixels(crops.cut(opened[1].rgb, view))[None].to(device), tile)
-                found[index] = {"mean": mean[0].float().cpu(), "std": std[0].float().cpu()}
-                store.put(names[index], found[index])
-                done += 1
-                yield phase.progress(done, photo.name)
-    if store.remade:
-        yield Notice(f"{store.remade} damaged cache files were made again.")
-    examples = [_example(photo, view, tensors) for (photo, view), tensors in zip(jobs, found, strict=True)]
-    yield phase.end(f"{len(missing)} pictures encoded, {len(jobs) - len(missing)} from the cache")
-    return examples
 
 
 def _reopen(photo: Photo) -> pictures.Picture:
@@ -158,40 +168,3 @@ def _read_mask(photo: Photo) -> Image.Image:
     if photo.mask == "alpha":
         return _reopen(photo).alpha
     return pictures.read(Path(photo.mask)).rgb.convert("L")
-
-
-def token_ids(parts: Parts, prompts: list[str]) -> dict[str, dict[str, Tensor]]:
-    """Prompt -> {"input_ids": (77,), ...}; {} where the tokenizers are not loaded."""
-    if not parts.tokenizers or not prompts:
-        return {}
-    ids = parts.family.tokens(parts, prompts)
-    return {prompt: {name: rows[i].cpu() for name, rows in ids.items()} for i, prompt in enumerate(prompts)}
-
-
-def encode_prompts(
-    parts: Parts, prompts: Iterable[str], device: torch.device | str, folder: Path | None
-) -> Iterator[Event]:
-    """Embeddings of `prompts`: returns {prompt: {"text": (77, C), "pooled": (P,) for SDXL}}, fp32 on the CPU."""
-    prompts = list(dict.fromkeys(prompts))
-    phase = Phase("cache text", device)
-    yield phase.start(len(prompts))
-    store = Store(folder / "texts" if folder is not None else None)
-    encoders, tokens = module_digest(*parts.text_encoders), token_ids(parts, prompts)
-    names = parts.family.text_values
-    keys = {
-        p: key(kind="text 1", encoders=encoders, tokens={n: ids.tolist() for n, ids in tokens[p].items()})
-        for p in prompts
-    }
-    texts = {prompt: store.get(keys[prompt], names) for prompt in prompts}
-    missing = [prompt for prompt in prompts if texts[prompt] is None]
-    if missing:
-        for done, prompt in enumerate(missing, len(prompts) - len(missing) + 1):
-            # one encoder on the card at a time: SDXL's two take 3 GiB together
-            rows = parts.family.encode_text(parts, [prompt], visit=lambda encoder: visiting(encoder, device))
-            texts[prompt] = {name: tensor[0].float().cpu() for name, tensor in rows.items()}
-            store.put(keys[prompt], texts[prompt])
-            yield phase.progress(done, prompt)
-    if store.remade:
-        yield Notice(f"{store.remade} damaged cache files were made again.")
-    yield phase.end(f"{len(missing)} prompts encoded, {len(prompts) - len(missing)} from the cache")
-    return texts

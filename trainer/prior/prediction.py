@@ -12,12 +12,15 @@ training and cached: no second model on the card.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from trainer.data.batches import MicroBatch
+from trainer.data.dataset import Dataset
 from trainer.data.photos import class_prompt
 from trainer.draw.painter import Brush, Painter
 from trainer.draw.sampler import Look, noise_of
@@ -25,6 +28,7 @@ from trainer.errors import ConfigError
 from trainer.events import Notice, Stage
 from trainer.files.store import Store, key
 from trainer.machine.phase import Phase
+from trainer.objective.loss import Objective
 from trainer.objective.noise import Noise, golden
 from trainer.settings.config import Config
 
@@ -61,10 +65,6 @@ class Predictions:
     def size_bytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in (self.latents, self.timesteps, self.targets))
 
-    def draw(self, generator: torch.Generator) -> Draw:
-        """One of the cached triples, picked by `generator`."""
-        return self[int(torch.randint(len(self), (1,), generator=generator))]
-
     def __getitem__(self, index: int) -> Draw:
         return Draw(self.sample(index, self.timesteps[index]), self.timesteps[index], self.targets[index].float())
 
@@ -73,6 +73,30 @@ class Predictions:
         latent = self.latents[index % len(self.latents)].float()
         noise = noise_of([NOISE_SEED + self.seed + index], tuple(latent.shape))
         return self.noise.mix(latent[None], noise, timestep[None])[0]
+
+
+@dataclass(frozen=True)
+class PredictedRows:
+    """The class half of a micro-batch: rows that bring their own noised latents and targets (a `PriorRows`)."""
+
+    predictions: Predictions
+    dataset: Dataset
+    objective: Objective
+
+    def take(self, count: int, generator: torch.Generator) -> MicroBatch:
+        known = self.predictions
+        draws = [known[int(torch.randint(len(known), (1,), generator=generator))] for _ in range(count)]
+        timesteps = torch.stack([draw.timestep for draw in draws])
+        values = {"sample": torch.stack([draw.sample for draw in draws]).float(), "timestep": timesteps}
+        values |= self.dataset.conditions([known.prompt] * count, [None] * count)
+        target = torch.stack([draw.target for draw in draws]).float()
+        return MicroBatch(values, target, self.objective.weights(timesteps), None, 0, ("predicted prior",) * count)
+
+    def state(self) -> list[int]:
+        return []  # each draw is independent of the ones before
+
+    def restore(self, state: Sequence[int]) -> None:
+        pass
 
 
 def check(config: Config) -> None:

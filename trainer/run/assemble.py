@@ -13,17 +13,17 @@ from pathlib import Path
 import torch
 
 from trainer import memory, models
-from trainer.data import encode as cache
 from trainer.data import photos as data
 from trainer.data import pictures
-from trainer.data.batches import Batches
-from trainer.data.dataset import Dataset, Example
-from trainer.data.photos import Photo, PhotoSet
+from trainer.data.batches import Batches, ClassRows, PriorRows
+from trainer.data.dataset import Dataset
+from trainer.data.encode import Encoder
+from trainer.data.photos import PhotoSet
 from trainer.draw.painter import Painter
 from trainer.events import Event, Notice, Stage, outcome
 from trainer.files.mapped import give_back
-from trainer.files.store import Store
-from trainer.guard import guard, judge
+from trainer.guard import held, judge, meters
+from trainer.guard.guard import Guard
 from trainer.machine.phase import Phase
 from trainer.machine.vitals import Vitals
 from trainer.models import Parts, adapters
@@ -53,39 +53,31 @@ def build(run: Run) -> Stage[tuple[loop.Job, Painter]]:
     if config.model.name != "demo" or config.chosen("data.identifier"):  # the small model has never heard of rifles
         yield from identifier.warnings_for(config.data.identifier, config.data.class_name, parts.tokenizers[0])
 
-    texts = yield from _class_texts(config, parts, device, folder)  # by encoders that the engine has not taken over yet
+    encoder = Encoder.of(parts, config, plan.drawing, device)
+    prior_words = [data.class_prompt(config), ""] if config.prior.with_prior_preservation else []
+    texts = (yield from encoder.prompts(prior_words)) if prior_words else {}  # the engine takes the encoders over later
     engine = make_engine(config, parts, plan.policy, device) if plan.policy.stream == "all" else None
     painter = Painter(parts, run.look, plan.drawing, device, texts, engine)
     class_images, predictions = yield from _prior(config, plan, painter, folder)
-    dataset = yield from cache.ensure(
-        parts,
-        photos,
-        class_images,
-        config,
-        device,
-        folder,
-        prompts=[*drawn_prompts(config), *([spared.prompt] if spared else [])],
-        vae_dtype=plan.drawing.vae_dtype,
-        tile=plan.drawing.tile,
-    )
-    held = yield from _held_out(config, parts, photos, spared, plan, device, folder)
-    dataset, held_class = guard.hold_out_class(dataset) if config.guard.watch else (dataset, [])
+    words = [*drawn_prompts(config), *([spared.prompt] if spared else [])]
+    dataset = yield from encoder.dataset(photos, class_images, config, words)
+    side = (config.data.resolution, config.data.resolution)
+    unseen = (yield from encoder.images(held.held_views(photos, spared, side))) if config.guard.watch else []
+    dataset, unseen_class = held.hold_out_class(dataset) if config.guard.watch else (dataset, [])
 
     engine = engine or make_engine(config, parts, plan.policy, device)
     yield from _attention(config, parts, plan.policy, dataset, device)
     drawing = replace(plan.drawing, batch=config.sample.batch_size or plan.drawing.batch)
     painter = replace(painter, drawing=drawing, texts=dataset.texts or dataset.tokens, engine=engine)
     objective = Objective.of(config, parts.noise(train.zero_terminal_snr))
-    scaling = parts.vae.config.scaling_factor
     batches = Batches(
         dataset,
         objective,
-        scaling=scaling,
+        _prior_rows(dataset, objective, predictions),
         batch_size=train.train_batch_size,
         accumulation=train.gradient_accumulation_steps,
         seed=train.seed,
         caption_dropout=train.caption_dropout,
-        predictions=predictions,
     )
     job = loop.Job(
         run.folder,
@@ -108,16 +100,9 @@ def build(run: Run) -> Stage[tuple[loop.Job, Painter]]:
     torch.manual_seed(train.seed)  # what dropout draws from; every other draw has a generator of its own
     if config.guard.watch:
         seen = [dataset.instance(index, 0) for index in range(len(dataset.instances))]
-        losses = guard.Losses.of(
-            engine,
-            dataset,
-            objective,
-            scaling,
-            {"held-out": held, "seen": seen, "class": held_class},
-            train.train_batch_size,
-            train.seed,
-        )
-        job.guard = guard.Guard(run.folder, config.guard, losses, _pictures(config, photos, painter))
+        probe = meters.Probe(dataset, objective, train.train_batch_size, train.seed)
+        losses = meters.Losses.of(engine, probe, {"held-out": unseen, "seen": seen, "class": unseen_class})
+        job.guard = Guard(run.folder, config.guard, losses, _pictures(config, photos, painter))
     return job, painter
 
 
@@ -157,14 +142,6 @@ def _attention(config: Config, parts: Parts, policy: Policy, dataset: Dataset, d
     memory.allocator.release()
 
 
-def _class_texts(config: Config, parts: Parts, device: torch.device, folder: Path) -> Iterator[Event]:
-    """What the class is drawn from, where it is."""
-    if not config.prior.with_prior_preservation:
-        return {}
-    cached = folder if config.memory.cache_text else None
-    return (yield from cache.encode_prompts(parts, [data.class_prompt(config), ""], device, cached))
-
-
 def _prior(
     config: Config, plan: Plan, painter: Painter, folder: Path
 ) -> Stage[tuple[PhotoSet | None, prediction.Predictions | None]]:
@@ -182,37 +159,30 @@ def _prior(
     return (yield from prior.ensure(painter, config, prior.folder_for(painter.parts, config, folder))), None
 
 
-def _held_out(
-    config: Config, parts: Parts, photos: PhotoSet, spared: Photo | None, plan: Plan, device: torch.device, folder: Path
-) -> Iterator[Event]:
-    """Examples of the subject that training never sees."""
-    if not config.guard.watch:
-        return []
-    side = config.data.resolution
-    store = Store(folder / "latents" if config.memory.cache_latents else None)
-    found: list[Example] = yield from cache.images(
-        parts, guard.held_views(photos, spared, (side, side)), store, device, plan.drawing.vae_dtype, plan.drawing.tile
-    )
-    return found
+def _prior_rows(dataset: Dataset, objective: Objective, predictions: prediction.Predictions | None) -> PriorRows | None:
+    """The class half of a step: predictions where there are any, else class images, else nothing."""
+    if predictions is not None:
+        return prediction.PredictedRows(predictions, dataset, objective)
+    return ClassRows(dataset, objective) if dataset.class_count else None
 
 
 def drawn_prompts(config: Config) -> list[str]:
     """Every prompt that previews and the guard may draw, and the one they are steered away from."""
     previews = config.sample.validation_prompt if config.sample.num_validation_images else []
-    found = [*previews, *guard.prompts(config)]
+    found = [*previews, *meters.prompts(config)]
     return [*found, config.sample.negative_prompt] if found else []
 
 
-def _pictures(config: Config, photos: PhotoSet, painter: Painter) -> guard.Pictures | None:
+def _pictures(config: Config, photos: PhotoSet, painter: Painter) -> meters.Pictures | None:
     """The guard's eye, where there is a judge that can look and a class to compare with."""
     name = config.guard.judge
     if name == "auto":
         name = "demo" if config.model.name == "demo" else "none"
-    if name == "none" or not guard.prompts(config):
+    if name == "none" or not meters.prompts(config):
         return None
     quick = replace(painter, look=replace(painter.look, steps=min(20, painter.look.steps)))
     shown = [pictures.read(Path(photo.path)).rgb for photo in photos.photos]
-    return guard.Pictures(
+    return meters.Pictures(
         judge.load(name),
         lambda prompts, seeds: outcome(quick.paint(prompts, seeds)),
         shown,

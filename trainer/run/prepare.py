@@ -17,11 +17,11 @@ from trainer.data.photos import Photo, PhotoSet
 from trainer.draw.sampler import Look
 from trainer.errors import ConfigError
 from trainer.events import Notice
-from trainer.guard import guard
+from trainer.guard import held
 from trainer.out import checkpoint
 from trainer.plan import planner
 from trainer.plan.plan import Plan
-from trainer.prior import images as prior
+from trainer.prior import manifest
 from trainer.run import settle
 from trainer.settings import checks
 from trainer.settings.config import Config
@@ -72,11 +72,11 @@ def prepare(config: Config) -> Run:
     settle.learning(config, family)
     photos = data.scan(config, family.resolution, facts.divides)
     odd = prompts.check(config, photos, prior=bool(config.prior.with_prior_preservation))
-    photos, spared = guard.hold_out(photos) if config.guard.watch else (photos, None)
+    photos, spared = held.hold_out(photos) if config.guard.watch else (photos, None)
     settle.schedule(config, family, photos)
     settle.places(config)
     if config.prior.with_prior_preservation and config.prior.by == "images":
-        prior.check_early(config, config.data.resolution)
+        manifest.check_early(config, config.data.resolution)
     folder = Path(config.run.output_dir)
     resume = (
         checkpoint.locate(folder, config.checkpoint.resume_from_checkpoint)

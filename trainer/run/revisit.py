@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from trainer.data import encode as cache
+from trainer.data.texts import encode_prompts, token_ids
 from trainer.draw.painter import Painter
 from trainer.draw.preview import preview
 from trainer.draw.sampler import Look
@@ -52,9 +52,9 @@ def sample_run(
     painter = Painter(parts, Look.of(config), drawing, device, {}, engine)
     wanted = [*dict.fromkeys(prompts), config.sample.negative_prompt]
     if engine is not None and config.train.train_text_encoder:
-        painter = replace(painter, texts=cache.token_ids(parts, wanted))
+        painter = replace(painter, texts=token_ids(parts, wanted))
     else:
-        painter = replace(painter, texts=(yield from cache.encode_prompts(parts, wanted, device, None)))
+        painter = replace(painter, texts=(yield from encode_prompts(parts, wanted, device)))
     folder = output or unused(
         (run if point is None and run.is_dir() else (point.parent if point else Path.cwd())) / "drawn"
     )
