@@ -28,5 +28,5 @@ def test_what_is_handed_to_the_stages_has_no_blanks_and_nothing_was_written(plac
     run = prepared(place, run="understood")
     assert run.cache == place / "cache" and run.folder == place / "understood" and not run.folder.exists()
     assert run.look.size == (64, 64) and run.device == torch.device("cpu")
-    assert run.config.train.learning_rate and run.config.data.instance_prompt == "a photo of sks dog"
+    assert run.config.train.learning_rate and run.config.data.instance_prompt == "a photo of hta dog"
     assert run.plan.policy.weights == run.config.memory.weights

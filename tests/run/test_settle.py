@@ -64,7 +64,7 @@ def test_the_family_decides_rates_and_says_so():
     settle.learning(made, SD1)
     assert made.train.learning_rate == SD1.defaults.lr_full and made.prior.num_class_images == SD1.defaults.class_images
     assert made.provenance["train.learning_rate"] == "sd1 default"
-    assert made.data.instance_prompt == "a photo of sks dog" and made.prior.class_prompt == "a photo of a dog"
+    assert made.data.instance_prompt == "a photo of hta dog" and made.prior.class_prompt == "a photo of a dog"
 
 
 def test_a_rate_that_was_given_is_the_text_encoders_too():
