@@ -89,6 +89,17 @@ def doctor(command: Command) -> int:
     return main(command.config())
 
 
+def photos(command: Command) -> int:
+    if command.words:
+        command.values["data.instance_data_dir"], command.spelled["data.instance_data_dir"] = command.words[0], "photos"
+    config = command.config()
+    if len(command.words) > 1 or config.data.instance_data_dir is None:
+        raise ConfigError("`photos` looks at one folder", "write: python -m trainer photos DIR --class_name dog")
+    from trainer.cli.photos import main
+
+    return main(config)
+
+
 def explain(command: Command) -> int:
     from trainer.cli.explain import main
 
@@ -175,6 +186,7 @@ DO: dict[str, Callable[[Command], int]] = {
     "sample": sample,
     "export": export,
     "doctor": doctor,
+    "photos": photos,
     "explain": explain,
     "identifier": identifier,
     "watch": watch,

@@ -24,6 +24,7 @@ COMMANDS = {
     "sample": ("RUN", "draw pictures from a run folder or a model"),
     "export": ("RUN", "write a run or a checkpoint as model files"),
     "doctor": ("", "check what is installed and what works on this machine"),
+    "photos": ("[DIR]", "what of a folder would be trained on, with which words: in words and as a contact sheet"),
     "explain": ("WORD", "everything about one setting or memory technique"),
     "identifier": ("[WORD ...]", "judge words as names for a subject, or suggest some"),
     "watch": ("RUN", "look at a run that is training now"),
@@ -34,6 +35,7 @@ DIFFUSERS_CLASS_IMAGES = 100  # the default of --num_class_images there
 USES = {  # the settings a command reads; others would have no effect there
     "sample": ("model.", "sample.", "memory.", "run.", "train.seed", "train.mixed_precision", "preset"),
     "export": ("export.", "run.output_dir", "run.overwrite", "model.", "preset"),
+    "photos": ("data.", "prior.", "model.", "train.method", "train.seed", "run.output_dir", "preset"),
     "doctor": ("run.device", "run.output_dir"),
 }
 

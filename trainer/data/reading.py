@@ -195,8 +195,9 @@ class _Reader:
         for photo, look in zip(self.photos, self.looks, strict=True):
             width, height = photo.size
             lost, square = 1 - photo.kept, photo.size_cut[0] == photo.size_cut[1] == side
-            if min(width, height) < side:
-                yield f"{photo.name} is {width} x {height} px and will be enlarged to {side} px, which blurs it"
+            if min(width, height) < min(photo.size_cut):
+                wanted = min(photo.size_cut)
+                yield f"{photo.name} is {width} x {height} px and will be enlarged to {wanted} px, which blurs it"
             if lost > (SQUARE_MUCH if square else MUCH):
                 cut = "square crop" if square else f"crop of {photo.size_cut[0]} x {photo.size_cut[1]} px"
                 fix = "crop it by hand" + (", or use --buckets" if square and _fits_bucket(photo.size) else "")

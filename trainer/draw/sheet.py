@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from trainer.files.whole import whole
 
-GROUND, INK, MARGIN = (250, 250, 248), (40, 40, 40), 8
+GROUND, INK, ALARM, MARGIN = (250, 250, 248), (40, 40, 40), (176, 0, 32), 8
 
 
 def contact_sheet(
@@ -21,8 +21,13 @@ def contact_sheet(
     columns: int | None = None,
     side: int | None = None,
     title: str = "",
+    lines: int = 3,
+    foot: Sequence[str] = (),
 ) -> Image.Image:
     """Pictures in rows, captions wrapped below; saved to `path` where one is given.
+
+    lines:   at most for a caption, or for each of its parts where line breaks divide it; a part that begins with "! " alarms
+    foot:    sentences below, across the whole sheet
 
     columns: default as square a sheet as possible, at most 6; side: longest side of a picture on the sheet, default
     their own, at least 128 px (small pictures are enlarged by whole factors) and at most 512.
@@ -31,13 +36,20 @@ def contact_sheet(
     columns = columns or min(6, math.ceil(math.sqrt(len(pictures))))
     side = side or min(512, max(128, max(max(picture.size) for picture in pictures)))
     font, big = ImageFont.load_default(13), ImageFont.load_default(17)
-    words = [_wrap(caption, font, side) for caption in captions]
+    words = [
+        [
+            (line, ALARM if part.startswith("! ") else INK)
+            for part in caption.split("\n")
+            for line in _wrap(part, font, side, lines)
+        ]
+        for caption in captions
+    ]
     tops = [words[i : i + columns] for i in range(0, len(words), columns)]
     text_heights = [max(len(lines) for lines in row) * 17 + MARGIN for row in tops]
-    head = 30 if title else 0
-    sheet = Image.new(
-        "RGB", (columns * (side + MARGIN) + MARGIN, head + MARGIN + sum(side + h for h in text_heights)), GROUND
-    )
+    head, width = 30 if title else 0, columns * (side + MARGIN) + MARGIN
+    below = [line for text in foot for line in _wrap(text, font, width - 2 * MARGIN, lines)]
+    height = head + MARGIN + sum(side + h for h in text_heights) + 17 * len(below) + (MARGIN if below else 0)
+    sheet = Image.new("RGB", (width, height), GROUND)
     pen = ImageDraw.Draw(sheet)
     if title:
         pen.text((MARGIN, MARGIN), title, INK, big)
@@ -49,9 +61,11 @@ def contact_sheet(
                 break
             fitted, x = _fit(pictures[index].convert("RGB"), side), MARGIN + column * (side + MARGIN)
             sheet.paste(fitted, (x + (side - fitted.width) // 2, y + side - fitted.height))
-            for number, line in enumerate(words[index]):
-                pen.text((x, y + side + 2 + 17 * number), line, INK, font)
+            for number, (line, ink) in enumerate(words[index]):
+                pen.text((x, y + side + 2 + 17 * number), line, ink, font)
         y += side + text_height
+    for number, line in enumerate(below):
+        pen.text((MARGIN, y + 17 * number), line, INK, font)
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with whole(Path(path)) as part:
@@ -70,7 +84,7 @@ def _fit(picture: Image.Image, side: int) -> Image.Image:
     )
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, limit: int = 3) -> list[str]:
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, limit: int) -> list[str]:
     """Lines of at most `width` pixels, at most `limit` of them; what does not fit ends in an ellipsis."""
     lines, line = [], ""
     for word in text.split():
