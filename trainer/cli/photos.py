@@ -93,7 +93,7 @@ def _draw(photos: PhotoSet, problems: list[str], path: Path) -> None:
     rest = len(photos.photos) + len(photos.left) - len(shown)
     title = photos.summary.partition(";")[0] + (f" ({rest} more not shown)" if rest else "")
     foot = [text for text in problems if text not in told]
-    contact_sheet(tiles, captions, path, side=SIDE, title=f"{photos.folder}: {title}", lines=4, foot=foot)
+    contact_sheet(tiles, captions, path, side=SIDE, title=f"{photos.folder}: {title}", foot=foot)
 
 
 def _caption(photo: Photo, about: Iterable[str]) -> str:

@@ -21,13 +21,12 @@ def contact_sheet(
     columns: int | None = None,
     side: int | None = None,
     title: str = "",
-    lines: int = 3,
     foot: Sequence[str] = (),
 ) -> Image.Image:
     """Pictures in rows, captions wrapped below; saved to `path` where one is given.
 
-    lines:   at most for a caption, or for each of its parts where line breaks divide it; a part that begins with "! " alarms
-    foot:    sentences below, across the whole sheet
+    captions: at most three lines, or three for each part where line breaks divide it; a part that begins with "! " alarms
+    foot:     sentences below, across the whole sheet
 
     columns: default as square a sheet as possible, at most 6; side: longest side of a picture on the sheet, default
     their own, at least 128 px (small pictures are enlarged by whole factors) and at most 512.
@@ -40,14 +39,14 @@ def contact_sheet(
         [
             (line, ALARM if part.startswith("! ") else INK)
             for part in caption.split("\n")
-            for line in _wrap(part, font, side, lines)
+            for line in _wrap(part, font, side)
         ]
         for caption in captions
     ]
     tops = [words[i : i + columns] for i in range(0, len(words), columns)]
     text_heights = [max(len(lines) for lines in row) * 17 + MARGIN for row in tops]
     head, width = 30 if title else 0, columns * (side + MARGIN) + MARGIN
-    below = [line for text in foot for line in _wrap(text, font, width - 2 * MARGIN, lines)]
+    below = [line for text in foot for line in _wrap(text, font, width - 2 * MARGIN)]
     height = head + MARGIN + sum(side + h for h in text_heights) + 17 * len(below) + (MARGIN if below else 0)
     sheet = Image.new("RGB", (width, height), GROUND)
     pen = ImageDraw.Draw(sheet)
@@ -84,7 +83,7 @@ def _fit(picture: Image.Image, side: int) -> Image.Image:
     )
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, limit: int) -> list[str]:
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, limit: int = 3) -> list[str]:
     """Lines of at most `width` pixels, at most `limit` of them; what does not fit ends in an ellipsis."""
     lines, line = [], ""
     for word in text.split():
