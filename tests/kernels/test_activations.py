@@ -7,6 +7,8 @@ from trainer.kernels.geglu import geglu
 from trainer.kernels.groupnorm_silu import groupnorm_silu
 from trainer.kernels.layernorm import layernorm
 
+from trainer.policy import Policy
+
 # relative distance of norms from fp64 that is rounding: outputs are stored once in the dtype
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 6e-3, torch.float16: 8e-4}
 
@@ -114,7 +116,7 @@ def test_a_block_with_recompute_kernels_compiles_to_one_graph():
     from trainer.memory import recompute_kernels
 
     unet = models.family("sd1").tiny().unet
-    recompute_kernels.apply(unet)
+    recompute_kernels.apply(unet, Policy(recompute_kernels=True))
     resnet, block = (
         next(part for part in unet.modules() if type(part).__name__ == kind)
         for kind in ("ResnetBlock2D", "BasicTransformerBlock")

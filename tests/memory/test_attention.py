@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trainer.errors import ConfigError
 from trainer.memory import attention, recompute_kernels
 from trainer.models import FAMILIES, family
+from trainer.policy import Policy
 
 NAMES = [each.name for each in FAMILIES]
 
@@ -49,7 +50,7 @@ def same(a, b):
 def test_our_attention_equals_that_of_diffusers_bit_for_bit_and_can_be_undone(model):
     unet, run = model
     before, processors = run(), dict(unet.attn_processors)
-    undo = attention.apply(unet, "sdpa")
+    undo = attention.apply(unet, Policy())
     during = run()
     undo()
     assert same(before, during)
@@ -59,7 +60,7 @@ def test_our_attention_equals_that_of_diffusers_bit_for_bit_and_can_be_undone(mo
 def test_the_math_path_keeps_more_bytes_and_agrees(model):
     unet, run = model
     fused = run()
-    undo = attention.apply(unet, "math")
+    undo = attention.apply(unet, Policy(attention="math"))
     plain = run()
     undo()
     assert plain[2] > fused[2]
@@ -69,7 +70,7 @@ def test_the_math_path_keeps_more_bytes_and_agrees(model):
 def test_recompute_kernels_change_no_bit_keep_fewer_bytes_and_can_be_undone(model):
     unet, run = model
     names, before = list(unet.state_dict()), run()
-    undo = recompute_kernels.apply(unet)
+    undo = recompute_kernels.apply(unet, Policy(recompute_kernels=True))
     during = run()
     assert list(unet.state_dict()) == names
     undo()
@@ -113,7 +114,7 @@ def test_what_norms_and_gates_make_is_not_alive_between_forward_and_backward(mod
         return live.bytes()
 
     before = alive()
-    undo = recompute_kernels.apply(unet)
+    undo = recompute_kernels.apply(unet, Policy(recompute_kernels=True))
     during = alive()
     undo()
     assert during < 0.7 * before, (during, before)
@@ -121,7 +122,10 @@ def test_what_norms_and_gates_make_is_not_alive_between_forward_and_backward(mod
 
 def test_recompute_kernels_may_be_applied_twice(model):
     unet, run = model
-    first, second = recompute_kernels.apply(unet), recompute_kernels.apply(unet)
+    first, second = (
+        recompute_kernels.apply(unet, Policy(recompute_kernels=True)),
+        recompute_kernels.apply(unet, Policy(recompute_kernels=True)),
+    )
     assert run()[0].isfinite().all()
     second()
     first()
@@ -137,7 +141,7 @@ def test_the_shapes_are_those_that_the_model_asks_for(model, monkeypatch):
         asked.add(attention.Shape(*query.shape[:3], key.shape[2], query.shape[3]))
         return attend(query, key, value, name)
 
-    undo = attention.apply(unet, "sdpa")
+    undo = attention.apply(unet, Policy())
     monkeypatch.setattr(attention, "attend", listen)
     run()
     undo()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import ast
 import copy
 import itertools
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from trainer.machine import host
 from trainer.memory import TECHNIQUES
 from trainer.models import FAMILIES, adapters, family
 from trainer.plan.simulate import Tracker
-from trainer.settings.config import Lora
+from trainer.settings.config import Lora, Memory
 from trainer.step.engine import Engine, Policy
 
 LOW = {"weights": "24bit", "compute": torch.bfloat16}
@@ -213,7 +213,7 @@ def test_any_two_techniques_work_together_or_are_refused_by_name(small, first):
             continue  # allowed, and tried on a card
         model = Model()
         if policy.channels_last:
-            memory.channels_last.apply(model)
+            memory.channels_last.lay_out(model)
         engine = Engine(model.units(), policy, "cpu")
         found = torch.stack([take_step(engine, step).losses[0, 0] for step in range(2)])
         assert torch.allclose(found, small, rtol=2 * tolerance, atol=0), (a, b)
@@ -256,3 +256,14 @@ def test_a_technique_that_promises_bytes_saves_some(technique):
     settings, base = SAVING[technique]
     rows = 1 if technique in ("gradients in RAM", "previous") else 32  # where gradients are the peak, or activations
     assert peak(Policy(**base | settings), rows) < peak(Policy(**base), rows)
+
+
+def test_the_list_of_techniques_names_every_setting_that_is_open_and_says_what_a_policy_made_of_it():
+    """What the planner fills, what a refusal blames and what a plan prints are one list."""
+    open_settings = {name for name, info in Memory.model_fields.items() if info.default in ("auto", None)}
+    assert open_settings - set(memory.fields()) == {"vram_gb", "vae_tile"}  # a budget, and how pictures are drawn
+    assert set(memory.fields()) <= {field.name for field in fields(Policy)}
+    said = memory.choices(Policy(moments="4bit", recompute_kernels=True, resident_units=3))
+    assert (said["moments"], said["recompute_kernels"], said["channels_last"]) == ("4bit", "on", "off")
+    assert said["resident_units"] is None  # nothing streams
+    Memory(**said | memory.choices(Policy(stream="state", resident_units=3)))  # the settings' own words

@@ -38,7 +38,7 @@ def residents(policy: Policy, budget: int):
 
 def found(budget: int | None, **settings: object) -> solver.Found:
     made = config(**settings)
-    ladder = solver.rungs(made, solver.base(made, "cuda"), None)
+    ladder = solver.rungs(made, solver.base(made, "cuda"))
     fixed = made.memory.resident_units is not None
     return solver.solve(ladder, budget, bytes_of, residents, fixed_residents=fixed)
 
@@ -87,7 +87,7 @@ def test_a_budget_below_everything_returns_the_smallest_plan_and_says_that_it_do
 
 def test_the_smallest_plan_is_measured_where_only_bounds_were_known():
     made = config()
-    ladder = solver.rungs(made, solver.base(made, "cuda"), None)
+    ladder = solver.rungs(made, solver.base(made, "cuda"))
     misleading = {policy: 60 + k for k, (_, policy) in enumerate(ladder)}  # the largest plan has the lowest bound
     answer = solver.solve(ladder, 50, bytes_of, residents, at_least=misleading.get)
     assert not answer.fits
@@ -96,7 +96,7 @@ def test_the_smallest_plan_is_measured_where_only_bounds_were_known():
 
 def test_a_rung_that_cannot_fit_is_not_simulated():
     made = config()
-    ladder = solver.rungs(made, solver.base(made, "cuda"), None)
+    ladder = solver.rungs(made, solver.base(made, "cuda"))
     simulated = []
 
     def measure(policy: Policy) -> int:
@@ -110,14 +110,14 @@ def test_a_rung_that_cannot_fit_is_not_simulated():
 
 def test_what_somebody_set_holds_on_every_rung():
     for _, policy in solver.rungs(
-        config(memory__checkpointing="off"), solver.base(config(memory__checkpointing="off"), "cuda"), None
+        config(memory__checkpointing="off"), solver.base(config(memory__checkpointing="off"), "cuda")
     ):
         assert policy.checkpointing == "off"
 
 
 def test_every_rung_is_one_that_the_techniques_accept_and_none_comes_twice():
     start = solver.base(config(), "cuda")
-    ladder = [policy for _, policy in solver.rungs(config(), start, None)]
+    ladder = [policy for _, policy in solver.rungs(config(), start)]
     assert len(set(ladder)) == len(ladder) >= 9
     for policy in ladder:
         memory.check(policy)
@@ -126,18 +126,18 @@ def test_every_rung_is_one_that_the_techniques_accept_and_none_comes_twice():
 def test_settings_that_contradict_each_other_are_refused_with_the_techniques_own_words():
     made = config(memory__stream="all", memory__checkpointing="off")
     with pytest.raises(ConfigError, match="cannot be combined"):
-        solver.rungs(made, solver.base(made, "cuda"), None)
+        solver.rungs(made, solver.base(made, "cuda"))
 
 
 def test_gradients_do_not_wait_where_nothing_is_clipped():
     made = config(train__max_grad_norm=0.0)
-    assert {policy.gradients for _, policy in solver.rungs(made, solver.base(made, "cuda"), None)} == {"card"}
+    assert {policy.gradients for _, policy in solver.rungs(made, solver.base(made, "cuda"))} == {"card"}
 
 
 def test_approximate_techniques_are_never_chosen_unasked():
     for settings in ({}, {"train__method": "lora"}):
         made = config(**settings)
-        for _, policy in solver.rungs(made, solver.base(made, "cuda"), None):
+        for _, policy in solver.rungs(made, solver.base(made, "cuda")):
             assert policy.moments in ("8bit", "fp32")
             assert policy.weights == "24bit"
             assert policy.clipping == "exact"
@@ -166,6 +166,6 @@ def test_other_optimizers_keep_fp32_weights():
 
 def test_the_ladder_never_gets_larger_on_its_way_down_in_what_it_streams():
     order = {"off": 0, "state": 1, "all": 2}
-    streams = [order[policy.stream] for _, policy in solver.rungs(config(), solver.base(config(), "cuda"), None)]
+    streams = [order[policy.stream] for _, policy in solver.rungs(config(), solver.base(config(), "cuda"))]
     assert streams == sorted(streams)
     assert replace(Policy(), resident_units=1) != Policy()

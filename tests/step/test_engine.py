@@ -360,7 +360,7 @@ def test_the_engine_lays_convolutions_out_channels_last_whatever_order_they_came
     for before in (False, True):
         model = Model()
         if before:
-            channels_last.apply(model)
+            channels_last.lay_out(model)
         engine = Engine(model.units(), Policy(channels_last=True), "cpu")
         kernels = [p for p in model.parameters() if p.dim() == 4]
         assert kernels and all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)

@@ -1,13 +1,19 @@
 """The memory techniques: one file each, all values of one policy, in the order in which they touch a run.
 
-A technique has a card at the top of its file (Saves, Costs, Exact), `enabled(policy)` and `check(policy, facts)`, which
-refuses impossible combinations by name. Those that change modules have `apply`, called by `prepare`; the others are
-carried out by the engine's schedule.
+This tuple is the one list of them: the planner fills their settings, a refusal names them, `explain` shows their cards, and
+a run checks and applies them by walking it. A technique has
+
+    a card          the docstring of its file: Saves, Costs, Exact
+    FIELDS          the settings of [memory] that somebody or the planner decides, each a field of the policy, too
+    enabled, check  by policy; check refuses impossible combinations by name
+    apply           only where modules change: apply(denoiser, policy, device) returns the undo, or None where it does
+                    nothing; the other techniques are carried out by the engine's schedule
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,6 +32,7 @@ from trainer.memory import (
     stream,
     weights,
 )
+from trainer.policy import Policy
 
 TECHNIQUES = (
     allocator,  # before CUDA starts
@@ -43,24 +50,33 @@ TECHNIQUES = (
 )
 
 
-def check(policy, facts: object = None) -> None:
+def fields() -> tuple[str, ...]:
+    """The settings of [memory] that are decided for a run, in the order of the techniques."""
+    return tuple(name for technique in TECHNIQUES for name in technique.FIELDS)
+
+
+def choices(policy: Policy) -> dict[str, Any]:
+    """What a policy decided, in the settings' own words."""
+    words = {True: "on", False: "off"}
+    found = {name: getattr(policy, name) for name in fields()}
+    found["resident_units"] = policy.resident_units if policy.stream != "off" else None
+    return {name: words[value] if isinstance(value, bool) else value for name, value in found.items()}
+
+
+def check(policy: Policy) -> None:
     """Refuse what cannot be combined, before any weight is loaded."""
     for technique in TECHNIQUES:
         if technique.enabled(policy):
-            technique.check(policy, facts)
+            technique.check(policy)
 
 
-def prepare(unet: nn.Module, policy, device: torch.device | str) -> Callable[[], None]:
+def prepare(denoiser: nn.Module, policy: Policy, device: torch.device | str) -> Callable[[], None]:
     """Change a denoiser's modules as the policy says, before an engine takes their weights over. Returns the undo."""
-    device = torch.device(device)
-    undo = [attention.apply(unet, policy.attention, device)]
-    if recompute_kernels.enabled(policy):
-        undo.append(recompute_kernels.apply(unet))
-    if compile.enabled(policy) and device.type != "meta":  # a simulation runs the eager code, which needs more
-        undo.append(compile.apply(unet))
+    applied = [t.apply(denoiser, policy, torch.device(device)) for t in TECHNIQUES if hasattr(t, "apply")]
 
     def restore() -> None:
-        for each in reversed(undo):
-            each()
+        for undo in reversed(applied):
+            if undo is not None:
+                undo()
 
     return restore

@@ -14,18 +14,23 @@ import os
 
 import torch
 
+from trainer.policy import Policy
+
 SETTINGS = "expandable_segments:True"
 
 
-def enabled(policy) -> bool:
+FIELDS = ()
+
+
+def enabled(policy: Policy) -> bool:
     return True
 
 
-def check(policy, facts) -> None:
+def check(policy: Policy) -> None:
     """Nothing forbids it."""
 
 
-def apply() -> bool:
+def start() -> bool:
     """Set it for this process; False where it is too late or somebody has chosen otherwise."""
     names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
     if any(name in os.environ for name in names) or (torch.cuda.is_available() and torch.cuda.is_initialized()):

@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from trainer.errors import ConfigError
+from trainer.policy import Policy
 
 ORDER = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
 NAMES = {
@@ -47,11 +48,14 @@ class Shape:
         return f"{self.queries} x {self.keys} tokens, {self.heads} heads of {self.head_dim}"
 
 
-def enabled(policy) -> bool:
+FIELDS = ("attention",)
+
+
+def enabled(policy: Policy) -> bool:
     return policy.attention != "math"
 
 
-def check(policy, facts) -> None:
+def check(policy: Policy) -> None:
     resolve(policy.attention)
 
 
@@ -65,9 +69,9 @@ def resolve(name: str) -> str:
     return "sdpa" if name == "auto" else name
 
 
-def apply(unet: nn.Module, attention: str, device: torch.device | str = "cpu") -> Callable[[], None]:
+def apply(unet: nn.Module, policy: Policy, device: torch.device | str = "cpu") -> Callable[[], None]:
     """Give every attention layer of `unet` our processor; on CUDA forbid the math path. Returns the undo."""
-    attention, before = resolve(attention), unet.attn_processors
+    attention, before = resolve(policy.attention), unet.attn_processors
     unet.set_attn_processor(Processor(attention))
     restore_flags = _forbid_math() if attention == "sdpa" and torch.device(device).type == "cuda" else None
 

@@ -20,15 +20,19 @@ from torch import Tensor
 from trainer.errors import ConfigError
 from trainer.machine import host
 from trainer.memory.stream import Landing, Traffic
+from trainer.policy import Policy
 
 EVERYWHERE = 4  # a value with so many readers stays on the card
 
 
-def enabled(policy) -> bool:
+FIELDS = ("boundaries",)
+
+
+def enabled(policy: Policy) -> bool:
     return policy.boundaries == "ram"
 
 
-def check(policy, facts) -> None:
+def check(policy: Policy) -> None:
     if policy.checkpointing != "blocks":
         raise ConfigError(
             f"memory.boundaries = 'ram' has no effect with memory.checkpointing = {policy.checkpointing!r}: "

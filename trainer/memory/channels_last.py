@@ -13,18 +13,23 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from trainer.policy import Policy
+
 TOLERANCE = 1e-4
 
 
-def enabled(policy) -> bool:
+FIELDS = ("channels_last",)
+
+
+def enabled(policy: Policy) -> bool:
     return policy.channels_last
 
 
-def check(policy, facts) -> None:
+def check(policy: Policy) -> None:
     """Nothing forbids it."""
 
 
-def apply(module: nn.Module) -> None:
+def lay_out(module: nn.Module) -> None:
     """For modules that no engine takes over."""
     for parameter in module.parameters():
         if parameter.dim() == 4:

@@ -21,13 +21,16 @@ from torch import Tensor
 from trainer.errors import ConfigError
 from trainer.machine import host
 from trainer.memory.stream import Landing, Traffic
+from trainer.policy import Policy
+
+FIELDS = ("gradients",)
 
 
-def enabled(policy) -> bool:
+def enabled(policy: Policy) -> bool:
     return policy.clipping == "previous" or policy.gradients == "ram"
 
 
-def check(policy, facts) -> None:
+def check(policy: Policy) -> None:
     if policy.gradients == "ram" and not policy.two_passes:
         raise ConfigError("memory.gradients = 'ram' has no effect here: every gradient is used as soon as it is there.",
                           "Set --gradients card, or --clipping exact with --max_grad_norm above 0.")  # fmt: skip

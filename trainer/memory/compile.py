@@ -12,20 +12,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import nn
 
 from trainer.errors import ConfigError
+from trainer.policy import Policy
 
 TOLERANCE = 1e-3
 BACKEND = "inductor"
 BLOCKS = ("ResnetBlock2D", "BasicTransformerBlock")
 
 
-def enabled(policy) -> bool:
+FIELDS = ()
+
+
+def enabled(policy: Policy) -> bool:
     return policy.compile != "off"
 
 
-def check(policy, facts) -> None:
+def check(policy: Policy) -> None:
     if policy.checkpointing == "selective":
         raise ConfigError("memory.compile cannot be combined with memory.checkpointing = 'selective'.",
                           "Set --checkpointing off or blocks, or --compile off.")  # fmt: skip
@@ -37,8 +42,10 @@ def check(policy, facts) -> None:
                           "Choose one: --compile blocks, or --cuda_graphs.")  # fmt: skip
 
 
-def apply(module: nn.Module) -> Callable[[], None]:
+def apply(module: nn.Module, policy: Policy, device: torch.device | str = "cpu") -> Callable[[], None] | None:
     """Compile the repeated blocks inside `module`; they are compiled when they first run. Returns the undo."""
+    if not enabled(policy) or torch.device(device).type == "meta":  # a simulation runs the eager code, which needs more
+        return None
     found = [part for part in module.modules() if type(part).__name__ in BLOCKS]
     for part in found:
         part.compile(backend=BACKEND)

@@ -22,14 +22,17 @@ import torch
 from torch import Tensor, nn
 
 from trainer.errors import ConfigError
+from trainer.policy import Policy
 from trainer.units import Unit
 
+FIELDS = ()
 
-def enabled(policy) -> bool:
+
+def enabled(policy: Policy) -> bool:
     return policy.cuda_graphs
 
 
-def check(policy, facts) -> None:
+def check(policy: Policy) -> None:
     if policy.weights == "fp32" and policy.compute != torch.float32:
         raise ConfigError("memory.cuda_graphs cannot be combined with fp32 weights under mixed precision.",
                           "Set --weights 24bit, or --mixed_precision no, or leave out --cuda_graphs.")  # fmt: skip

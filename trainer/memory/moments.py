@@ -12,15 +12,19 @@ Exact: no: 8bit stays within 1 % of fp32 Adam's update, 4bit within a few (tests
 from __future__ import annotations
 
 from trainer.errors import ConfigError
+from trainer.policy import Policy
 
 TOLERANCE = 0.05
 
 
-def enabled(policy) -> bool:
+FIELDS = ("moments",)
+
+
+def enabled(policy: Policy) -> bool:
     return policy.moments != "fp32"
 
 
-def check(policy, facts) -> None:
+def check(policy: Policy) -> None:
     if policy.optimizer != "adamw":
         raise ConfigError(
             f"memory.moments = {policy.moments!r} has no effect with train.optimizer = {policy.optimizer!r}.",

@@ -22,18 +22,23 @@ from torch import Tensor, nn
 from trainer.kernels.geglu import geglu
 from trainer.kernels.groupnorm_silu import groupnorm_silu
 from trainer.kernels.layernorm import layernorm
+from trainer.policy import Policy
+
+FIELDS = ("recompute_kernels",)
 
 
-def enabled(policy) -> bool:
+def enabled(policy: Policy) -> bool:
     return policy.recompute_kernels
 
 
-def check(policy, facts) -> None:
+def check(policy: Policy) -> None:
     """Nothing forbids it: without Triton the same mathematics runs in torch, and saves the same bytes."""
 
 
-def apply(module: nn.Module) -> Callable[[], None]:
-    """Swap what is known inside `module` (a UNet, or any of its parts). Returns the undo."""
+def apply(module: nn.Module, policy: Policy, device: torch.device | str = "cpu") -> Callable[[], None] | None:
+    """Swap what is known inside `module` (a denoiser, or any of its parts). Returns the undo."""
+    if not enabled(policy):
+        return None
     swapped: list[nn.Module] = []
 
     def swap(part: nn.Module, forward: Callable) -> None:

@@ -24,15 +24,19 @@ from torch import Tensor
 
 from trainer.errors import ConfigError
 from trainer.machine import host
+from trainer.policy import Policy
 
 Landing = Any  # the end of a copy: a torch.cuda.Event, or a simulation's number for it
 
 
-def enabled(policy) -> bool:
+FIELDS = ("stream", "resident_units")
+
+
+def enabled(policy: Policy) -> bool:
     return policy.stream != "off"
 
 
-def check(policy, facts) -> None:
+def check(policy: Policy) -> None:
     if policy.stream == "all" and policy.checkpointing != "blocks":
         raise ConfigError(
             f"memory.stream = 'all' cannot be combined with memory.checkpointing = {policy.checkpointing!r}: "

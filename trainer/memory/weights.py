@@ -13,15 +13,19 @@ Exact: no: computing in 16 bits; beyond that 24bit loses 2^-16 relative to each 
 from __future__ import annotations
 
 from trainer.errors import ConfigError
+from trainer.policy import Policy
 
 TOLERANCE = 0.05  # relative difference of losses over three steps on tiny models: bf16 arithmetic
 
 
-def enabled(policy) -> bool:
+FIELDS = ("weights",)
+
+
+def enabled(policy: Policy) -> bool:
     return policy.weights != "fp32"
 
 
-def check(policy, facts) -> None:
+def check(policy: Policy) -> None:
     if policy.optimizer != "adamw":
         raise ConfigError(
             f"memory.weights = {policy.weights!r} cannot be combined with train.optimizer = {policy.optimizer!r}, "

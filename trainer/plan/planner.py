@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from trainer import memory
 from trainer.models import Facts
 from trainer.plan import cards, solver
 from trainer.plan.calibration import gib
@@ -37,7 +38,7 @@ def draft(config: Config, facts: Facts, machine: Machine, rehearsals: Rehearsals
     rehearsals = rehearsals or Rehearsals(config, facts.family.build_meta(facts), machine.kind)
     budget = budget_bytes(config, machine)
     start = solver.base(config, machine.kind, bf16=machine.card is None or machine.card.bf16)
-    ladder = solver.rungs(config, start, facts)
+    ladder = solver.rungs(config, start)
     if machine.kind == "cpu":
         ladder, budget = ladder[:1], None
     found, phases, drawing = _place(config, ladder, budget, rehearsals)
@@ -113,11 +114,7 @@ def mode(config: Config) -> str:
 
 def settings(config: Config, policy: Policy, drawing: Drawing) -> dict[str, Any]:
     """Every memory setting as it will be, by dotted key."""
-    names = ("weights", "moments", "checkpointing", "boundaries", "stream", "gradients", "attention")
-    chosen: dict[str, Any] = {f"memory.{name}": getattr(policy, name) for name in names}
-    chosen["memory.resident_units"] = policy.resident_units if policy.stream != "off" else None
-    chosen["memory.recompute_kernels"] = "on" if policy.recompute_kernels else "off"
-    chosen["memory.channels_last"] = "on" if policy.channels_last else "off"
+    chosen: dict[str, Any] = {f"memory.{name}": value for name, value in memory.choices(policy).items()}
     chosen["memory.vae_tile"] = drawing.tile
     chosen["prior.sample_batch_size"] = config.prior.sample_batch_size or drawing.batch
     chosen["sample.batch_size"] = config.sample.batch_size or drawing.batch
@@ -151,10 +148,10 @@ def _unbound(
 ) -> solver.Found:
     """What the solver would choose without the settings `asked` for."""
     free = config.model_copy(deep=True)
-    for axis in asked:
-        setattr(free.memory, axis, "auto")
+    for name in asked:
+        setattr(free.memory, name, type(free.memory).model_fields[name].default)
     start = solver.base(free, machine.kind, bf16=machine.card is None or machine.card.bf16)
-    return _solve(free, solver.rungs(free, start, facts), made.budget_bytes, rehearsals)
+    return _solve(free, solver.rungs(free, start), made.budget_bytes, rehearsals)
 
 
 def _warnings(

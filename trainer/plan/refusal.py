@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from trainer import memory
 from trainer.errors import ConfigError
 from trainer.models import Facts
 from trainer.plan import calibration, solver
@@ -39,7 +40,7 @@ def nearest(config: Config, made: Plan, machine: Machine, facts: Facts) -> Itera
             setattr(getattr(other, section), name, value)
         rehearsals = Rehearsals(other, facts.family.build_meta(facts), machine.kind)
         start = solver.base(other, machine.kind, bf16=machine.card is None or machine.card.bf16)
-        _, policy = solver.rungs(other, start, facts)[-1]
+        _, policy = solver.rungs(other, start)[-1]
         phases, _ = rehearsals.all(policy, made.budget_bytes)
         return max(phase.vram_bytes for phase in phases)
 
@@ -64,8 +65,7 @@ def nearest(config: Config, made: Plan, machine: Machine, facts: Facts) -> Itera
 
 def asked_for(config: Config) -> list[str]:
     """The memory settings that somebody made, by name."""
-    axes = (*solver.AXES, "weights", "moments", "recompute_kernels")
-    return [axis for axis in axes if getattr(config.memory, axis) != "auto"]
+    return [name for name in memory.fields() if getattr(config.memory, name) not in ("auto", None)]
 
 
 def flags(config: Config, asked: list[str]) -> str:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from trainer import memory
 from trainer.errors import ConfigError
-from trainer.memory import TECHNIQUES
 from trainer.policy import AdamHyper, Policy
 from trainer.settings.config import Config
 
@@ -60,7 +60,7 @@ class Found:
 
 def base(config: Config, device: str, bf16: bool = True) -> Policy:
     """Everything but the ladder's choices. `device`: "cuda" or "cpu"; `bf16`: the card computes in it."""
-    memory, train = config.memory, config.train
+    wanted, train = config.memory, config.train
     full, ours = train.method == "full", train.optimizer == "adamw"
     asked = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}.get(train.mixed_precision)
     compute = asked or (torch.float32 if device == "cpu" else torch.bfloat16 if bf16 else torch.float16)
@@ -69,23 +69,23 @@ def base(config: Config, device: str, bf16: bool = True) -> Policy:
     moments = "fp32" if plain or not ours or not full else "8bit"  # an adapter's moments are a few megabytes
     switch = {"on": True, "off": False, "auto": device == "cuda"}
     return Policy(
-        weights=weights if memory.weights == "auto" else memory.weights,
-        moments=moments if memory.moments == "auto" else memory.moments,
+        weights=weights if wanted.weights == "auto" else wanted.weights,
+        moments=moments if wanted.moments == "auto" else wanted.moments,
         compute=compute,
         clipping=train.clipping,
         max_grad_norm=train.max_grad_norm,
         optimizer=train.optimizer,
         hyper=AdamHyper((train.adam_beta1, train.adam_beta2), train.adam_epsilon, train.adam_weight_decay),
         seed=train.seed,
-        attention="sdpa" if memory.attention == "auto" else memory.attention,
-        recompute_kernels=switch[memory.recompute_kernels],
-        channels_last=switch[memory.channels_last],
-        compile=memory.compile,
-        cuda_graphs=memory.cuda_graphs,
+        attention="sdpa" if wanted.attention == "auto" else wanted.attention,
+        recompute_kernels=switch[wanted.recompute_kernels],
+        channels_last=switch[wanted.channels_last],
+        compile=wanted.compile,
+        cuda_graphs=wanted.cuda_graphs,
     )
 
 
-def rungs(config: Config, start: Policy, facts: object) -> list[tuple[Rung, Policy]]:
+def rungs(config: Config, start: Policy) -> list[tuple[Rung, Policy]]:
     """The ladder under the values somebody set, without repetitions and without what the techniques refuse."""
     fixed = {axis: getattr(config.memory, axis) for axis in AXES if getattr(config.memory, axis) != "auto"}
     if not start.two_passes:
@@ -99,9 +99,7 @@ def rungs(config: Config, start: Policy, facts: object) -> list[tuple[Rung, Poli
         if policy in found:
             continue
         try:
-            for technique in TECHNIQUES:
-                if technique.enabled(policy):
-                    technique.check(policy, facts)
+            memory.check(policy)
         except ConfigError as error:
             refused = refused or error
             continue

@@ -54,7 +54,7 @@ class Run:
 def prepare(config: Config) -> Run:
     """Everything that can be known without loading weights. Raises ConfigError with the fix; writes nothing."""
     config = config.model_copy(deep=True)
-    memory.allocator.apply()  # before CUDA starts
+    memory.allocator.start()  # before CUDA starts
     settle.subject(config)
     family, facts = models.describe(
         config.model.name,
@@ -88,7 +88,7 @@ def prepare(config: Config) -> Run:
         properties = torch.cuda.get_device_properties(device)
         checks.card(config, properties.total_memory, properties.name)
     plan = planner.plan(config, facts, device)
-    memory.check(plan.policy, facts)
+    memory.check(plan.policy)
     for key, value in plan.settings.items():
         if "." in key and value is not None and not config.chosen(key):
             config.settle(key, value, "planner")

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from trainer.policy import Policy
+
 LOW = {
     F.linear, F.conv2d, F.scaled_dot_product_attention, torch.matmul, torch.bmm, torch.baddbmm, torch.mm, torch.addmm,
     Tensor.matmul, Tensor.__matmul__, Tensor.bmm,
@@ -20,7 +22,7 @@ LOW = {
 HIGH = {F.group_norm, F.layer_norm, F.softmax, torch.softmax, Tensor.softmax, torch.norm}
 
 
-def autocast(policy, device: torch.device) -> AbstractContextManager:
+def autocast(policy: Policy, device: torch.device) -> AbstractContextManager:
     """What a unit runs under. Weights that are stored in 16 bits need nothing."""
     if policy.weights != "fp32" or policy.compute == torch.float32:
         return nullcontext()
