@@ -1,11 +1,14 @@
 """Batches: the order of photos, the halves of a step, and a state that decides everything to come."""
 
+from collections import Counter
+
 import torch
 
 from trainer.data.batches import Batches, ClassRows
 from trainer.data.dataset import Dataset, Example
 from trainer.models import SD1, SDXL
 from trainer.objective.loss import Objective
+from trainer.objective.noise import DDPM
 
 ABAR = torch.linspace(0.99, 0.01, 1000, dtype=torch.float64)
 
@@ -38,7 +41,7 @@ def dataset(photos=3, classes=4, sides=(8,), family=SD1, masks=()):
 
 def batches(data=None, seed=0, **settings):
     settings = {"batch_size": 1, "accumulation": 1} | settings
-    data, objective = data or dataset(), Objective(ABAR)
+    data, objective = data or dataset(), Objective(DDPM(ABAR))
     return Batches(data, objective, ClassRows(data, objective) if data.classes else None, seed=seed, **settings)
 
 
@@ -46,6 +49,44 @@ def test_an_epoch_shows_every_photo_once():
     source = batches()
     for _ in range(3):
         assert sorted(source.step()[0].names[0] for _ in range(3)) == ["p0", "p1", "p2"]
+
+
+def shown(source, steps):
+    """How often each photo comes in `steps` steps."""
+    return Counter(name for _ in range(steps) for micro in source.step() for name in micro.names[: micro.instances])
+
+
+def test_an_epoch_of_several_buckets_shows_each_photo_as_often_as_it_repeats():
+    data = dataset(photos=9, classes=0, sides=(8, 12, 16, 12))
+    data.repeats[:] = [1, 2, 1, 1, 3, 1, 1, 1, 1]
+    source, epoch = batches(data), {f"p{i}": times for i, times in enumerate(data.repeats)}
+    for _ in range(3):
+        assert shown(source, sum(data.repeats)) == epoch
+
+
+def test_photos_that_fill_no_batch_of_their_bucket_wait_for_the_next_epoch():
+    source = batches(dataset(photos=9, classes=0, sides=(8, 12, 16)), batch_size=2)  # three of each shape
+    assert set(shown(source, 9).values()) == {2}  # two epochs are nine batches
+    alone = batches(dataset(photos=3, classes=0, sides=(8, 12, 16)), batch_size=4)  # a bucket of one, batches of four
+    assert set(shown(alone, 3).values()) == {4}
+
+
+def test_buckets_left_in_an_epoch_are_resumed():
+    def source(seed):
+        return batches(dataset(photos=9, classes=0, sides=(8, 12, 16)), seed=seed, batch_size=2)
+
+    first, second = source(0), source(5)
+    for _ in range(3):
+        first.step()
+    second.restore(first.state())
+    assert [first.step()[0].names for _ in range(20)] == [second.step()[0].names for _ in range(20)]
+
+
+def test_a_state_of_before_buckets_had_epochs_goes_on():
+    source = batches(dataset(photos=4, classes=0, sides=(8, 12)))
+    state = {name: value for name, value in source.state().items() if name != "buckets"}
+    source.restore(state)
+    assert set(shown(source, 4).values()) == {1}
 
 
 def test_photos_come_first_and_class_images_with_their_own_prompt_second():

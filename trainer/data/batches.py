@@ -101,6 +101,8 @@ class Batches:
         self.generator = torch.Generator().manual_seed(seed)
         self.groups = dataset.groups
         self.decks = {shape: Deck(len(group)) for shape, group in self.groups.items()}
+        self.coming: list[tuple[int, int]] = []  # shapes of the epoch's batches that are left
+        self.owed = dict.fromkeys(self.groups, 0)  # photos that made no whole batch of their shape, for the next epoch
 
     def step(self) -> list[MicroBatch]:
         """The micro-batches of one optimizer step."""
@@ -117,12 +119,17 @@ class Batches:
         return [photos, prior]
 
     def _shape(self) -> tuple[int, int]:
-        """A bucket, with the probability of its share of the photos."""
-        shapes = list(self.decks)
-        if len(shapes) == 1:
-            return shapes[0]
-        sizes = torch.tensor([float(self.decks[shape].size) for shape in shapes])
-        return shapes[int(torch.multinomial(sizes, 1, generator=self.generator))]
+        """A bucket. In an epoch each comes as often as its photos fill batches, so every photo is shown as often as it
+        repeats; drawing buckets by their share would leave some photos out and show others twice."""
+        if len(self.decks) == 1:
+            return next(iter(self.decks))
+        while not self.coming:
+            epoch = []
+            for shape, group in self.groups.items():
+                full, self.owed[shape] = divmod(self.owed[shape] + len(group), self.batch_size)
+                epoch += [shape] * full
+            self.coming = [epoch[i] for i in torch.randperm(len(epoch), generator=self.generator).tolist()]
+        return self.coming.pop()
 
     def _photo(self, shape: tuple[int, int]) -> Example:
         index = self.groups[shape][self.decks[shape].draw(self.generator)]
@@ -133,12 +140,16 @@ class Batches:
         """Everything that decides the coming steps: JSON-ready but for `generator`, a uint8 tensor."""
         decks = {f"{h}x{w}": list(deck.order) for (h, w), deck in self.decks.items()}
         classes = self.prior.state() if self.prior is not None else []
-        return {"generator": self.generator.get_state(), "decks": decks, "class_deck": classes}
+        buckets = {"coming": [list(shape) for shape in self.coming], "owed": list(self.owed.values())}
+        return {"generator": self.generator.get_state(), "decks": decks, "class_deck": classes, "buckets": buckets}
 
     def restore(self, state: Mapping) -> None:
         self.generator.set_state(state["generator"])
         for (height, width), deck in self.decks.items():
             deck.order = list(state["decks"][f"{height}x{width}"])
+        if "buckets" in state:  # older checkpoints drew a bucket anew each time
+            self.coming = [tuple(shape) for shape in state["buckets"]["coming"]]
+            self.owed = dict(zip(self.groups, state["buckets"]["owed"], strict=True))
         if self.prior is not None:
             self.prior.restore(state["class_deck"])
 
