@@ -78,7 +78,7 @@ TESTED_IN = {
     "readers/tui": "readers/watch readers/view/charts readers/view/dashboard readers/view/ink readers/view/keys "
     "readers/view/lines readers/view/painter readers/view/panels readers/view/pictures readers/view/state",
     "run/schedule": "step/ema",
-    "run/stages": "run/assemble run/loop ",
+    "run/stages": "run/assemble",
     "settings/config": "errors settings/checks settings/effect settings/overlay",
     "step/engine": "step/residency step/updates units",
 }

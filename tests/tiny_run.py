@@ -26,7 +26,7 @@ def words(place: Path, *more: object, model: str = "sd1", run: str = "run") -> l
         *("--sample.steps", 2),
         *("--cache_dir", place / "cache"),
         *("--output_dir", place / run),
-        "--no-watch",
+        *(() if "--watch" in more else ("--no-watch",)),
     ]
     return [str(word) for word in [*base, *more]]
 

@@ -1,4 +1,4 @@
-"""What a person can mend: every floor raises it, `__main__` prints it and its fix instead of a traceback."""
+"""What a person can mend: a run or a command ends with it and its fix instead of a traceback."""
 
 
 class ConfigError(ValueError):
@@ -7,3 +7,7 @@ class ConfigError(ValueError):
     def __init__(self, what: str, fix: str):
         self.what, self.fix = what, fix
         super().__init__(f"{what}\n  fix: {fix}")
+
+
+class Diverged(RuntimeError):
+    """The loss, or a weight, is no longer a number. The message names the step, the likely cause and the fix."""

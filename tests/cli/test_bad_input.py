@@ -189,6 +189,6 @@ def test_parameters_that_share_memory_are_saved_each_with_its_own(tmp_path):
     book = torch.arange(4.0)
     state = {"engine.taken": torch.tensor(1), "optimizer.0.1.qmap": book, "optimizer.0.2.qmap": book}
     batches = {"generator": torch.get_rng_state()}
-    point = checkpoint.save(tmp_path, 3, state, ema=None, batches=batches, facts={})
-    found = checkpoint.load(point)[1]
+    point = checkpoint.save(tmp_path, checkpoint.State(3, state, None, batches, {}, {}))
+    found = checkpoint.load(point).engine
     assert torch.equal(found["optimizer.0.1.qmap"], book) and torch.equal(found["optimizer.0.2.qmap"], book)

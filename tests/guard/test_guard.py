@@ -1,5 +1,7 @@
 """The guard: rules on readings, and a reading that changes nothing."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from small_data import small_data
@@ -108,8 +110,45 @@ def test_a_resumed_guard_goes_on_where_it_was(small, tmp_path):
     list(first.begin())
     list(first.read(5))
     second = Guard(tmp_path, Settings(interval=5), losses, None)
-    assert list(second.begin()) == []  # the base model is not read again from trained weights
-    assert second.rulings.history == first.rulings.history and second.rulings.best_step == 5
+    assert list(second.go_on(tmp_path / "guard", 5)) == []  # the base model is not read again from trained weights
+    assert second.rulings == first.rulings and second.rulings.best_step == 5
+
+
+def test_readings_taken_after_the_checkpoint_are_still_to_come(small, tmp_path):
+    parts, data, held = small
+    losses = losses_of(parts, data, held)
+    first = Guard(tmp_path, Settings(interval=5), losses, None)
+    list(first.begin())
+    list(first.read(5))
+    before = deepcopy(first.rulings)
+    list(first.read(10))
+    second = Guard(tmp_path, Settings(interval=5), losses, None)
+    list(second.go_on(tmp_path / "guard", 9))
+    assert second.rulings == before
+    third = Guard(tmp_path / "another run", Settings(interval=5), losses, None)
+    assert list(third.go_on(tmp_path / "guard", 9)) == [] and third.rulings == before
+    assert (tmp_path / "another run" / "guard" / "readings.json").is_file()
+
+
+def test_a_new_run_in_an_old_folder_inherits_no_readings(small, tmp_path):
+    parts, data, held = small
+    losses = losses_of(parts, data, held)
+    old = Guard(tmp_path, Settings(interval=5), losses, None)
+    list(old.begin())
+    list(old.read(800))
+    (tmp_path / "guard" / "base-0.png").touch()
+    new = Guard(tmp_path, Settings(interval=5), losses, None)
+    assert [event.step for event in new.begin()] == [0]
+    assert [step for step, _ in new.rulings.history] == [0] and new.rulings.best_step is None
+    again = Guard(tmp_path, Settings(interval=5), losses, None)
+    assert list(again.go_on(tmp_path / "guard", 900)) == [] and again.rulings == new.rulings
+    assert not (tmp_path / "guard" / "base-0.png").exists()
+
+
+def test_a_run_that_was_not_watched_has_its_base_model_read_when_it_goes_on(small, tmp_path):
+    parts, data, held = small
+    watch = Guard(tmp_path, Settings(interval=5), losses_of(parts, data, held), None)
+    assert [event.step for event in watch.go_on(tmp_path / "guard", 40)] == [0]
 
 
 def test_without_an_interval_readings_stay_within_their_share(small, tmp_path):

@@ -11,30 +11,33 @@ from trainer.files.safetensors_stream import PIECE_BYTES
 from trainer.out import checkpoint
 
 
-def save(run, step, value=1.0):
+def state(step=1, engine=None, **more):
     batches = {
         "generator": torch.Generator().manual_seed(step).get_state(),
         "decks": {"8x8": [1, 0]},
         "class_deck": [2],
     }
-    return checkpoint.save(
-        run,
-        step,
-        {"w": torch.full((3,), value)},
-        ema={"w": torch.zeros(3)},
-        batches=batches,
-        facts={"policy": {"a": 1}},
+    engine = {"w": torch.ones(3)} if engine is None else engine
+    generators = {"torch": torch.Generator().manual_seed(50 + step).get_state()}
+    return checkpoint.State(
+        step, engine, more.get("average"), batches, generators, more.get("facts", {"policy": {"a": 1}})
     )
 
 
+def save(run, step):
+    return checkpoint.save(run, state(step))
+
+
 def test_a_checkpoint_comes_back_with_everything_in_it(tmp_path):
-    path = save(tmp_path, 7, 2.5)
-    torch.manual_seed(99)
-    state, engine, ema, batches = checkpoint.load(path)
-    assert state["step"] == 7 and state["policy"] == {"a": 1}
-    assert engine["w"].tolist() == [2.5] * 3 and ema["w"].tolist() == [0.0] * 3
-    assert batches["decks"] == {"8x8": [1, 0]} and batches["class_deck"] == [2]
-    assert torch.equal(batches["generator"], torch.Generator().manual_seed(7).get_state())
+    saved = state(7, {"w": torch.full((3,), 2.5)}, average={"w": torch.zeros(3)})
+    found = checkpoint.load(checkpoint.save(tmp_path, saved))
+    assert found.step == 7 and found.facts["policy"] == {"a": 1}
+    assert found.engine["w"].tolist() == [2.5] * 3 and found.average["w"].tolist() == [0.0] * 3
+    assert found.batches["decks"] == {"8x8": [1, 0]} and found.batches["class_deck"] == [2]
+    assert torch.equal(found.batches["generator"], saved.batches["generator"])
+    assert found.generators.keys() == {"torch"}
+    assert torch.equal(found.generators["torch"], saved.generators["torch"])
+    assert checkpoint.load(save(tmp_path, 8)).average is None
 
 
 def test_every_kind_of_tensor_comes_back_bit_for_bit(tmp_path):
@@ -56,20 +59,25 @@ def test_every_kind_of_tensor_comes_back_bit_for_bit(tmp_path):
         "a part": torch.arange(10.0)[2:5],
         "longer than a piece": torch.arange(PIECE_BYTES // 4 + 5, dtype=torch.int32),
     }
-    batches = {"generator": torch.get_rng_state()}
-    found = checkpoint.load(checkpoint.save(tmp_path, 1, engine, ema=None, batches=batches, facts={}))[1]
+    found = checkpoint.load(checkpoint.save(tmp_path, state(1, engine))).engine
     assert set(found) == set(engine)
     for name, tensor in engine.items():
         assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
 
 
-def test_torchs_own_generator_is_put_back(tmp_path):
-    torch.manual_seed(5)
+def test_reading_a_checkpoint_changes_nothing_outside_it(tmp_path):
     path = save(tmp_path, 1)
+    torch.manual_seed(6)
     expected = torch.rand(3)
     torch.manual_seed(6)
     checkpoint.load(path)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_what_is_no_number_is_named_but_for_the_engines_own_counters():
+    nan = torch.tensor([1.0, float("nan")])
+    assert state(1, {"engine.norm": nan, "a": torch.ones(2), "b": nan, "c": nan}).broken() == "b"
+    assert state(1, {"engine.norm": nan, "a": torch.tensor([1])}).broken() == ""
 
 
 def test_a_half_written_checkpoint_is_not_found(tmp_path):

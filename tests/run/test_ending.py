@@ -4,10 +4,9 @@ import pytest
 import torch
 from tiny_run import prepared
 
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, Diverged
 from trainer.events import CheckpointSaved, Controls, PhaseEnded, Step
 from trainer.run.ending import Ending, Quit
-from trainer.run.loop import Diverged
 
 
 def ended(run, what, controls=None):

@@ -145,8 +145,7 @@ def test_the_written_settings_repeat_the_run(place):
 
 
 def test_the_guard_reads_the_base_model_and_the_trained_one(place):
-    config = [w for w in words(place, "--interval", 2, run="guarded") if w != "--no-watch"]
-    found = list(stages.run(cli.parse(config).config(), Controls()))
+    found = events(place, "--watch", "--interval", 2, run="guarded")
     assert [e.step for e in of(Meters, found)] == [0, 2, 4]
 
 

@@ -35,16 +35,36 @@ class Guard:
         self.begun = time.perf_counter()
         self.stop = ""
         self.improved = False
-        self.best: Path | None = None
 
     def begin(self) -> Iterator[Event]:
-        """Read the base model, or go on with the readings of the run that is resumed."""
-        if (self.folder / "readings.json").is_file():
-            self._restore()
-        else:
-            yield from self.read(0)
-        self.begun = time.perf_counter()
-        self.spent = dict.fromkeys(self.spent, 0.0)  # the base model is read before training and once
+        """Read the base model, which all later readings are compared with. What an earlier run left here is not this one's."""
+        for picture in self.folder.glob("base-*.png"):
+            picture.unlink()
+        yield from self.read(0)
+        self._keep_base()
+        self._count_from_now()
+
+    def go_on(self, folder: Path, step: int) -> Iterator[Event]:
+        """Go on with the readings that the resumed run left in `folder`, up to `step`: what came after it is still to
+        come. The weights are still the base model's, which is read now where it was not then."""
+        kept = folder / "readings.json"
+        history = json.loads(kept.read_text(encoding="utf-8"))["history"] if kept.is_file() else []
+        if not history:
+            yield from self.begin()
+            return
+        for at, values in history:
+            if at <= step:
+                self.rulings.take(at, values)
+        if (pictures := self.meters["pictures"]) is not None:
+            places = [folder / f"base-{index}.png" for index in range(len(pictures.prompts))]
+            pictures.base = [Image.open(place).convert("RGB") for place in places if place.exists()]
+        self._keep()
+        self._keep_base()
+        self._count_from_now()
+
+    def _count_from_now(self) -> None:
+        """The base model is read once and before training, so its time does not count."""
+        self.begun, self.spent = time.perf_counter(), dict.fromkeys(self.spent, 0.0)
 
     def due(self, step: int) -> bool:
         return bool(self._affordable(step))
@@ -84,44 +104,15 @@ class Guard:
             )
         yield Meters(step, values, verdict)
 
-    def remember_best(self, checkpoint: Path) -> None:
-        """This checkpoint is the best one: pruning leaves it, and the one before it may go."""
-        self.best = checkpoint
-        self._keep()
-
     def _keep(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         tidy(self.folder)
-        state = {
-            "history": self.rulings.history,
-            "best_step": self.rulings.best_step,
-            "stale": self.rulings.stale,
-            "best_score": self.rulings.best_score if self.rulings.best_step is not None else None,
-            "named": sorted(self.rulings.named),
-            "best": str(self.best) if self.best else None,
-        }
         with whole(self.folder / "readings.json") as part:
+            state = {"history": self.rulings.history, "best_step": self.rulings.best_step}
             part.write_text(json.dumps(state, indent=1), encoding="utf-8")
-        pictures = self.meters["pictures"]
-        for index, picture in enumerate(pictures.base if pictures else []):
-            if not (self.folder / f"base-{index}.png").exists():
-                with whole(self.folder / f"base-{index}.png") as part:
-                    picture.save(part, "PNG")
 
-    def _restore(self) -> None:
-        state = json.loads((self.folder / "readings.json").read_text())
-        self.rulings = Rulings(
-            self.settings,
-            [(step, values) for step, values in state["history"]],
-            state["best_step"],
-            float("-inf") if state["best_score"] is None else state["best_score"],
-            state["stale"],
-            set(state["named"]),
-        )
-        self.best = Path(state["best"]) if state["best"] else None
-        if (pictures := self.meters["pictures"]) is not None:
-            pictures.base = [
-                Image.open(self.folder / f"base-{i}.png").convert("RGB")
-                for i in range(len(pictures.prompts))
-                if (self.folder / f"base-{i}.png").exists()
-            ]
+    def _keep_base(self) -> None:
+        """The base model's pictures, for when the run is resumed: its weights are gone then."""
+        for index, picture in enumerate(pictures.base if (pictures := self.meters["pictures"]) else []):
+            with whole(self.folder / f"base-{index}.png") as part:
+                picture.save(part, "PNG")

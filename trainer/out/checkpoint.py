@@ -16,9 +16,10 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -69,20 +70,49 @@ def require_space(path: Path, size_bytes: int, what: str) -> None:
         )
 
 
-def save(
-    run: Path, step: int, engine: Mapping[str, Tensor], *, ema: Mapping[str, Tensor] | None, batches: dict, facts: dict
-) -> Path:
-    """Write a checkpoint and return its folder. `batches` is Batches.state(); `facts` is any JSON (policy, config digest)."""
-    final = folder(run, step)
+@dataclass(frozen=True)
+class State:
+    """What a checkpoint holds.
+
+    engine:     weights, corrections and moments, as the engine keeps them
+    average:    the moving average, where one is kept
+    batches:    `Batches.state()`: the decks and, under "generator", what draws from them
+    generators: torch's own, by device
+    facts:      any JSON: policy, way of drawing, the model's digest
+    """
+
+    step: int
+    engine: Mapping[str, Tensor]
+    average: Mapping[str, Tensor] | None
+    batches: dict[str, Any]
+    generators: dict[str, Tensor]
+    facts: dict[str, Any]
+
+    @property
+    def bytes(self) -> int:
+        return sum(
+            t.numel() * t.element_size() for tensors in (self.engine, self.average or {}) for t in tensors.values()
+        )
+
+    def broken(self) -> str:
+        """The first weight or moment that is no number any more; the engine's own counters begin as nan."""
+        kept = ((name, tensor) for name, tensor in self.engine.items() if not name.startswith("engine."))
+        return next((name for name, t in kept if t.is_floating_point() and not t.isfinite().all()), "")
+
+
+def save(run: Path, state: State) -> Path:
+    """Write a checkpoint and return its folder."""
+    final = folder(run, state.step)
     run.mkdir(parents=True, exist_ok=True)
     give_back()  # what the steps freed
-    state = {"format": FORMAT, "step": step, "batches": {k: v for k, v in batches.items() if k != "generator"}} | facts
+    decks = {name: value for name, value in state.batches.items() if name != "generator"}
+    written = {"format": FORMAT, "step": state.step, "batches": decks} | state.facts
     with whole_folder(final) as part:
-        _write(part / "engine.safetensors", engine)
-        if ema is not None:
-            _write(part / "ema.safetensors", ema)
-        _write(part / "random.safetensors", _generators(batches["generator"]))
-        (part / "state.json").write_text(json.dumps(state, indent=1))
+        _write(part / "engine.safetensors", state.engine)
+        if state.average is not None:
+            _write(part / "ema.safetensors", state.average)
+        _write(part / "random.safetensors", {"batches": state.batches["generator"]} | state.generators)
+        (part / "state.json").write_text(json.dumps(written, indent=1))
     return final
 
 
@@ -97,17 +127,20 @@ def read_state(checkpoint: Path) -> dict:
     return state
 
 
-def load(checkpoint: Path) -> tuple[dict, Mapping[str, Tensor], Mapping[str, Tensor] | None, dict]:
-    """(state, engine, ema, batches) of a checkpoint; also puts torch's own generators back where they were. The tensors
-    of engine and ema lie in their files: copy what is to stay."""
-    state = read_state(checkpoint)
-    random = load_file(checkpoint / "random.safetensors")
-    torch.set_rng_state(random["torch"])
-    if "cuda" in random and torch.cuda.is_available():
-        torch.cuda.set_rng_state(random["cuda"])
-    ema = checkpoint / "ema.safetensors"
-    batches = state["batches"] | {"generator": random["batches"]}
-    return state, Stored(checkpoint / "engine.safetensors"), Stored(ema) if ema.exists() else None, batches
+def load(checkpoint: Path) -> State:
+    """All of a checkpoint. The tensors of engine and average lie in their files: copy what is to stay."""
+    facts = read_state(checkpoint)
+    generators = load_file(checkpoint / "random.safetensors")
+    batches = facts["batches"] | {"generator": generators.pop("batches")}
+    average = checkpoint / "ema.safetensors"
+    return State(
+        facts["step"],
+        Stored(checkpoint / "engine.safetensors"),
+        Stored(average) if average.exists() else None,
+        batches,
+        generators,
+        facts,
+    )
 
 
 def prune(run: Path, limit: int | None, keep: Path | None = None) -> list[Path]:
@@ -130,10 +163,3 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     with Writer(path, shapes, {name: tensor.dtype for name, tensor in tensors.items()}, {}) as file:
         for name, tensor in tensors.items():
             file.write(name, tensor)
-
-
-def _generators(batches: Tensor) -> dict[str, Tensor]:
-    states = {"batches": batches, "torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states

@@ -1,4 +1,4 @@
-"""A planned run put together: model loaded, class images drawn, caches filled, engine, batches, guard and loop's job.
+"""The pieces of a run, each made from the Run and what the step before returned.
 
 The order keeps one large model on the card at a time: text encoders, then the denoiser for class images, then the VAE,
 and the engine only when they have gone. A denoiser that does not fit the card whole is brought unit by unit from the start.
@@ -7,7 +7,7 @@ and the engine only when they have gone. A denoiser that does not fit the card w
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from trainer import memory, models
 from trainer.data import photos as data
 from trainer.data import pictures
 from trainer.data.batches import Batches, ClassRows, PriorRows
-from trainer.data.dataset import Dataset
+from trainer.data.dataset import Dataset, Example
 from trainer.data.encode import Encoder
 from trainer.data.photos import PhotoSet
 from trainer.draw.painter import Painter
@@ -25,95 +25,120 @@ from trainer.files.mapped import give_back
 from trainer.guard import held, judge, meters
 from trainer.guard.guard import Guard
 from trainer.machine.phase import Phase
-from trainer.machine.vitals import Vitals
 from trainer.models import Parts, adapters
 from trainer.objective.loss import Objective
-from trainer.plan.plan import Plan
 from trainer.policy import Policy
-from trainer.prior import identifier, prediction
-from trainer.prior import images as prior
-from trainer.run import loop
+from trainer.prior import identifier, images, prediction
+from trainer.prior.prediction import PredictedRows, Predictions
 from trainer.run.prepare import Run
-from trainer.run.schedule import factor
+from trainer.run.schedule import Rates
+from trainer.run.trained import Trained
 from trainer.settings.config import Config
 from trainer.step.ema import Average
 from trainer.step.engine import Engine
 
+Keep = PhotoSet | Predictions | None  # what holds training to the class: pictures of it, answers about it, or nothing
 
-def build(run: Run) -> Stage[tuple[loop.Job, Painter]]:
-    """All that training needs, and the painter of what it makes."""
-    config, photos, spared, plan, device, folder = run.config, run.photos, run.spared, run.plan, run.device, run.cache
-    train, model = config.train, config.model
-    phase = Phase("load", device)
-    yield phase.start(detail=model.name)
-    parts = models.load_for(model)
-    yield phase.end(
-        f"{parts.family.title}, {sum(p.numel() for p in parts.denoiser.parameters()) / 1e6:.1f} million parameters in the denoiser"
-    )
+
+@dataclass(frozen=True)
+class Cached:
+    """What training reads, and beside it what it never sees: examples of the subject and of the class."""
+
+    dataset: Dataset
+    unseen: list[Example]
+    unseen_class: list[Example]
+
+
+def load(run: Run) -> Stage[Parts]:
+    """The model, as its files have it."""
+    config = run.config
+    phase = Phase("load", run.device)
+    yield phase.start(detail=config.model.name)
+    parts = models.load_for(config.model)
+    millions = sum(p.numel() for p in parts.denoiser.parameters()) / 1e6
+    yield phase.end(f"{parts.family.title}, {millions:.1f} million parameters in the denoiser")
     if config.model.name != "demo" or config.chosen("data.identifier"):  # the small model has never heard of rifles
         yield from identifier.warnings_for(config.data.identifier, config.data.class_name, parts.tokenizers[0])
+    return parts
 
-    encoder = Encoder.of(parts, config, plan.drawing, device)
-    prior_words = [data.class_prompt(config), ""] if config.prior.with_prior_preservation else []
-    texts = (yield from encoder.prompts(prior_words)) if prior_words else {}  # the engine takes the encoders over later
-    engine = make_engine(config, parts, plan.policy, device) if plan.policy.stream == "all" else None
-    painter = Painter(parts, run.look, plan.drawing, device, texts, engine)
-    class_images, predictions = yield from _prior(config, plan, painter, folder)
-    words = [*drawn_prompts(config), *([spared.prompt] if spared else [])]
-    dataset = yield from encoder.dataset(photos, class_images, config, words)
-    side = (config.data.resolution, config.data.resolution)
-    unseen = (yield from encoder.images(held.held_views(photos, spared, side))) if config.guard.watch else []
-    dataset, unseen_class = held.hold_out_class(dataset) if config.guard.watch else (dataset, [])
 
-    engine = engine or make_engine(config, parts, plan.policy, device)
-    yield from _attention(config, parts, plan.policy, dataset, device)
-    drawing = replace(plan.drawing, batch=config.sample.batch_size or plan.drawing.batch)
+def untouched(run: Run, parts: Parts) -> Stage[Painter]:
+    """Who draws with the model as it was loaded. The class's words are encoded before an engine takes the encoders over."""
+    config, texts = run.config, {}
+    if config.prior.with_prior_preservation:
+        encoder = Encoder.of(parts, config, run.plan.drawing, run.device)
+        texts = yield from encoder.prompts([data.class_prompt(config), ""])
+    policy = run.plan.policy
+    engine = make_engine(config, parts, policy, run.device) if policy.stream == "all" else None
+    return Painter(parts, run.look, run.plan.drawing, run.device, texts, engine)
+
+
+def class_images(run: Run, painter: Painter) -> Stage[Keep]:
+    """What the untouched model draws of the class, or answers about it."""
+    config, drawing = run.config, run.plan.drawing
+    if not config.prior.with_prior_preservation:
+        return None
+    # nothing was learned yet: whatever state a streamed engine has already stays where the plan counts it
+    batch = config.prior.sample_batch_size or drawing.batch
+    painter = replace(painter, drawing=replace(drawing, batch=batch, park=False))
+    if config.prior.by == "prediction":
+        rows = config.train.max_train_steps * config.train.train_batch_size * config.train.gradient_accumulation_steps
+        draws = min(prediction.DRAWS, max(rows, 16))  # a short run cannot use more
+        latents = min(prediction.LATENTS, draws // 4)
+        return (yield from prediction.ensure(painter, config, run.cache, draws=draws, latents=latents))
+    return (yield from images.ensure(painter, config, images.folder_for(painter.parts, config, run.cache)))
+
+
+def cache(run: Run, parts: Parts, keep: Keep) -> Stage[Cached]:
+    """Photos, class images and prompts as the encoders have them; where the guard watches, some are kept back."""
+    config, encoder = run.config, Encoder.of(parts, run.config, run.plan.drawing, run.device)
+    shown = keep if isinstance(keep, PhotoSet) else None
+    words = [*drawn_prompts(config), *([run.spared.prompt] if run.spared else [])]
+    dataset = yield from encoder.dataset(run.photos, shown, config, words)
+    if not config.guard.watch:
+        return Cached(dataset, [], [])
+    unseen = yield from encoder.images(held.held_views(run.photos, run.spared, run.look.size))
+    dataset, unseen_class = held.hold_out_class(dataset)
+    return Cached(dataset, unseen, unseen_class)
+
+
+def drawn_prompts(config: Config) -> list[str]:
+    """Every prompt that previews and the guard may draw, and the one they are steered away from."""
+    previews = config.sample.validation_prompt if config.sample.num_validation_images else []
+    found = [*previews, *meters.prompts(config)]
+    return [*found, config.sample.negative_prompt] if found else []
+
+
+def trained(run: Run, painter: Painter, cached: Cached, keep: Keep) -> Stage[tuple[Trained, Painter]]:
+    """What learns, and the painter of what it has learned."""
+    config, train, parts, dataset = run.config, run.config.train, painter.parts, cached.dataset
+    engine = painter.engine or make_engine(config, parts, run.plan.policy, run.device)
+    yield from _attention(run, parts, dataset)
+    drawing = replace(run.plan.drawing, batch=config.sample.batch_size or run.plan.drawing.batch)
     painter = replace(painter, drawing=drawing, texts=dataset.texts or dataset.tokens, engine=engine)
     objective = Objective.of(config, parts.noise(train.zero_terminal_snr))
     batches = Batches(
         dataset,
         objective,
-        _prior_rows(dataset, objective, predictions),
+        _prior_rows(keep, dataset, objective),
         batch_size=train.train_batch_size,
         accumulation=train.gradient_accumulation_steps,
         seed=train.seed,
         caption_dropout=train.caption_dropout,
     )
-    job = loop.Job(
+    made = Trained(
         run.folder,
         engine,
         batches,
         objective,
-        rates(config),
-        factor(train, train.max_train_steps),
+        Rates.of(train),
         train.max_train_steps,
-        Vitals(device),
-        {"policy": plan.policy.as_json(), "drawing": plan.drawing.as_json(), "model": parts.digest},
-        preview=lambda step: iter(()),
-        average=Average(engine.master(), train.ema_decay) if train.ema else None,
-        text_stop=train.text_encoder_stop_step,
-        save_every=config.checkpoint.checkpointing_steps,
-        save_limit=config.checkpoint.checkpoints_total_limit,
-        sample_every=config.sample.validation_steps,
-        keep_best=config.guard.keep_best,
+        {"policy": run.plan.policy.as_json(), "drawing": run.plan.drawing.as_json(), "model": parts.digest},
+        Average(engine.master(), train.ema_decay) if train.ema else None,
     )
     torch.manual_seed(train.seed)  # what dropout draws from; every other draw has a generator of its own
-    if config.guard.watch:
-        seen = [dataset.instance(index, 0) for index in range(len(dataset.instances))]
-        probe = meters.Probe(dataset, objective, train.train_batch_size, train.seed)
-        losses = meters.Losses.of(engine, probe, {"held-out": unseen, "seen": seen, "class": unseen_class})
-        job.guard = Guard(run.folder, config.guard, losses, _pictures(config, photos, painter))
-    return job, painter
-
-
-def rates(config: Config) -> dict[str, float]:
-    """Learning rate by model name, before the schedule."""
-    train = config.train
-    scale = train.train_batch_size * train.gradient_accumulation_steps if train.scale_lr else 1
-    found = {"unet": train.learning_rate * scale}
-    if train.train_text_encoder:
-        found |= {"text": train.text_encoder_lr * scale, "text_2": train.text_encoder_lr * scale}
-    return found
+    made.guard = _guard(run, made, painter, cached) if config.guard.watch else None
+    return made, painter
 
 
 def make_engine(config: Config, parts: Parts, policy: Policy, device: torch.device) -> Engine:
@@ -132,56 +157,42 @@ def make_engine(config: Config, parts: Parts, policy: Policy, device: torch.devi
     return engine
 
 
-def _attention(config: Config, parts: Parts, policy: Policy, dataset: Dataset, device: torch.device) -> Iterator[Event]:
+def _attention(run: Run, parts: Parts, dataset: Dataset) -> Iterator[Event]:
     """On a card: the attention kernel that takes this run's shapes, compared with plain mathematics before it trains."""
-    if device.type != "cuda" or not memory.attention.enabled(policy):
+    policy = run.plan.policy
+    if run.device.type != "cuda" or not memory.attention.enabled(policy):
         return
-    rows = config.train.train_batch_size * (2 if config.prior.with_prior_preservation else 1)
+    rows = run.config.train.train_batch_size * (2 if run.config.prior.with_prior_preservation else 1)
     kinds = {kind: None for size in dataset.groups for kind in memory.attention.shapes(parts.denoiser, rows, *size)}
-    yield Notice("\n".join(memory.attention.verify(kinds, policy.math, device, policy.attention)))
+    yield Notice("\n".join(memory.attention.verify(kinds, policy.math, run.device, policy.attention)))
     memory.allocator.release()
 
 
-def _prior(
-    config: Config, plan: Plan, painter: Painter, folder: Path
-) -> Stage[tuple[PhotoSet | None, prediction.Predictions | None]]:
-    """(class images, predictions) by the untouched model: one of them, or neither."""
-    if not config.prior.with_prior_preservation:
-        return None, None
-    # nothing was learned yet: whatever state a streamed engine has already stays where the plan counts it
-    batch = config.prior.sample_batch_size or plan.drawing.batch
-    painter = replace(painter, drawing=replace(plan.drawing, batch=batch, park=False))
-    if config.prior.by == "prediction":
-        rows = config.train.max_train_steps * config.train.train_batch_size * config.train.gradient_accumulation_steps
-        draws = min(prediction.DRAWS, max(rows, 16))  # a short run cannot use more
-        latents = min(prediction.LATENTS, draws // 4)
-        return None, (yield from prediction.ensure(painter, config, folder, draws=draws, latents=latents))
-    return (yield from prior.ensure(painter, config, prior.folder_for(painter.parts, config, folder))), None
-
-
-def _prior_rows(dataset: Dataset, objective: Objective, predictions: prediction.Predictions | None) -> PriorRows | None:
-    """The class half of a step: predictions where there are any, else class images, else nothing."""
-    if predictions is not None:
-        return prediction.PredictedRows(predictions, dataset, objective)
+def _prior_rows(keep: Keep, dataset: Dataset, objective: Objective) -> PriorRows | None:
+    """The class half of a step."""
+    if isinstance(keep, Predictions):
+        return PredictedRows(keep, dataset, objective)
     return ClassRows(dataset, objective) if dataset.class_count else None
 
 
-def drawn_prompts(config: Config) -> list[str]:
-    """Every prompt that previews and the guard may draw, and the one they are steered away from."""
-    previews = config.sample.validation_prompt if config.sample.num_validation_images else []
-    found = [*previews, *meters.prompts(config)]
-    return [*found, config.sample.negative_prompt] if found else []
+def _guard(run: Run, made: Trained, painter: Painter, cached: Cached) -> Guard:
+    dataset, train = cached.dataset, run.config.train
+    seen = [dataset.instance(index, 0) for index in range(len(dataset.instances))]
+    probe = meters.Probe(dataset, made.objective, train.train_batch_size, train.seed)
+    sets = {"held-out": cached.unseen, "seen": seen, "class": cached.unseen_class}
+    losses = meters.Losses.of(made.engine, probe, sets)
+    return Guard(run.folder, run.config.guard, losses, _eye(run, painter))
 
 
-def _pictures(config: Config, photos: PhotoSet, painter: Painter) -> meters.Pictures | None:
+def _eye(run: Run, painter: Painter) -> meters.Pictures | None:
     """The guard's eye, where there is a judge that can look and a class to compare with."""
-    name = config.guard.judge
+    config, name = run.config, run.config.guard.judge
     if name == "auto":
         name = "demo" if config.model.name == "demo" else "none"
     if name == "none" or not meters.prompts(config):
         return None
     quick = replace(painter, look=replace(painter.look, steps=min(20, painter.look.steps)))
-    shown = [pictures.read(Path(photo.path)).rgb for photo in photos.photos]
+    shown = [pictures.read(Path(photo.path)).rgb for photo in run.photos.photos]
     return meters.Pictures(
         judge.load(name),
         lambda prompts, seeds: outcome(quick.paint(prompts, seeds)),
@@ -189,9 +200,3 @@ def _pictures(config: Config, photos: PhotoSet, painter: Painter) -> meters.Pict
         config.data.instance_prompt,
         data.class_prompt(config),
     )
-
-
-def resumed(job: loop.Job, point: Path) -> Notice:
-    """Put the job back to where `point` was written."""
-    loop.resume(job, point)
-    return Notice(f"Resumed from {point} after step {job.done}.")

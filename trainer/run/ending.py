@@ -7,10 +7,9 @@ from collections.abc import Iterator
 
 import torch
 
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, Diverged
 from trainer.events import CheckpointSaved, Controls, Event, Finished, Notice, PhaseEnded, Stage, Step, watched
 from trainer.plan import measured
-from trainer.run.loop import Diverged
 from trainer.run.prepare import Run
 
 

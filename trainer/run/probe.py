@@ -8,41 +8,41 @@ from dataclasses import replace
 from trainer.draw.painter import Painter
 from trainer.events import Stage, outcome
 from trainer.plan import measured
-from trainer.run.loop import Job
 from trainer.run.prepare import Run
+from trainer.run.trained import Trained
 
 
-def measure(run: Run, job: Job, painter: Painter) -> Stage[None]:
+def measure(run: Run, trained: Trained, painter: Painter) -> Stage[None]:
     """Correct the run's plan, and say what came out."""
-    run.plan = measured.probe(run.plan, run.device, probes(run, job, painter))
+    run.plan = measured.probe(run.plan, run.device, probes(run, trained, painter))
     yield from run.plan.events()
 
 
-def probes(run: Run, job: Job, painter: Painter) -> dict[str, Callable[[], object]]:
+def probes(run: Run, trained: Trained, painter: Painter) -> dict[str, Callable[[], object]]:
     """Phase -> what stands for it: the stages' own calls, shortened where they repeat themselves."""
-    config = run.config
-    state = job.batches.state()
-    micro = [batch.to(run.device) for batch in job.batches.step()]
-    job.batches.restore(state)
+    engine, batches, sample = trained.engine, trained.batches, run.config.sample
+    state = batches.state()
+    micro = [batch.to(run.device) for batch in batches.step()]
+    batches.restore(state)
 
     def step() -> None:
-        loss = job.objective.of_step(micro, job.batches.accumulation)
-        for _ in range(1 + job.engine.policy.deferred):  # updates that wait are made by the step behind theirs
-            job.engine.step([m.values for m in micro], loss, job.rates, update=False)
+        loss = trained.objective.of_step(micro, batches.accumulation)
+        for _ in range(1 + engine.policy.deferred):  # updates that wait are made by the step behind theirs
+            engine.step([batch.values for batch in micro], loss, trained.rates.base, update=False)
 
     def draw() -> None:
-        rows, prompt = painter.drawing.batch, config.sample.validation_prompt[0]
+        rows, prompt = painter.drawing.batch, sample.validation_prompt[0]
         outcome(replace(painter, look=replace(painter.look, steps=2)).paint([prompt] * rows, list(range(rows))))
 
     def save() -> None:
-        for tensor in job.engine.state_dict().values():
+        for tensor in engine.state_dict().values():
             tensor.cpu()
 
     def every_weight() -> None:
-        for _ in job.engine.master():
+        for _ in engine.master():
             pass
 
     found = {"train": step, "save": save, "export": every_weight}
-    if config.sample.num_validation_images and config.sample.validation_prompt:
+    if sample.num_validation_images and sample.validation_prompt:
         found["sample"] = draw
     return found

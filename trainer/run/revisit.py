@@ -98,18 +98,17 @@ def restore(point: Path, config: Config, device: torch.device) -> tuple[Parts, E
     """The model, the engine and the way of drawing as they were when `point` was written; the engine holds the moving
     average where there is one."""
     parts = load_for(config.model)
-    with torch.random.fork_rng():  # loading a checkpoint puts torch's generators back, which is for resuming only
-        state, weights, average, _ = checkpoint.load(point)
-    if state["model"] != parts.digest:
+    state = checkpoint.load(point)
+    if state.facts["model"] != parts.digest:
         raise ConfigError(
             f"{point} was trained from another version of {config.model.name} than the one that is there now.",
             "Put the model back, or name it with --model (the run's config.toml has the name it had).",
         )
-    engine = make_engine(config, parts, Policy.from_json(state["policy"]), device)
+    engine = make_engine(config, parts, Policy.from_json(state.facts["policy"]), device)
     adapters.dropout(parts, False)
-    engine.load_state_dict(weights)
-    if average is not None:
-        engine.load_master(average)
+    engine.load_state_dict(state.engine)
+    if state.average is not None:
+        engine.load_master(state.average)
     # checkpoints from before it was kept say nothing
-    drawing = Drawing.from_json(state["drawing"]) if "drawing" in state else Drawing(batch=1)
+    drawing = Drawing.from_json(state.facts["drawing"]) if "drawing" in state.facts else Drawing(batch=1)
     return parts, engine, drawing

@@ -6,11 +6,37 @@ of a scheduler built on a throw-away parameter.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 
 from trainer.settings.config import Train
+
+
+@dataclass(frozen=True)
+class Rates:
+    """The learning rate of each model that is trained, the denoiser's first, in any step.
+
+    base: before the schedule; factor: `factor(...)`; text_stop: after so many steps text encoders learn no more
+    """
+
+    base: Mapping[str, float]
+    factor: Callable[[int], float]
+    text_stop: int | None = None
+
+    @classmethod
+    def of(cls, train: Train) -> Rates:
+        scale = train.train_batch_size * train.gradient_accumulation_steps if train.scale_lr else 1
+        base = {"unet": train.learning_rate * scale}
+        if train.train_text_encoder:
+            base |= {"text": train.text_encoder_lr * scale, "text_2": train.text_encoder_lr * scale}
+        return cls(base, factor(train, train.max_train_steps), train.text_encoder_stop_step)
+
+    def at(self, done: int) -> dict[str, float]:
+        """By model, for the step after `done` finished ones."""
+        factor, stopped = self.factor(done), self.text_stop is not None and done >= self.text_stop
+        return {name: 0.0 if stopped and name.startswith("text") else rate * factor for name, rate in self.base.items()}
 
 
 def factor(train: Train, total_steps: int) -> Callable[[int], float]:

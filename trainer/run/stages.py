@@ -15,14 +15,14 @@ import torch
 from trainer import memory
 from trainer.draw.painter import Painter
 from trainer.draw.preview import preview
-from trainer.events import Controls, Event, Notice, PhotosScanned, RunStarted, Stage, watched
+from trainer.events import Controls, Event, Notice, PhotosScanned, RunStarted, Stage, Step, watched
 from trainer.machine.phase import Phase
 from trainer.models import Parts
 from trainer.out import export
-from trainer.run import limit, loop, probe
-from trainer.run.assemble import build, resumed
+from trainer.run import assemble, limit, loop, probe, saving
 from trainer.run.ending import Ending, Quit
 from trainer.run.prepare import Run, prepare
+from trainer.run.trained import Trained
 from trainer.settings import overlay
 from trainer.settings.config import Config
 
@@ -67,38 +67,54 @@ def work(run: Run, controls: Controls) -> Stage[str]:
         if controls.quit:
             raise Quit
 
-    job, painter = yield from watched(build(run), unless_asked_to_quit)
-    job.preview = lambda step: draw(run, painter, step)
+    trained, painter = yield from watched(get_ready(run), unless_asked_to_quit)
     if run.config.run.probe:
-        yield from probe.measure(run, job, painter)
-    if job.guard is not None:
-        yield from job.guard.begin()  # before resuming: what it compares with is the base model
+        yield from probe.measure(run, trained, painter)
     if run.resume:
-        yield resumed(job, run.resume)
-    yield from train(run, job, controls)
-    yield from save(run, job)
+        yield from saving.resume(trained, run.resume)
+    elif trained.guard is not None:
+        yield from trained.guard.begin()
+    stopped = yield from train(run, trained, painter, controls)
+    yield from save(run, trained)
     if not controls.quit:
-        yield from draw(run, painter, job.done)
-        yield from write(run, job, painter.parts)
-    return job.stopped
+        yield from draw(run, painter, trained.step)
+        yield from write(run, trained, painter.parts)
+    return stopped
 
 
-def train(run: Run, job: loop.Job, controls: Controls) -> Stage[None]:
-    """All steps, or until somebody or the guard ends it early."""
-    phase = Phase("train", run.device)
-    yield phase.start(job.total, f"{job.total} steps")
-    first, begun = job.done, time.perf_counter()
-    yield from watched(loop.run(job, controls), limit.Spills(run.device))
+def get_ready(run: Run) -> Stage[tuple[Trained, Painter]]:
+    """Class images and caches, found or made; then the engine takes the weights over."""
+    parts = yield from assemble.load(run)
+    painter = yield from assemble.untouched(run, parts)
+    keep = yield from assemble.class_images(run, painter)
+    cached = yield from assemble.cache(run, parts, keep)
+    return (yield from assemble.trained(run, painter, cached, keep))
+
+
+def train(run: Run, trained: Trained, painter: Painter, controls: Controls) -> Stage[str]:
+    """All steps, or until somebody or the guard ends it early; then says why."""
+    phase, spills = Phase("train", run.device), limit.Spills(run.device)
+    yield phase.start(trained.total, f"{trained.total} steps")
+    first, begun, images = trained.step, time.perf_counter(), 0
+
+    def see(event: Event) -> list[Event]:
+        nonlocal images
+        images += event.images if isinstance(event, Step) else 0
+        return spills(event)
+
+    steps = loop.run(trained, loop.Habits.of(run.config), lambda step: draw(run, painter, step), controls)
+    stopped = yield from watched(steps, see)
     seconds = time.perf_counter() - begun
-    detail = f"{job.done - first} steps, {job.images / max(seconds, 1e-9):.2f} images a second"
-    yield phase.end(detail + (f"; stopped: {job.stopped}" if job.stopped else ""))
+    detail = f"{trained.step - first} steps, {images / max(seconds, 1e-9):.2f} images a second"
+    yield phase.end(detail + (f"; stopped: {stopped}" if stopped else ""))
+    return stopped
 
 
-def save(run: Run, job: loop.Job) -> Stage[None]:
+def save(run: Run, trained: Trained) -> Stage[None]:
     """What a run can go on from, before anything is drawn: too little memory for pictures then loses nothing."""
-    phase = Phase("save", run.device)
+    phase, habits = Phase("save", run.device), loop.Habits.of(run.config)
     yield phase.start()
-    yield from loop.save(job, "last")
+    yield from saving.save(trained, "last", habits.save_limit, habits.keep_best)
     yield phase.end()
 
 
@@ -119,9 +135,9 @@ def draw(run: Run, painter: Painter, step: int) -> Stage[None]:
         )
 
 
-def write(run: Run, job: loop.Job, parts: Parts) -> Stage[None]:
+def write(run: Run, trained: Trained, parts: Parts) -> Stage[None]:
     """The model in every format that was asked for: the moving average, where one was kept."""
-    weights = job.average.values if job.average else job.engine.master
+    weights = trained.average.values if trained.average else trained.engine.master
     settings, facts = run.config.export, export.metadata(run.config)
     yield from export.write(
         parts, weights, run.folder / "model", settings.formats, settings.precision, facts, replace=True

@@ -1,0 +1,67 @@
+"""The loop: what happens when, and why it ends."""
+
+import pytest
+from tiny_run import of, prepared
+
+from trainer.events import CheckpointSaved, Controls, Notice, Step, outcome
+from trainer.run import loop
+from trainer.run.stages import get_ready
+
+
+@pytest.fixture
+def trained(place, tmp_path):
+    """Ready to take four steps."""
+    return outcome(get_ready(prepared(place, "--output_dir", tmp_path)))[0]
+
+
+def no_preview(step):
+    yield Notice(f"preview after step {step}")
+
+
+def ran(trained, habits=None, preview=no_preview, controls=None, during=lambda event: None):
+    """(events, why it ended early)."""
+    found, steps = [], loop.run(trained, habits or loop.Habits(), preview, controls or Controls())
+    while True:
+        try:
+            found.append(next(steps))
+        except StopIteration as end:
+            return found, end.value
+        during(found[-1])
+
+
+def test_all_steps_are_taken_and_habits_kept_but_not_after_the_last(trained):
+    found, stopped = ran(trained, loop.Habits(save_every=2, sample_every=2))
+    assert stopped == "" and trained.step == 4
+    assert [event.step for event in of(Step, found)] == [1, 2, 3, 4]
+    assert [(event.step, event.kind) for event in of(CheckpointSaved, found)] == [(2, "interval")]
+    assert [event.text for event in of(Notice, found)] == ["preview after step 2"]
+
+
+def test_losses_are_read_one_step_late_but_before_their_step_is_saved(trained):
+    taken = []
+    found, _ = ran(trained, loop.Habits(save_every=3), during=lambda event: taken.append(trained.step))
+    assert [type(event).__name__ for event in found] == ["Step", "Step", "Step", "CheckpointSaved", "Step"]
+    assert taken == [2, 3, 3, 3, 4]
+
+
+def test_what_is_asked_for_between_steps_is_done_once(trained):
+    controls = Controls(sample=True, checkpoint=True)
+    found, _ = ran(trained, controls=controls)
+    assert [event.step for event in of(CheckpointSaved, found)] == [1]
+    assert [event.text for event in of(Notice, found)] == ["preview after step 1"]
+
+
+def test_who_asks_to_stop_is_obeyed_after_the_step_even_while_the_run_is_paused(trained):
+    controls = Controls(pause=True, quit=True)
+    found, stopped = ran(trained, controls=controls)
+    assert stopped == "asked to stop" and [event.step for event in of(Step, found)] == [1]
+
+
+def test_the_guard_ends_training_with_its_reason(trained, place, tmp_path):
+    run = prepared(place, "--watch", "--judge", "none", "--interval", 1, "--early_stop", "plateau", "--patience", 1,
+                   "--output_dir", tmp_path / "watched")  # fmt: skip
+    watched, _ = outcome(get_ready(run))
+    list(watched.guard.begin())
+    watched.guard.rulings.best_score = float("inf")  # no reading can be better
+    found, stopped = ran(watched)
+    assert stopped.startswith("plateau") and watched.step == 1 and len(of(Step, found)) == 1

@@ -1,0 +1,33 @@
+"""Checkpoints of a run: written only while everything in them is a number, and gone back to."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from trainer.errors import Diverged
+from trainer.events import CheckpointSaved, Notice, Stage
+from trainer.out import checkpoint
+from trainer.run.trained import Trained
+
+
+def save(trained: Trained, kind: str, limit: int | None = None, keep_best: bool = False) -> Stage[None]:
+    """A checkpoint of the step just done; `limit` older ones stay, and where `keep_best` the best one, too. Its losses
+    have been looked at: a model that diverged is never saved."""
+    started = time.perf_counter()
+    state = trained.state()
+    if broken := state.broken():
+        raise Diverged(
+            f"After step {trained.step} weights or moments are no longer numbers ({broken}); this checkpoint is not written, "
+            "earlier ones are intact.\n  fix: lower --learning_rate, then --resume_from_checkpoint latest."
+        )
+    checkpoint.require_space(trained.folder, state.bytes, "a checkpoint")
+    path = checkpoint.save(trained.folder, state)
+    checkpoint.prune(trained.folder, limit, trained.best if keep_best else None)
+    yield CheckpointSaved(trained.step, str(path), checkpoint.size_bytes(path), time.perf_counter() - started, kind)
+
+
+def resume(trained: Trained, point: Path) -> Stage[None]:
+    """Everything as it was when `point` was written."""
+    yield from trained.restore(point)
+    yield Notice(f"Resumed from {point} after step {trained.step}.")

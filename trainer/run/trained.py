@@ -1,0 +1,67 @@
+"""What learns, and with it everything that must be put back for a resumed run to go on as if nothing had happened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from trainer.data.batches import Batches
+from trainer.events import Stage
+from trainer.guard.guard import Guard
+from trainer.objective.loss import Objective
+from trainer.out import checkpoint
+from trainer.run.schedule import Rates
+from trainer.step.ema import Average
+from trainer.step.engine import Engine
+
+
+@dataclass
+class Trained:
+    """One object that resumes: `state` is all of it, `restore` puts all of it back.
+
+    folder: of the run, where its checkpoints lie; total: steps to take; step: steps taken
+    facts:  what a checkpoint says about itself beside that: policy, way of drawing, the model's digest
+    """
+
+    folder: Path
+    engine: Engine
+    batches: Batches
+    objective: Objective
+    rates: Rates
+    total: int
+    facts: dict[str, object]
+    average: Average | None = None
+    guard: Guard | None = None
+    step: int = 0
+
+    def state(self) -> checkpoint.State:
+        """The rest of the run follows from it. Its tensors are the live ones, not copies."""
+        generators = {"torch": torch.get_rng_state()}  # what dropout draws from
+        if torch.cuda.is_available():
+            generators["cuda"] = torch.cuda.get_rng_state()
+        average = None if self.average is None else self.average.values
+        facts = self.facts | {"ema_steps": self.average.steps if self.average else 0}
+        return checkpoint.State(self.step, self.engine.state_dict(), average, self.batches.state(), generators, facts)
+
+    def restore(self, point: Path) -> Stage[None]:
+        """Back to where `point` was written, the guard's readings cut to its step. Events are those of a base model that
+        the guard has to read first, because it never did."""
+        state = checkpoint.load(point)
+        if self.guard is not None:
+            yield from self.guard.go_on(point.parent / self.guard.folder.name, state.step)
+        self.engine.load_state_dict(state.engine)
+        self.batches.restore(state.batches)
+        if self.average is not None and state.average is not None:
+            self.average.restore(state.average, state.facts["ema_steps"])
+        torch.set_rng_state(state.generators["torch"])
+        if "cuda" in state.generators and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state.generators["cuda"])
+        self.step = state.step
+
+    @property
+    def best(self) -> Path | None:
+        """The checkpoint of the guard's best reading so far, if one was kept of it."""
+        step = self.guard.rulings.best_step if self.guard is not None else None
+        return None if step is None else checkpoint.folder(self.folder, step)
