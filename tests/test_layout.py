@@ -50,9 +50,6 @@ WIDE = {  # functions of more than 7 parameters
 PRIVATE: set[str] = set()  # names with an underscore that another module of ours defines
 # Modules without a test file of their own, by the file that tests them (in tests/, without test_ and .py).
 TESTED_IN = {
-    "benchmarks/suites/ladder": "benchmarks/harness/baseline",
-    "benchmarks/suites/peers": "benchmarks/harness/timing",
-    "benchmarks/command": "benchmarks/harness/rows",
     "cli/cli": "cli/commands cli/explain cli/help cli/parse settings/foreign",
     "data/batches": "data/dataset",
     "data/encode": "files/store models/vae",
@@ -64,8 +61,8 @@ TESTED_IN = {
     "memory/contract": "memory/allocator memory/boundaries memory/channels_last memory/checkpointing memory/clipping "
     "memory/compile memory/cuda_graphs memory/moments memory/recompute_kernels memory/stream memory/weights",
     "models/demo_model": "benchmarks/demo/assets benchmarks/demo/backgrounds benchmarks/demo/cutouts benchmarks/demo/draw "
-    "benchmarks/demo/evaluate benchmarks/demo/judge benchmarks/demo/pace benchmarks/demo/recipe benchmarks/demo/scenes "
-    "benchmarks/demo/subjects benchmarks/demo/text benchmarks/demo/unet benchmarks/demo/vae",
+    "benchmarks/demo/evaluate benchmarks/demo/judge benchmarks/demo/recipe "
+    "benchmarks/demo/subjects benchmarks/demo/text benchmarks/demo/vae",
     "models/load": "models/describe out/formats",
     "models/models": "models/base models/sd/family models/sd/ldm models/sd/sd1 models/sd/sd2 models/sd/sdxl models/sd/text",
     "models/unet_units": "models/sd/units",
