@@ -17,7 +17,7 @@ class Pace:
     base_lr: float
     warmup: float = 0.02
     used_before: float = 0.0
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=lambda: time.monotonic())
 
     @property
     def used_seconds(self) -> float:
