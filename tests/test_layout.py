@@ -50,7 +50,11 @@ WIDE = {  # functions of more than 7 parameters
 PRIVATE: set[str] = set()  # names with an underscore that another module of ours defines
 # Modules without a test file of their own, by the file that tests them (in tests/, without test_ and .py).
 TESTED_IN = {
-    "cli/cli": "cli/commands cli/explain cli/help cli/parse settings/foreign",
+    "cli/cli": "cli/commands cli/explain cli/flags cli/help cli/parse",
+    "cli/dialects": "settings/dialects/diffusers settings/dialects/given settings/dialects/kohya settings/dialects/kohya_line "
+    "settings/dialects/lines settings/dialects/meanings settings/dialects/programs",
+    "cli/foreign_files": "settings/dialects/aitoolkit settings/dialects/files settings/dialects/keyed "
+    "settings/dialects/kohya_toml settings/dialects/onetrainer",
     "data/batches": "data/dataset",
     "data/encode": "files/store models/vae",
     "data/photos": "data/account data/reading",
@@ -63,11 +67,12 @@ TESTED_IN = {
     "models/demo_model": "benchmarks/demo/assets benchmarks/demo/backgrounds benchmarks/demo/cutouts benchmarks/demo/draw "
     "benchmarks/demo/evaluate benchmarks/demo/judge benchmarks/demo/recipe "
     "benchmarks/demo/subjects benchmarks/demo/text benchmarks/demo/vae",
-    "models/load": "models/describe out/formats",
+    "models/load": "models/describe",
     "models/models": "models/base models/sd/family models/sd/ldm models/sd/sd1 models/sd/sd2 models/sd/sdxl models/sd/text",
     "models/unet_units": "models/sd/units",
     "objective/objective": "objective/loss",
-    "out/export": "files/safetensors_stream",
+    "out/export": "files/safetensors_stream out/formats",
+    "out/marks": "out/card out/metadata",
     "plan/planner": "plan/calibration plan/inputs plan/rehearse",
     "plan/simulate": "plan/phases plan/pretend",
     "plan/solver": "policy",
@@ -82,8 +87,9 @@ TESTED_IN = {
 
 # these answer without torch
 LIGHT = (
-    *(TRAINER / f"settings/{stem}.py" for stem in "config overlay effect checks foreign".split()),
-    *(TRAINER / f"cli/{stem}.py" for stem in "parse help explain commands".split()),
+    *(TRAINER / f"settings/{stem}.py" for stem in "config overlay effect checks".split()),
+    *(TRAINER / "settings" / "dialects").glob("*.py"),
+    *(TRAINER / f"cli/{stem}.py" for stem in "parse flags foreign_files help explain commands".split()),
     TRAINER / "events.py",
     TRAINER / "errors.py",
     TRAINER / "__main__.py",

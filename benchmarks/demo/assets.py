@@ -47,12 +47,12 @@ def write_model(average: torch.nn.ModuleDict, vae_folder: Path, tokenizer: Path,
     plain_unet.half().save_pretrained(folder / "unet")
     plain_encoder(average["text"]).half().save_pretrained(folder / "text_encoder")
     AutoencoderKL.from_pretrained(vae_folder).half().save_pretrained(folder / "vae")
-    for config in folder.glob(
-        "*/config.json"
-    ):  # diffusers notes where it read a model from: nobody else has that folder
+    for config in folder.glob("*/config.json"):
         values = json.loads(config.read_text())
-        if values.pop("_name_or_path", None):
-            config.write_text(json.dumps(values, indent=2) + "\n")
+        values.pop("_name_or_path", None)  # where diffusers read a model from: nobody else has that folder
+        if values.pop("dtype", None):  # transformers obeys it where diffusers loads float32: "Half and Float"
+            values["torch_dtype"] = "float32"
+        config.write_text(json.dumps(values, indent=2) + "\n")
     (folder / "scheduler").mkdir(
         exist_ok=True
     )  # by hand, as SD 1.5 has it: clip_sample is for the schedulers swapped in later

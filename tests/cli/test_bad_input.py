@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from PIL import Image
+from photos import noise_picture
 from safetensors.torch import save_file
 
 from trainer.__main__ import main
@@ -13,7 +13,8 @@ from trainer.cli import commands
 from trainer.errors import ConfigError
 from trainer.models import SD1
 from trainer.out import checkpoint
-from trainer.settings import checks, foreign
+from trainer.settings import checks
+from trainer.settings.dialects import meanings
 from trainer.settings.overlay import load
 
 
@@ -25,7 +26,7 @@ def place(tmp_path_factory):
     for name in ("photos", "corrupt", "empty", "full"):
         (folder / name).mkdir()
     for index in range(2):
-        Image.new("RGB", (80, 64), (90 * index, 80, 40)).save(folder / "photos" / f"{index}.png")
+        noise_picture((80, 64), index).save(folder / "photos" / f"{index}.png")
     whole = (folder / "photos" / "1.png").read_bytes()
     (folder / "corrupt" / "a.png").write_bytes(whole[: len(whole) // 2])
     (folder / "full" / "mine.txt").write_text("keep me")
@@ -180,8 +181,8 @@ def test_a_preset_for_a_larger_card_names_the_one_that_fits():
 
 
 def test_a_line_made_for_diffusers_runs_without_xformers_and_says_so(monkeypatch):
-    monkeypatch.setattr(foreign, "find_spec", lambda name: None)
-    sets = foreign._xformers()
+    monkeypatch.setattr(meanings, "find_spec", lambda name: None)
+    sets = meanings.xformers()
     assert sets.to("true") == {} and "torch's own attention" in sets.note
 
 

@@ -14,11 +14,13 @@ import pytest
 from trainer.__main__ import main
 from trainer.cli import explain
 from trainer.cli import parse as cli
+from trainer.cli.flags import flags
 from trainer.cli.help import page
 from trainer.errors import ConfigError
-from trainer.settings import foreign
 from trainer.settings.checks import check
 from trainer.settings.config import knobs
+from trainer.settings.dialects import diffusers, kohya, meanings
+from trainer.settings.dialects.programs import TOLERATED, foreign_names
 
 ROOT = Path(__file__).parent.parent.parent
 FLAG = r"(?<![\w(-])--([a-z][a-z0-9_.-]*[a-z0-9])(?![\w:-])"  # and not a CSS variable
@@ -79,14 +81,14 @@ def test_none_unsets_and_minus_one_is_a_number():
     ("--captions maybe", "--no-captions"),
     ("--prompt", "--prompt VALUE"),
     ("-seed 3", "--seed?"),
-    ("photos", "--instance_data_dir"),
+    ("pictures", "--instance_data_dir"),
     ("trian --seed 3", "train"),
     ("--method lra", "lora"),
     ("--mem_eff_attn --attention math", "leave one of them out"),
     ("explain", "explain WORD"),
     ("watch a b", "leave out"),
     ("sample run --learning_rate 1", "leave it out"),
-    ("--clip_skip 2", "leave it out"),
+    ("--weighted_captions", "leave it out"),
     ("--network_module lycoris.kohya", "--method lora"),
     ("--optimizer_type Lion", "adamw8bit"),
     ("--resolution 512,768", "--buckets"),
@@ -128,35 +130,23 @@ def test_a_full_line_of_diffusers_script_runs_unchanged(photos, tmp_path):
     assert config.model.name == "stable-diffusion-v1-5/stable-diffusion-v1-5" and config.data.crop == "center"
     assert config.memory.moments == "8bit" and config.train.optimizer == "adamw"
     assert config.memory.checkpointing == "blocks"
-    assert config.memory.attention == ("xformers" if foreign.find_spec("xformers") else "auto")
+    assert config.memory.attention == ("xformers" if meanings.find_spec("xformers") else "auto")
     assert config.train.offset_noise == 0.1 and config.run.report_to == ["wandb"]
     assert config.train.max_train_steps == 800 and config.train.num_train_epochs is None
     for name in ("push_to_hub", "local_rank", "tokenizer_name", "num_train_epochs", "set_grads_to_none", "lr_power"):
         assert sum(name in notice for notice in notices) == 1, "each meaningless flag is answered by one line"
 
 
-def test_every_flag_of_diffusers_scripts_is_known():
-    """The flags of train_dreambooth.py, _lora.py and _lora_sdxl.py, as they stood in August 2026."""
-    names = """adam_beta1 adam_beta2 adam_epsilon adam_weight_decay adam_weight_decay_text_encoder allow_tf32 cache_dir
-    caption_column center_crop checkpointing_steps checkpoints_total_limit class_data_dir class_labels_conditioning class_prompt
-    dataloader_num_workers dataset_config_name dataset_name do_edm_style_training enable_xformers_memory_efficient_attention
-    gradient_accumulation_steps gradient_checkpointing hub_model_id hub_token image_column image_interpolation_mode
-    instance_data_dir instance_prompt learning_rate local_rank logging_dir lora_dropout lr_num_cycles lr_power lr_scheduler
-    lr_warmup_steps max_grad_norm max_train_steps mixed_precision num_class_images num_train_epochs num_validation_images
-    offset_noise optimizer output_dir output_kohya_format pre_compute_text_embeddings pretrained_model_name_or_path
-    pretrained_vae_model_name_or_path prior_generation_precision prior_loss_weight prodigy_beta3 prodigy_decouple
-    prodigy_safeguard_warmup prodigy_use_bias_correction push_to_hub random_flip rank repeats report_to resolution
-    resume_from_checkpoint revision sample_batch_size scale_lr seed set_grads_to_none skip_save_text_encoder snr_gamma
-    text_encoder_lr text_encoder_use_attention_mask tokenizer_max_length tokenizer_name train_batch_size train_text_encoder
-    use_8bit_adam use_dora validation_epochs validation_images validation_prompt validation_scheduler validation_steps variant
-    with_prior_preservation""".split()
-    known = {*cli.flags(), *foreign.SETS, *foreign.NOTED, *foreign.REFUSED}
-    assert set(names) <= known
+@pytest.mark.parametrize("names", [diffusers.SCRIPT_FLAGS, kohya.SCRIPT_FLAGS], ids=["diffusers", "kohya"])
+def test_every_flag_of_their_scripts_is_known(names):
+    """The flags of diffusers' DreamBooth scripts (August 2026) and of kohya's train_db, train_network and sdxl_train (February)."""
+    assert names <= {*flags(), *foreign_names(), "config_file", "dataset_config"}
 
 
 def test_a_rank_asks_for_lora_and_says_so():
     command = parse("--pretrained_model_name_or_path x --rank 4 --instance_data_dir photos")
-    assert command.config().train.method == "lora" and "--method lora" in command.notices[0]
+    assert command.config().train.method == "lora" and "an adapter (LoRA)" in command.notices[0]
+    assert "--method lora" in parse("--rank 4").notices[0]
     assert parse("--use_dora --rank 4").config().train.method == "dora"
     assert parse("--method full --rank 4").config().train.method == "full", "which the checks then refuse"
 
@@ -179,26 +169,14 @@ def test_a_line_of_kohyas_trainer_is_understood():
     assert config.run.report_to == ["tensorboard", "wandb"] and config.train.lr_num_cycles == 3
 
 
-def test_kohyas_adapters_cover_the_text_encoder_unless_told_otherwise():
-    command = parse("--network_module networks.lora --text_encoder_lr 5e-5")
-    assert command.config().train.train_text_encoder and "as kohya's script does" in command.notices[0]
-    assert not parse("--network_module networks.lora --network_train_unet_only").config().train.train_text_encoder
-    assert not parse("--method lora --rank 4").config().train.train_text_encoder
-
-
-def test_kohyas_adapters_have_alpha_one_unless_told_otherwise():
-    command = parse("--network_module networks.lora --network_dim 8")
-    assert command.config().lora.alpha == 1 and "alpha 1" in " ".join(command.notices)
-    assert parse("--network_module networks.lora --network_dim 8 --network_alpha 4").config().lora.alpha == 4
-    assert parse("--method lora --rank 8").config().lora.alpha is None
-
-
 def test_a_refused_flag_that_asks_for_what_happens_anyway_passes():
     """kohya's graphical front end writes such defaults into every line."""
     line = "--loss_type=l2 --huber_schedule=snr --huber_c=0.1 --clip_skip 1 --max_token_length 75 --keep_tokens 0"
     assert parse(line).config().model_dump() == cli.load().model_dump()
-    for flag in foreign.HARMLESS:
-        assert foreign.REFUSED[flag][1] in refused(f"--{flag} 7").fix
+    for flag, found in kohya.FLAGS.items():
+        if isinstance(found, meanings.Refused):
+            assert found.fix == refused(f"--{flag} 7").fix
+            assert all(parse(f"--{flag} {word}").values == {} for word in found.harmless)
 
 
 def test_a_prompt_file_of_kohyas_is_read_without_its_picture_settings(tmp_path):
@@ -225,11 +203,12 @@ def test_captions_of_another_extension_are_refused():
 
 
 def test_foreign_tables_do_not_overlap_and_speak_of_real_settings():
-    tables = [set(foreign.NOTED), set(foreign.REFUSED), set(foreign.SETS)]
-    assert sum(map(len, tables)) == len(set.union(*tables))
-    native = {spelling for spelling in cli.flags() if "." not in spelling}
-    assert not (tables[0] | tables[1]) & native, "a flag that has an effect is not called meaningless"
-    assert not foreign.TOLERATED - native
+    tables = [diffusers.FLAGS, kohya.FLAGS]
+    assert not tables[0].keys() & tables[1].keys() and not kohya.LATER & (tables[0].keys() | tables[1].keys())
+    native = {spelling for spelling in flags() if "." not in spelling}
+    silent = {name for table in tables for name, found in table.items() if not isinstance(found, meanings.Sets)}
+    assert not silent & native, "a flag that has an effect is not called meaningless"
+    assert not TOLERATED - native
 
 
 # -------------------------------------------------------------------------------------------------- help and explain
@@ -269,7 +248,7 @@ def test_help_of_a_command_shows_only_its_settings():
     ("12gb", ["vram_gb = 11.2"]),
     ("use_8bit_adam", ["memory.moments = 8bit"]),
     ("push_to_hub", ["no effect"]),
-    ("clip_skip", ["refused"]),
+    ("weighted_captions", ["refused"]),
     ("optimizer_type", ["adamw8bit"]),
     ("rank", ["by default", "--method lora", "at least 1"]),
     ("lora", ["train.method", "[lora] LoRA and DoRA", "lora.rank"]),
@@ -338,7 +317,17 @@ def test_a_command_runs_from_a_checkout_by_module_name():
 
 def test_every_flag_that_a_message_recommends_exists():
     """Messages are promises: a fix that names a flag nobody knows is worse than none."""
-    known = {*cli.flags(), *foreign.SETS, *foreign.NOTED, *foreign.REFUSED, "help", "version", "json", "config"}
+    known = {
+        *flags(),
+        *foreign_names(),
+        "help",
+        "version",
+        "json",
+        "config",
+        "from",
+        "config_file",
+        "dataset_config",
+    }
     known |= {"no", "flag", "section.name", *(key.rpartition(".")[2] for key in knobs())}
     unknown = []
     for path in sorted((ROOT / "trainer").rglob("*.py")):

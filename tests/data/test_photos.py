@@ -197,3 +197,15 @@ def test_a_mask_outside_the_crop_leaves_its_photo_out_and_a_bucket_brings_it_bac
     assert "00.png is left out: its mask lies outside the crop" in found.problems[0]
     assert len(scan(tmp_path, masked_loss=True, buckets=True, divides=8).photos) == 2
     assert len(scan(tmp_path, masked_loss=True, crop="random", crop_variants=32).photos) == 2, "some crop shows it"
+
+
+def test_several_folders_have_their_own_repeats_and_prompts(tmp_path):
+    for number, name in enumerate(("one", "two words", "3_hta cat")):
+        folder_of(tmp_path / name, 1 + number)
+    one, two, three = (tmp_path / name for name in ("one", "two words", "3_hta cat"))
+    entries = [f"10 x {one} = a photo of hta dog", str(two), str(three), f"1 x {three}"]
+    found = scan(one, subsets=entries, class_name="dog")
+    told = [(photo.repeats, photo.prompt) for photo in found.photos]
+    assert told[:3] == [(10, "a photo of hta dog"), *[(1, "a photo of hta dog")] * 2]
+    assert told[3:] == [*[(3, "hta cat")] * 3, *[(1, "hta cat")] * 3], "a number that is said counts before the name's"
+    assert any(line.startswith(f"{two}: 2 of 2") for line in found.lines())

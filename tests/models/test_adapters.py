@@ -49,19 +49,18 @@ def test_only_adapters_learn_and_all_of_them_do(adapted):
     learners = dict(adapters.trainable(parts))
     assert count == sum(p.numel() for p in learners.values())
     assert all(".lora_" in name and p.dtype == torch.float32 for name, p in learners.items())
-    # SDXL reads the first encoder's penultimate layer, so the adapters of its last layer have nothing to learn from.
-    unused = {name for name, p in learners.items() if p.grad is None}
-    assert all(name.startswith("text.encoder.layers.1.") for name in unused)
-    assert not unused or parts.family.name == "sdxl"
+    assert not {name for name, p in learners.items() if p.grad is None}
 
 
-def test_units_carry_the_adapters_under_the_names_of_the_model(adapted):
+def test_what_is_adapted_is_what_units_train_under_the_names_of_the_model(adapted):
+    """SDXL reads the first encoder's penultimate layer, so an adapter of its last layer would learn and save nothing."""
     parts, _, _, _ = adapted
-    learners = {name for name, _ in adapters.trainable(parts) if not name.startswith("text.encoder.layers.1.")}
+    learners = {name for name, _ in adapters.trainable(parts)}
     inside = {
         n for unit in parts.family.units(parts, True) for n, p in unit.module.named_parameters() if p.requires_grad
     }
-    assert learners <= inside
+    assert learners == inside
+    assert any(name.startswith("text.encoder.layers.0.") for name in learners)
 
 
 def test_a_saved_adapter_loads_into_a_fresh_model(adapted):
@@ -119,6 +118,36 @@ def test_convolutions_can_have_adapters_and_unknown_targets_are_named():
         adapters.inject(SD1.tiny(), Lora(targets=["to_z"]))
     with pytest.raises(ConfigError, match="norm1"):
         adapters.inject(SD1.tiny(), Lora(targets=["norm1"]))
+
+
+def test_wide_convolutions_may_have_a_rank_and_an_alpha_of_their_own():
+    parts = SD1.tiny()
+    adapters.inject(parts, Lora(rank=4, alpha=2, conv_rank=2, conv_alpha=3, targets=["to_q", "conv1", "proj_in"]))
+    scales = adapters.scales(parts)
+    assert {rank for name, (rank, _) in scales.items() if name.endswith("conv1")} == {2}
+    assert {scale for name, (_, scale) in scales.items() if name.endswith("conv1")} == {1.5}
+    assert {scales[name] for name in scales if not name.endswith("conv1")} == {(4, 0.5)}, (
+        "1x1 convolutions have the rest's"
+    )
+    with pytest.raises(ConfigError, match="conv_rank"):
+        adapters.inject(SD1.tiny(), Lora(conv_rank=2))
+
+
+def test_an_adapter_may_start_as_kohyas_do():
+    gaussian, kaiming = SD1.tiny(), SD1.tiny()
+    adapters.inject(gaussian, Lora(rank=4))
+    adapters.inject(kaiming, Lora(rank=4, init="kaiming"))
+    name = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight"
+    first, other = (adapters.state_dict(parts)[name] for parts in (gaussian, kaiming))  # (4, 64)
+    assert first.std() > 0.2 and other.abs().max() <= 64**-0.5
+
+
+def test_the_text_encoder_has_targets_of_its_own():
+    parts = SD1.tiny()
+    adapters.inject(parts, Lora(rank=2, text_targets=["q_proj", "fc1"]), text=True)
+    assert {name.rpartition(".")[2] for name in adapters.scales(parts) if name.startswith("text.")} == {"q_proj", "fc1"}
+    with pytest.raises(ConfigError, match="text_targets"):
+        adapters.inject(SD1.tiny(), Lora(text_targets=["to_q"]), text=True)
 
 
 def test_an_adapter_of_another_rank_is_refused():

@@ -7,9 +7,10 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from trainer.errors import ConfigError
-from trainer.files.safetensors_stream import Writer
+from trainer.files.safetensors_stream import Writer, header
 from trainer.models import DEMO, SD1, SD2, SDXL, describe, load
 from trainer.models.sd import ldm
 from trainer.out import export
@@ -277,6 +278,17 @@ def test_a_checkpoint_without_a_vae_says_so(tmp_path):
     path = checkpoint(tmp_path / "m.safetensors", keys, {"trainer.parts": json.dumps(configurations(SD1.tiny()))})
     with pytest.raises(ConfigError, match="no VAE"):
         load(path, parts=("unet", "vae"))
+
+
+def test_a_checkpoint_of_1_x_from_before_the_text_model_level_loads(tmp_path, exported):
+    """The first SD 1 files kept the text encoder one level higher; the WebUI converts them when it loads them."""
+    new, old = exported / "model.safetensors", tmp_path / "old.safetensors"
+    renamed = {key.replace(".transformer.text_model.", ".transformer."): t for key, t in load_file(new).items()}
+    assert renamed.keys() != load_file(new).keys()
+    save_file(renamed, old, header(new).metadata)
+    expected, found = load(str(new)), load(str(old))
+    for name, tensor in expected.text_encoders[0].state_dict().items():
+        assert torch.equal(tensor, found.text_encoders[0].state_dict()[name])
 
 
 def test_a_hub_model_offline_names_both_ways_out(monkeypatch, tmp_path):

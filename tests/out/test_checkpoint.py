@@ -113,3 +113,9 @@ def test_another_format_is_refused_by_name(tmp_path):
     (path / "state.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(ConfigError, match="99"):
         checkpoint.load(path)
+
+
+@pytest.mark.parametrize("name", ["checkpoint-4", "step-4", "step-000004", "checkpoint-000004"])
+def test_a_checkpoint_answers_to_the_names_that_others_give_it(tmp_path, name):
+    saved = save(tmp_path, 4)
+    assert checkpoint.locate(tmp_path, name) == saved

@@ -27,7 +27,7 @@ def test_every_setting_stands_on_it_once():
 
 def test_a_stale_page_is_shown_with_the_command_that_mends_it(tmp_path):
     """In a copy of what the script reads, with one default changed."""
-    for folder in ("trainer/cli", "trainer/settings", "presets", ".github"):
+    for folder in ("trainer/cli", "trainer/settings", "trainer/settings/dialects", "presets", ".github"):
         (tmp_path / folder).mkdir(parents=True)
         for path in (ROOT / folder).iterdir():
             if path.is_file():

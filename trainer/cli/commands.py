@@ -103,7 +103,7 @@ def photos(command: Command) -> int:
 def explain(command: Command) -> int:
     from trainer.cli.explain import main
 
-    return main(command.words[0])
+    return main(command.words, command.explained)
 
 
 def identifier(command: Command) -> int:

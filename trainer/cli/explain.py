@@ -1,4 +1,5 @@
-"""`python -m trainer explain WORD`: everything about one setting, technique, preset or foreign flag.
+"""`python -m trainer explain WORD`: everything about one setting, technique, preset or foreign flag; `explain --from FILE`: what
+every key of another trainer's file becomes here.
 
 Settings are explained from the schema, techniques by the card at the top of their file in `trainer/memory/`, which is
 read as text (`ast`), so that no answer has to wait for torch.
@@ -12,17 +13,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from trainer.cli.flags import flags
 from trainer.cli.help import default, shape
-from trainer.cli.parse import flags
 from trainer.errors import ConfigError
-from trainer.settings import foreign
 from trainer.settings.config import Config, knobs
+from trainer.settings.dialects.meanings import SWITCH, Noted, Refused
+from trainer.settings.dialects.programs import foreign_names, meaning
 from trainer.settings.effect import idle
 from trainer.settings.overlay import nearest, presets
 
 
-def main(word: str) -> int:
-    print(explain(word))
+def main(words: list[str], files: list[Path]) -> int:
+    from trainer.cli.foreign_files import table
+
+    for path in files:
+        print("\n".join(table(path)))
+    for word in words:
+        print(explain(word))
     return 0
 
 
@@ -38,7 +45,7 @@ def explain(word: str) -> str:
         parts.append(presets()[name].read_text(encoding="utf-8").rstrip())
     parts += _foreign(name) if not parts else []
     if not parts:
-        known = [*knobs(), *flags(), *cards(), *presets(), *foreign.SETS, *foreign.NOTED, *foreign.REFUSED]
+        known = [*knobs(), *flags(), *cards(), *presets(), *foreign_names()]
         techniques = f"techniques: {', '.join(cards())}; settings: see --help"
         raise ConfigError(f"nothing here is called {word!r}", nearest(name, known) or techniques)
     return "\n\n".join(parts)
@@ -111,17 +118,16 @@ def set_by(key: str) -> Iterator[tuple[str, str]]:
 
 
 def _foreign(name: str) -> list[str]:
-    if name in foreign.NOTED:
-        return [f"--{name} is accepted and has no effect: {foreign.NOTED[name]}"]
-    if name in foreign.REFUSED:
-        why, fix = foreign.REFUSED[name]
-        return [f"--{name} is refused: {why}. {fix[0].upper()}{fix[1:]}."]
-    if name not in foreign.SETS:
-        return []
-    sets = foreign.SETS[name]
+    found = meaning(name)
+    if isinstance(found, Noted):
+        return [f"--{name} is accepted and has no effect: {found.why}"]
+    if isinstance(found, Refused):
+        return [f"--{name} is refused: {found.why}. {found.fix[0].upper()}{found.fix[1:]}."]
+    if found is None:
+        return [f"--{name} is understood together with the rest of its line"] if name in foreign_names() else []
     try:
-        values = sets.to(foreign.SWITCH)
+        values = found.to(SWITCH)
     except ConfigError as error:
         return [f"--{name} is translated: {error.fix}"]
     said = ", ".join(f"{key} = {value}" for key, value in values.items())
-    return [f"--{name} stands for {said or 'settings of this trainer'}" + (f" ({sets.note})" if sets.note else "")]
+    return [f"--{name} stands for {said or 'settings of this trainer'}" + (f" ({found.note})" if found.note else "")]

@@ -9,7 +9,8 @@ import textwrap
 import typing
 from typing import Any
 
-from trainer.cli.parse import COMMANDS, USES, flags
+from trainer.cli.flags import flags
+from trainer.cli.parse import COMMANDS, USES
 from trainer.settings.config import Config, knobs
 
 INDENT = 32  # columns of flags

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from trainer import models
 from trainer.data import photos as data
 from trainer.data import pictures, prompts
-from trainer.data.account import Photo, PhotoSet
+from trainer.data.account import Photo, PhotoSet, within
 from trainer.draw.sheet import contact_sheet
 from trainer.settings.config import Config
 from trainer.settings.effect import prior_is_on
@@ -53,7 +53,7 @@ def _rows(photos: PhotoSet) -> list[str]:
     root = Path(photos.folder)
     table = [
         (
-            Path(photo.path).relative_to(root).as_posix(),
+            within(Path(photo.path), root),
             "{} x {}".format(*photo.size),
             "{} x {}".format(*photo.size_cut),
             f"{photo.kept:.0%}",
@@ -67,7 +67,7 @@ def _rows(photos: PhotoSet) -> list[str]:
     rows = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (head, *table)
     ]
-    return rows + [f"{Path(left.path).relative_to(root).as_posix()}  left out: {left.why}" for left in photos.left]
+    return rows + [f"{within(Path(left.path), root)}  left out: {left.why}" for left in photos.left]
 
 
 def _place(config: Config, folder: Path) -> Path:

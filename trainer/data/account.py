@@ -104,7 +104,7 @@ class PhotoSet:
             why = Counter(left.why for left in self.left if Path(left.path).parent == folder)
             times = f", each {taken[0].repeats} times an epoch" if taken and taken[0].repeats > 1 else ""
             gone = [f"{count} left out ({reason})" for reason, count in why.items()]
-            name = folder.name if folder == root else folder.relative_to(root).as_posix()
+            name = folder.name if folder == root else within(folder, root)
             yield f"{name}: " + ", ".join([f"{len(taken)} of {len(taken) + sum(why.values())} taken{times}", *gone])
 
     def _by_prompt(self) -> Iterator[str]:
@@ -124,6 +124,11 @@ class PhotoSet:
 
 def _origin(photo: Photo) -> str:
     return photo.words or "common prompt"
+
+
+def within(path: Path, root: Path) -> str:
+    """A path as seen from the folder that was named; one of several folders may lie elsewhere."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
 def counted(count: int, noun: str) -> str:

@@ -20,6 +20,7 @@ from trainer.data.reading import MUCH, SQUARE_MUCH, Wanted, read_folder, smalles
 from trainer.data.words import CAPTION_SUFFIXES, Table, Words
 from trainer.errors import ConfigError
 from trainer.settings.config import Config
+from trainer.settings.subsets import subset
 
 __all__ = ["Left", "Photo", "PhotoSet", "candidates", "class_prompt", "instance_prompt", "scan", "smallest_side"]
 
@@ -48,7 +49,7 @@ def scan(config: Config, resolution: int | None = None, divides: int = 64) -> Ph
         flag="--instance_data_dir",
         replace_in=lambda caption: fill(caption, data),
     )
-    photos = read_folder(Path(data.instance_data_dir), wanted)
+    photos = _read(config, wanted)
     if not (data.class_name or typed) and any(photo.words == wanted.words for photo in photos.photos):
         raise ConfigError(
             "what do the photos show?",
@@ -66,8 +67,33 @@ def scan(config: Config, resolution: int | None = None, divides: int = 64) -> Ph
 def mend(config: Config) -> Iterator[str]:
     """Settle what the person's words settle, before the photos are read; see `prompts.mend`."""
     data = config.data
-    folder = Path(data.instance_data_dir or "")
-    return prompts.mend(config, lambda: captions_in(folder, data.folders) if data.captions else [])
+    folders = [Path(folder) for _, folder, _ in map(subset, data.subsets)] or [Path(data.instance_data_dir or "")]
+
+    def captions() -> list[str]:
+        return [caption for folder in folders for caption in captions_in(folder, data.folders)] if data.captions else []
+
+    return prompts.mend(config, captions)
+
+
+def _read(config: Config, wanted: Wanted) -> PhotoSet:
+    """The folder, or those of `data.subsets` one after the other, each with its own words and repeats."""
+    data = config.data
+    if not data.subsets:
+        return read_folder(Path(data.instance_data_dir or ""), wanted)
+    found: list[PhotoSet] = []
+    for repeats, folder, words in map(subset, data.subsets):
+        own = replace(wanted, prompt=fill(words, data), words="data.subsets", typed=True) if words else wanted
+        photos = read_folder(Path(folder), replace(own, flag="data.subsets:"))
+        if repeats is not None:
+            photos = replace(photos, photos=tuple(replace(photo, repeats=repeats) for photo in photos.photos))
+        found.append(photos)
+    return PhotoSet(
+        tuple(photo for each in found for photo in each.photos),
+        sum(each.ignored for each in found),
+        tuple(problem for each in found for problem in each.problems),
+        folder=found[0].folder,
+        left=tuple(left for each in found for left in each.left),
+    )
 
 
 def scan_folder(

@@ -11,6 +11,7 @@ peft itself and never transformers' or diffusers' `add_adapter`: those check pef
 from __future__ import annotations
 
 import copy
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,10 +27,10 @@ from trainer.models.base import Parts
 from trainer.settings.config import Lora
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from peft.tuners.lora import LoraLayer
 
 ADAPTER = "default"  # peft's own name for the only adapter; it is left out of saved names
-TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]  # the text encoders' attention, as diffusers' script has it
 
 
 def inject(
@@ -46,7 +47,7 @@ def inject(
     Call before `Family.units`, which must see the injected modules. Only here is peft imported: nothing else needs it.
     """
     try:
-        from peft import LoraConfig, inject_adapter_in_model
+        from peft import inject_adapter_in_model
     except (ImportError, AttributeError, RuntimeError) as missing:
         raise ConfigError(
             f"adapters need peft, and it does not load ({str(missing).partition(chr(10))[0]})",
@@ -56,26 +57,54 @@ def inject(
         module.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        used = _used(parts, text)
         for name, model in _adapted(parts, text):
-            targets = settings.targets if name == "unet" else TEXT_TARGETS
-            _check_targets(model, targets, settings.rank)
+            targets = settings.targets if name == "unet" else settings.text_targets
+            _check_targets(model, targets, "denoiser" if name == "unet" else "text encoder")
             with _wide(model, targets, dora):
-                inject_adapter_in_model(
-                    LoraConfig(
-                        r=settings.rank,
-                        lora_alpha=settings.alpha or settings.rank,
-                        lora_dropout=settings.dropout,
-                        target_modules=targets,
-                        use_dora=dora,
-                        init_lora_weights="gaussian",
-                    ),
-                    model,
-                    ADAPTER,
-                )
+                inject_adapter_in_model(_config(model, name, targets, settings, used, dora), model, ADAPTER)
     for _, parameter in trainable(parts):
         parameter.data = parameter.data.to(dtype)
     dropout(parts, True)
     return sum(parameter.numel() for _, parameter in trainable(parts))
+
+
+def _used(parts: Parts, text: bool) -> set[str]:
+    """The parameters that a step reads: SDXL never looks at its first text encoder's last layer, and an adapter there
+    would be neither trained nor saved."""
+    return {name for unit in parts.family.units(parts, text) for name, _ in unit.module.named_parameters()}
+
+
+def _config(model: nn.Module, name: str, targets: list[str], settings: Lora, used: set[str], dora: bool) -> LoraConfig:
+    """peft's settings for one model. Convolutions wider than one pixel may have a rank and an alpha of their own."""
+    found = {inner: module for inner, module in model.named_modules() if _targeted(inner, targets)}
+    wide = {
+        re.escape(inner): module
+        for inner, module in found.items()
+        if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1)
+    }
+    from peft import LoraConfig
+
+    rank, conv = settings.rank, settings.conv_rank if name == "unet" else None
+    if conv is not None and not wide:
+        raise ConfigError(
+            "lora.conv_rank has no convolution to act on", "add some to --targets (conv1 conv2), or leave it out"
+        )
+    return LoraConfig(
+        r=rank,
+        lora_alpha=settings.alpha or rank,
+        rank_pattern=dict.fromkeys(wide, conv) if conv is not None else {},
+        alpha_pattern=dict.fromkeys(wide, settings.conv_alpha or conv) if conv is not None else {},
+        lora_dropout=settings.dropout,
+        target_modules=targets,
+        exclude_modules=[inner for inner in found if f"{name}.{inner}.weight" not in used] or None,
+        use_dora=dora,
+        init_lora_weights="gaussian" if settings.init == "gaussian" else True,
+    )
+
+
+def _targeted(name: str, targets: list[str]) -> bool:
+    return any(name == target or name.endswith("." + target) for target in targets)
 
 
 @contextmanager
@@ -85,7 +114,7 @@ def _wide(model: nn.Module, targets: list[str], values: bool) -> Iterator[None]:
     found = [
         parameter
         for name, module in model.named_modules()
-        if any(name == target or name.endswith("." + target) for target in targets)
+        if _targeted(name, targets)
         for parameter in module.parameters()
         if parameter.dtype in (torch.float16, torch.bfloat16) and not parameter.is_meta
     ]
@@ -110,22 +139,22 @@ def _adapted(parts: Parts, text: bool) -> list[tuple[str, nn.Module]]:
     return [(name, model) for name, model in parts.modules().items() if name == "unet" or (text and name != "vae")]
 
 
-def _check_targets(model: nn.Module, targets: list[str], rank: int) -> None:
+def _check_targets(model: nn.Module, targets: list[str], whose: str) -> None:
     named = dict(model.named_modules())
     kinds = {type(module).__name__ for module in named.values() if isinstance(module, (nn.Linear, nn.Conv2d))}
+    setting, usual = {
+        "denoiser": ("lora.targets", "to_q, to_k, to_v, to_out.0, ff.net.0.proj, ff.net.2, proj_in, proj_out, conv1"),
+        "text encoder": ("lora.text_targets", "q_proj, k_proj, v_proj, out_proj, fc1, fc2"),
+    }[whose]
     for target in targets:
-        found = [module for name, module in named.items() if name == target or name.endswith("." + target)]
+        found = [module for name, module in named.items() if _targeted(name, [target])]
         if not found:
-            raise ConfigError(
-                f"lora.targets: no module of the denoiser is called {target!r}",
-                "use names such as to_q, to_k, to_v, to_out.0, ff.net.0.proj, ff.net.2, proj_in, proj_out, conv1, conv2",
-            )
+            raise ConfigError(f"{setting}: no module of the {whose} is called {target!r}", f"use names such as {usual}")
         if not all(isinstance(module, (nn.Linear, nn.Conv2d)) for module in found):
             raise ConfigError(
-                f"lora.targets: {target!r} is a {type(found[0]).__name__}",
+                f"{setting}: {target!r} is a {type(found[0]).__name__}",
                 f"name modules that are {' or '.join(sorted(kinds))}",
             )
-    assert rank >= 1
 
 
 def trainable(parts: Parts) -> Iterator[tuple[str, nn.Parameter]]:
@@ -197,9 +226,14 @@ def is_dora(parts: Parts) -> bool:
     return any(".lora_magnitude_vector" in name for name, _ in _parameters(parts))
 
 
-def scaling(parts: Parts) -> float:
-    """alpha / rank, the same for every layer."""
-    return next(layers(parts))[1].scaling[ADAPTER]
+def scales(parts: Parts) -> dict[str, tuple[int, float]]:
+    """(rank, alpha / rank) of every adapted module by its full name; convolutions may have their own."""
+    return {name: (layer.r[ADAPTER], layer.scaling[ADAPTER]) for name, layer in layers(parts)}
+
+
+def module_of(name: str) -> str:
+    """The full name of the module that a saved tensor adapts: "unet....to_q" of "unet....to_q.lora_A.weight"."""
+    return name.partition(".lora_")[0]
 
 
 def merged(parts: Parts, values: Mapping[str, Tensor] | None = None) -> Iterator[tuple[str, Tensor]]:

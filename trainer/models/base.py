@@ -114,6 +114,7 @@ class Parts:
     scheduler_config: dict[str, Any] = field(default_factory=dict)
     prediction_type: str = "epsilon"  # or "v_prediction"
     options: dict[str, Any] = field(default_factory=dict)  # keywords with which `load` reads the same model again
+    spare: list[nn.Module] = field(default_factory=list)  # layers that clip_skip took off the text encoder
 
     def modules(self) -> dict[str, nn.Module]:
         """The modules that are loaded, by the name that parameters and units carry: the denoiser's, vae, text, text_2."""

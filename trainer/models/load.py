@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from trainer.errors import ConfigError
 from trainer.files import hub
 from trainer.files.safetensors_stream import header
+from trainer.models import clip_skip
 from trainer.models.base import Facts, Parts
 from trainer.models.describe import describe
 from trainer.models.sd import ldm, text
@@ -89,7 +90,7 @@ def load(
 def load_for(settings: Model) -> Parts:
     """The model that the settings name (or the built-in one), every part as its file has it: the weights lie in the file
     and take no memory until a module visits or the engine has its own."""
-    return load(
+    parts = load(
         settings.name or "demo",
         family=settings.family,
         dtype=None,
@@ -98,6 +99,7 @@ def load_for(settings: Model) -> Parts:
         vae=settings.vae,
         prediction_type=settings.prediction_type,
     )
+    return clip_skip.shortened(parts, settings.clip_skip)
 
 
 def _from_folder(path: Path, wanted: list[str], dtype: torch.dtype | None, variant: str | None) -> dict[str, nn.Module]:
@@ -171,15 +173,22 @@ def _read(path: Path, entries: list[ldm.Entry], prefix: str, dtype: torch.dtype 
     KeyError names the first that is missing."""
     tensors: dict[str, torch.Tensor] = {}
     words = {name: word for name, (word, _) in header(path).tensors.items()}
-    for entry in entries:
-        if entry.key.removeprefix(prefix) not in words:
+    keys = [_key(entry.key.removeprefix(prefix), words) for entry in entries]
+    for entry, key in zip(entries, keys, strict=True):
+        if key not in words:
             raise KeyError(entry.key)
-    dtype = dtype or widest(words[entry.key.removeprefix(prefix)] for entry in entries)
+    dtype = dtype or widest(words[key] for key in keys)
     with safe_open(path, "pt") as file:
-        for entry in entries:
-            stored = file.get_tensor(entry.key.removeprefix(prefix)).to(dtype)
+        for entry, key in zip(entries, keys, strict=True):
+            stored = file.get_tensor(key).to(dtype)
             tensors |= {name: tensor.contiguous() for name, tensor in entry.unpack(stored).items()}
     return tensors
+
+
+def _key(key: str, words: Container[str]) -> str:
+    """The key as this file spells it: checkpoints of 1.x made before 2023 lack the level text_model in the text encoder."""
+    older = key.replace("cond_stage_model.transformer.text_model.", "cond_stage_model.transformer.")
+    return older if key not in words and older in words else key
 
 
 def _fill(module: nn.Module, model: str, tensors: dict[str, torch.Tensor], path: Path) -> None:

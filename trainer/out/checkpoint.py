@@ -49,7 +49,10 @@ def locate(run: Path, wanted: str) -> Path | None:
     """The checkpoint `wanted` names: 'latest' (None where the run has none yet), a folder, or a folder's name in the run."""
     if wanted == "latest":
         return found(run)[-1] if found(run) else None
-    for path in (Path(wanted), run / wanted, run / wanted.replace("checkpoint-", "step-")):
+    number = re.fullmatch(
+        r"(?:checkpoint|step)-0*(\d+)", Path(wanted).name
+    )  # 'checkpoint-4' of diffusers' script is our step-000004
+    for path in (Path(wanted), run / wanted, *([folder(run, int(number[1]))] if number else [])):
         if (path / "state.json").is_file():
             return path
     have = ", ".join(p.name for p in found(run)) or "none"

@@ -27,10 +27,9 @@ from trainer.files.mapped import Stored, forget
 from trainer.files.safetensors_stream import Writer, size_bytes
 from trainer.files.whole import tidy, whole, whole_folder
 from trainer.machine.vitals import Vitals
-from trainer.models import adapters, load
+from trainer.models import adapters, clip_skip, load
 from trainer.models.base import Parts
 from trainer.out.formats import File, files
-from trainer.settings.config import Config
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 LORA = ("lora_diffusers", "lora_kohya")
@@ -61,36 +60,17 @@ def write(
     dtype = PRECISIONS[precision]
     parts = _complete(parts) if full else parts
     trained = _again(weights)
-    planned = [file for name in formats for file in files(name, parts, folder, precision, dict(metadata or {}))]
-    _check_room(folder, planned, dtype, replace)
-    yield PhaseStarted("export", total=len(formats), detail=", ".join(formats))
-    for done, name in enumerate(formats, start=1):
-        own = [file for file in planned if file.format == name]
-        values = _values(parts, trained if weights is not None else None, lora=name in LORA)
-        yield _export(own, values, dtype, precision)
-        yield PhaseProgress("export", done, len(formats), name)
+    with clip_skip.whole(parts):
+        planned = [file for name in formats for file in files(name, parts, folder, precision, dict(metadata or {}))]
+        _check_room(folder, planned, dtype, replace)
+        yield PhaseStarted("export", total=len(formats), detail=", ".join(formats))
+        for done, name in enumerate(formats, start=1):
+            own = [file for file in planned if file.format == name]
+            values = _values(parts, trained if weights is not None else None, lora=name in LORA)
+            yield _export(own, values, dtype, precision)
+            yield PhaseProgress("export", done, len(formats), name)
     vitals = Vitals(torch.device("cuda" if torch.cuda.is_initialized() else "cpu"))
     yield PhaseEnded("export", time.time() - began, vitals.peak(), vitals.ram(), f"{len(formats)} formats in {folder}")
-
-
-def metadata(config: Config) -> dict[str, str]:
-    """Training settings that travel inside exported files."""
-    keys = (
-        "model.name",
-        "data.instance_prompt",
-        "data.resolution",
-        "prior.with_prior_preservation",
-        "prior.class_prompt",
-        "prior.prior_loss_weight",
-        "train.method",
-        "train.max_train_steps",
-        "train.learning_rate",
-        "train.train_text_encoder",
-        "train.optimizer",
-        "train.snr_gamma",
-        "train.seed",
-    )
-    return {key: str(config.value(key)) for key in keys}
 
 
 def _complete(parts: Parts) -> Parts:

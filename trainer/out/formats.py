@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import diffusers
@@ -20,6 +20,8 @@ from transformers import CLIPTokenizer
 from trainer.models import adapters
 from trainer.models.base import Parts
 from trainer.models.sd import ldm
+from trainer.out import card as cards
+from trainer.out.card import card
 
 Change = Callable[[Tensor], Tensor]
 FOLDERS = {"unet": "unet", "vae": "vae", "text": "text_encoder", "text_2": "text_encoder_2"}
@@ -76,37 +78,6 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def card(
-    parts: Parts, precision: str, settings: Mapping[str, str], *, lora: bool = False, original: bool = True
-) -> dict[str, str]:
-    """Metadata: the fields of https://github.com/Stability-AI/ModelSpec, and the training settings."""
-    family, velocity = parts.family, parts.prediction_type == "v_prediction"
-    architecture = {
-        "sd2": "stable-diffusion-v2-768-v" if velocity else "stable-diffusion-v2-512",
-        "sdxl": "stable-diffusion-xl-v1-base",
-    }
-    known = architecture.get(family.name, "stable-diffusion-v1")
-    source = {
-        "sd2": "https://github.com/Stability-AI/stablediffusion",
-        "sdxl": "https://github.com/Stability-AI/generative-models",
-    }
-    implementation = source.get(family.name, "https://github.com/CompVis/stable-diffusion")
-    return {
-        "format": "pt",
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": known + ("/lora" if lora else ""),
-        "modelspec.implementation": implementation if original else "diffusers",
-        "modelspec.title": settings.get("title", "DreamBooth model"),
-        "modelspec.date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S"),
-        "modelspec.resolution": f"{family.resolution}x{family.resolution}",
-        "modelspec.prediction_type": "v" if velocity else "epsilon",
-        "trainer.precision": precision,
-        "trainer.base_model": parts.source,
-        "trainer.base_digest": parts.digest,
-        **{f"trainer.{key}": str(value) for key, value in settings.items() if key != "title"},
-    }
-
-
 # ---- diffusers folder
 
 
@@ -115,6 +86,7 @@ def _diffusers(parts: Parts, folder: Path, precision: str, settings: dict[str, s
     pipeline = parts.family.pipeline_class
     variant = {"fp16": "torch.float16", "bf16": "torch.bfloat16", "fp32": "torch.float32"}[precision]
     usage = f"{pipeline}.from_pretrained({str(target)!r}, torch_dtype={variant})"
+    scheduler = cards.scheduler(parts, settings)
     for model, module in parts.modules().items():
         file = File(
             "diffusers",
@@ -128,12 +100,16 @@ def _diffusers(parts: Parts, folder: Path, precision: str, settings: dict[str, s
         for name, shape in _shapes(module).items():
             file.add(f"{model}.{name}", prefix + name, shape)
         if model == "unet":
-            file.finish = lambda place: _write_beside(parts, place, precision)
+            file.finish = lambda place: _write_beside(parts, place, scheduler)
         yield file
 
 
-def _write_beside(parts: Parts, place: Path, precision: str) -> None:
-    """Configurations, tokenizers, scheduler and the index of a diffusers folder."""
+def _write_beside(parts: Parts, place: Path, scheduler: dict[str, Any]) -> None:
+    """Configurations, tokenizers, scheduler and the index of a diffusers folder.
+
+    The text encoder's configuration always names float32: transformers obeys it where nobody names a precision, and a
+    plain `from_pretrained` loads the other parts in float32. With float16 there the first picture ended in "Half and Float".
+    """
     index: dict[str, Any] = {"_class_name": parts.family.pipeline_class, "_diffusers_version": diffusers.__version__}
     for model, module in parts.modules().items():
         config = dict(module.config) if model in ("unet", "vae") else module.config.to_dict()
@@ -145,17 +121,13 @@ def _write_beside(parts: Parts, place: Path, precision: str) -> None:
         if model in ("unet", "vae"):
             config |= {"_class_name": type(module).__name__, "_diffusers_version": diffusers.__version__}
         else:
-            config |= {"torch_dtype": {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}[precision]}
+            config |= {"torch_dtype": "float32"}
         _json(place / FOLDERS[model] / "config.json", config)
         index[FOLDERS[model]] = ["diffusers" if model in ("unet", "vae") else "transformers", type(module).__name__]
     for name, tokenizer in zip(("tokenizer", "tokenizer_2"), parts.tokenizers, strict=False):
         save_tokenizer(tokenizer, place / name)
         index[name] = ["transformers", "CLIPTokenizer"]
-    scheduler = parts.scheduler_config | {
-        "prediction_type": parts.prediction_type,
-        "_diffusers_version": diffusers.__version__,
-    }
-    _json(place / "scheduler" / "scheduler_config.json", scheduler)
+    _json(place / "scheduler" / "scheduler_config.json", scheduler | {"_diffusers_version": diffusers.__version__})
     index["scheduler"] = ["diffusers", scheduler["_class_name"]]
     if "text_2" in parts.modules():
         index |= {
@@ -207,14 +179,23 @@ def _json(path: Path, value: Any, indent: int | None = 2) -> None:
 
 def _single_file(parts: Parts, folder: Path, precision: str, settings: dict[str, str]) -> Iterator[File]:
     target = folder / "model.safetensors"
-    usage = f"put {target} into ComfyUI's models/checkpoints, or {parts.family.pipeline_class}.from_single_file({str(target)!r})"
+    pipeline, config = parts.family.pipeline_class, f", config={str(folder / 'diffusers')!r}"
+    usage = f"put {target} into ComfyUI's models/checkpoints, or {pipeline}.from_single_file({str(target)!r}"
     if parts.family.name == "demo":  # readers know the public sizes only
-        usage = f"{parts.family.pipeline_class}.from_single_file({str(target)!r}, config={str(folder / 'diffusers')!r})"
-    metadata = card(parts, precision, settings) | {"trainer.parts": json.dumps(configurations(parts))}
+        usage = f"{pipeline}.from_single_file({str(target)!r}{config})"
+    elif cards.unlike_the_rest(parts, settings):
+        usage += f"{config}), which brings the scheduler that the weights need"
+        if parts.family.name == "sd1":
+            usage += "; ComfyUI needs its ModelSamplingDiscrete node (" + ", ".join(cards.marks(parts, settings)) + ")"
+    else:
+        usage += ")"
+    metadata = card(parts, precision, settings) | {"trainer.parts": json.dumps(configurations(parts, settings))}
     file = File("single_file", target, "", usage, metadata)
     for entry in ldm.layout(_plain(parts), parts.family.name):
         for name in entry.names:
             file.add(name, entry.key, entry.shape, entry.pack, entry.first(name))
+    for mark in cards.marks(parts, settings):
+        file.shapes[mark], file.constants[mark] = (0,), torch.empty(0)
     yield file
 
 
@@ -228,7 +209,7 @@ def _plain(parts: Parts) -> dict[str, nn.Module]:
     return {model: empty(FOLDERS[model], configs[FOLDERS[model]]) for model in parts.modules()}
 
 
-def configurations(parts: Parts) -> dict[str, Any]:
+def configurations(parts: Parts, settings: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
     """What a reader of the file needs to know: the configuration of every part."""
     found: dict[str, Any] = {}
     for model, module in parts.modules().items():
@@ -242,7 +223,7 @@ def configurations(parts: Parts) -> dict[str, Any]:
             for key, value in config.items()
             if not key.startswith("_") and key not in ("dtype", "torch_dtype", "transformers_version")
         }
-    found["scheduler"] = parts.scheduler_config | {"prediction_type": parts.prediction_type}
+    found["scheduler"] = cards.scheduler(parts, settings)
     return found
 
 
@@ -254,18 +235,22 @@ def _lora_diffusers(parts: Parts, folder: Path, precision: str, settings: dict[s
     take alpha = rank (the format does not carry it) are right."""
     target = folder / "pytorch_lora_weights.safetensors"
     usage = f"pipeline.load_lora_weights({str(folder)!r})"
-    file = File("lora_diffusers", target, "", usage, card(parts, precision, settings, lora=True, original=False))
-    scale = adapters.scaling(parts)
+    metadata = card(parts, precision, settings, lora=True, original=False) | cards.network(parts, settings)
+    file = File("lora_diffusers", target, "", usage, metadata)
+    scales = adapters.scales(parts)
     for name, tensor in adapters.state_dict(parts).items():
         model, _, inner = name.partition(".")
         prefix = "text_model." if model == "text" and not hasattr(parts.text_encoders[0], "text_model") else ""
-        change = (lambda tensor: tensor * scale) if ".lora_B." in name else same
-        if model != "unet" and inner.endswith(".lora_magnitude_vector"):
-            inner += (
-                ".weight"  # without it transformers 5.23 drops DoRA's magnitudes of a text encoder; peft reads both
-            )
+        change = _times(scales[adapters.module_of(name)][1]) if ".lora_B." in name else same
+        if inner.endswith(".lora_magnitude_vector"):
+            # without it transformers 5.23 drops DoRA's magnitudes of a text encoder, and OneTrainer all; peft reads both
+            inner += ".weight"
         file.add(name, f"{FOLDERS[model]}.{prefix}{inner}", tuple(tensor.shape), change)
     yield file
+
+
+def _times(scale: float) -> Change:
+    return lambda tensor: tensor * scale
 
 
 def _lora_kohya(parts: Parts, folder: Path, precision: str, settings: dict[str, str]) -> Iterator[File]:
@@ -274,20 +259,16 @@ def _lora_kohya(parts: Parts, folder: Path, precision: str, settings: dict[str, 
     xl = parts.family.name == "sdxl"
     paths = ldm.unet_paths(parts.unet) if xl else {}
     prefixes = {"unet": "lora_unet", "text": "lora_te1" if xl else "lora_te", "text_2": "lora_te2"}
-    base = {"sd2": "sd_v2" if parts.prediction_type == "epsilon" else "sd_v2_v", "sdxl": "sdxl_base_v1-0"}.get(
-        parts.family.name, "sd_v1"
-    )
-    rank, scale = _rank(parts), adapters.scaling(parts)
-    network = {
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(rank),
-        "ss_network_alpha": str(rank * scale),
-        "ss_base_model_version": base,
-    }
+    scales = adapters.scales(parts)
     usage = f"put {target} into ComfyUI's models/loras"
-    if not adapters.is_dora(parts):  # diffusers 0.42 leaves kohya's dora_scale out
+    if adapters.is_dora(parts):
+        # diffusers 0.42 leaves kohya's dora_scale out, and ComfyUI divides by the norms of the weight without the update:
+        # weights came out 6e-3 off where training had moved them by 3.4e-2
+        usage += "; programs differ in how they apply DoRA: for exactly what was trained, export single_file, too"
+    else:
         usage += f", or pipeline.load_lora_weights({str(target)!r})"
-    file = File("lora_kohya", target, "", usage, card(parts, precision, settings, lora=True) | network)
+    metadata = card(parts, precision, settings, lora=True) | cards.network(parts, settings)
+    file = File("lora_kohya", target, "", usage, metadata)
     endings = {
         "lora_A.weight": "lora_down.weight",
         "lora_B.weight": "lora_up.weight",
@@ -311,13 +292,10 @@ def _lora_kohya(parts: Parts, folder: Path, precision: str, settings: dict[str, 
         )
         file.add(name, f"{key}.{ending}", shape)
         if ending == "lora_down.weight":
+            own_rank, own_scale = scales[adapters.module_of(name)]
             file.shapes[f"{key}.alpha"] = ()
-            file.constants[f"{key}.alpha"] = torch.tensor(float(rank * scale))
+            file.constants[f"{key}.alpha"] = torch.tensor(float(own_rank * own_scale))
     yield file
-
-
-def _rank(parts: Parts) -> int:
-    return next(adapters.layers(parts))[1].r[adapters.ADAPTER]
 
 
 def _weight(parts: Parts, name: str) -> Tensor:

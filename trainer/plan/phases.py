@@ -16,7 +16,7 @@ from torch import nn
 
 from trainer.events import PHASES
 from trainer.files.safetensors_stream import PIECE_BYTES
-from trainer.models import adapters
+from trainer.models import adapters, clip_skip
 from trainer.models.base import Parts
 from trainer.objective.loss import Objective
 from trainer.plan import calibration, rehearse
@@ -37,6 +37,7 @@ class Rehearsals:
     """Rehearsals of one configuration, each done once."""
 
     def __init__(self, config: Config, parts: Parts, kind: str):
+        parts = clip_skip.shortened(parts, config.model.clip_skip)
         self.config, self.parts, self.kind = config, parts, kind
         self.text = config.train.train_text_encoder
         side = config.data.resolution or parts.family.resolution

@@ -18,6 +18,7 @@ from trainer.draw.sampler import Look
 from trainer.errors import ConfigError
 from trainer.events import Notice
 from trainer.guard import held
+from trainer.models import clip_skip
 from trainer.out import checkpoint
 from trainer.plan import planner
 from trainer.plan.plan import Plan
@@ -64,6 +65,7 @@ def prepare(config: Config) -> Run:
         prediction_type=config.model.prediction_type,
     )
     models.check_weights(facts)
+    clip_skip.check(family.name, config.model.clip_skip)
     if config.model.vae:
         models.check_vae(config.model.vae)
     if config.guard.watch:

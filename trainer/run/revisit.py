@@ -21,6 +21,7 @@ from trainer.errors import ConfigError
 from trainer.events import Event, Finished
 from trainer.models import Parts, adapters, load_for
 from trainer.out import checkpoint, export
+from trainer.out.metadata import metadata, photos_of
 from trainer.policy import Drawing, Policy
 from trainer.run.assemble import make_engine
 from trainer.run.prepare import choose_device
@@ -78,7 +79,7 @@ def export_run(run: Path, formats: Sequence[str] | None, precision: str, output:
         formats or config.export.formats or (["lora_diffusers"] if config.train.method != "full" else ["diffusers"])
     )
     folder = output or unused(point.parent / f"model-{checkpoint.step_of(point):06d}-{precision}")
-    yield from export.write(parts, engine.master, folder, formats, precision, export.metadata(config))
+    yield from export.write(parts, engine.master, folder, formats, precision, metadata(config, photos_of(config)))
     yield Finished("done", checkpoint.step_of(point), time.perf_counter() - begun, str(run), f"model       {folder}")
 
 

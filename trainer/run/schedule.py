@@ -30,7 +30,8 @@ class Rates:
         scale = train.train_batch_size * train.gradient_accumulation_steps if train.scale_lr else 1
         base = {"unet": train.learning_rate * scale}
         if train.train_text_encoder:
-            base |= {"text": train.text_encoder_lr * scale, "text_2": train.text_encoder_lr * scale}
+            second = train.text_encoder_lr if train.text_encoder_2_lr is None else train.text_encoder_2_lr
+            base |= {"text": train.text_encoder_lr * scale, "text_2": second * scale}
         return cls(base, factor(train, train.max_train_steps), train.text_encoder_stop_step)
 
     def at(self, done: int) -> dict[str, float]:

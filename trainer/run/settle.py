@@ -82,6 +82,10 @@ def schedule(config: Config, family: Family, photos: PhotoSet) -> None:
         config.settle("train.max_train_steps", steps, f"{train.num_train_epochs} epochs of {shown} photos")
     elif train.max_train_steps is None:
         config.settle("train.max_train_steps", family.defaults.max_train_steps(train.method), f"{family.name} default")
+    if train.lr_warmup_share:
+        steps = round(train.lr_warmup_share * train.max_train_steps)
+        config.settle("train.lr_warmup_steps", steps, f"{train.lr_warmup_share:g} of {train.max_train_steps} steps")
+        config.settle("train.lr_warmup_share", 0.0, "counted in lr_warmup_steps")
     if not config.sample.validation_prompt and config.sample.num_validation_images:
         config.settle("sample.validation_prompt", photos.prompts[:4], "the photos' prompts")
 

@@ -19,6 +19,7 @@ from trainer.events import Controls, Event, Notice, PhotosScanned, RunStarted, S
 from trainer.machine.phase import Phase
 from trainer.models import Parts
 from trainer.out import export
+from trainer.out.metadata import metadata
 from trainer.run import assemble, limit, loop, probe, saving
 from trainer.run.ending import Ending, Quit
 from trainer.run.prepare import Run, prepare
@@ -138,7 +139,7 @@ def draw(run: Run, painter: Painter, step: int) -> Stage[None]:
 def write(run: Run, trained: Trained, parts: Parts) -> Stage[None]:
     """The model in every format that was asked for: the moving average, where one was kept."""
     weights = trained.average.values if trained.average else trained.engine.master
-    settings, facts = run.config.export, export.metadata(run.config)
+    settings, facts = run.config.export, metadata(run.config, run.photos)
     yield from export.write(
         parts, weights, run.folder / "model", settings.formats, settings.precision, facts, replace=True
     )

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from trainer.errors import ConfigError
 from trainer.settings.config import Config
+from trainer.settings.dialects.programs import TOLERATED
 from trainer.settings.effect import idle, prior_is_on
-from trainer.settings.foreign import TOLERATED
 from trainer.settings.overlay import nearest, presets
 
 
@@ -46,12 +46,15 @@ def _contradictions(config: Config) -> None:
             "prior_loss_weight = 0 makes class images and then ignores them",
             "use --no-with_prior_preservation, or a weight above 0",
         )
-    if train.lr_scheduler == "constant_with_warmup" and train.lr_warmup_steps == 0:
+    if train.lr_warmup_steps and train.lr_warmup_share:
+        raise ConfigError("lr_warmup_steps and lr_warmup_share both set the warm-up", "leave one of them out")
+    if train.lr_scheduler == "constant_with_warmup" and not (train.lr_warmup_steps or train.lr_warmup_share):
         raise ConfigError(
             "constant_with_warmup with lr_warmup_steps = 0 has no warm-up",
             "choose --lr_warmup_steps, or --lr_scheduler constant",
         )
-    if train.max_train_steps is not None and train.lr_warmup_steps >= train.max_train_steps:
+    warms = train.lr_scheduler != "constant"
+    if warms and train.max_train_steps is not None and train.lr_warmup_steps >= train.max_train_steps:
         raise ConfigError(
             f"lr_warmup_steps = {train.lr_warmup_steps} leaves nothing of {train.max_train_steps} steps",
             "shorten --lr_warmup_steps",

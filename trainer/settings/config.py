@@ -42,6 +42,7 @@ class Model(Section):
     vae: str | None = knob(
         None, "another VAE (hub id, folder or .safetensors)", "pretrained_vae_model_name_or_path", "vae"
     )
+    clip_skip: int = knob(1, "SD 1.x: read the text encoder's last layer but so many less one; 2 is usual", ge=1, le=11)
 
 
 class Data(Section):
@@ -56,6 +57,10 @@ class Data(Section):
     identifier: str = knob("hta", "rare word that will name the subject", "token")
     class_name: str | None = knob(None, "what the subject is: dog, backpack, person ...")
     instance_prompt: str | None = knob(None, "prompt of the photos; default 'a photo of {identifier} {class_name}'")
+    subsets: list[str] = knob(
+        [],
+        "several folders with repeats and prompts, instead of one: 'REPEATS x FOLDER' or 'REPEATS x FOLDER = PROMPT'",
+    )
     captions: bool = knob(
         True, "read name.txt, name.caption, metadata.jsonl or .csv beside photos as their own prompts"
     )
@@ -81,9 +86,7 @@ class Prior(Section):
     by: Literal["images", "prediction"] = knob(
         "images", "class images made by the base model, or its cached predictions on noised class latents"
     )
-    class_data_dir: str | None = knob(
-        None, "folder of class images; missing ones are generated into it", "reg_data_dir"
-    )
+    class_data_dir: str | None = knob(None, "folder of class images; missing ones are generated into it")
     class_prompt: str | None = knob(None, "prompt of the class images; default 'a photo of a {class_name}'")
     num_class_images: int | None = knob(
         None, "how many class images there must be; default by family (200)", ge=1, le=100_000
@@ -102,6 +105,9 @@ class Train(Section):
     text_encoder_lr: float | None = knob(
         None, "learning rate of the text encoder; default the denoiser's", "learning_rate_te", ge=0
     )
+    text_encoder_2_lr: float | None = knob(
+        None, "learning rate of SDXL's second text encoder; default the first's", ge=0
+    )
     text_encoder_stop_step: int | None = knob(
         None, "stop training the text encoder after this step", "stop_text_encoder_training", ge=1
     )
@@ -119,6 +125,7 @@ class Train(Section):
         "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
     ] = knob("constant", "schedule, from diffusers")
     lr_warmup_steps: int = knob(0, "steps of linear warm-up", ge=0)
+    lr_warmup_share: float = knob(0.0, "warm-up as a share of all steps, instead of lr_warmup_steps", ge=0, lt=1)
     lr_num_cycles: int = knob(1, "restarts of cosine_with_restarts", "lr_scheduler_num_cycles", ge=1)
     lr_power: float = knob(1.0, "power of the polynomial schedule", "lr_scheduler_power", gt=0)
     optimizer: Literal["adamw", "torch_adamw", "bnb_adamw8bit", "bnb_paged_adamw8bit", "adafactor", "prodigy"] = knob(
@@ -154,10 +161,20 @@ class Lora(Section):
 
     rank: int = knob(16, "rank of the update", "network_dim", ge=1, le=4096)
     alpha: float | None = knob(None, "scale of the update; default the rank", "lora_alpha", "network_alpha", gt=0)
+    init: Literal["gaussian", "kaiming"] = knob(
+        "gaussian",
+        "random start of the first matrix: diffusers' (spread 1 / rank), or kohya's (by the width of the layer)",
+    )
     dropout: float = knob(0.0, "dropout before the adapter", "lora_dropout", "network_dropout", ge=0, lt=1)
     targets: list[str] = knob(
         ["to_q", "to_k", "to_v", "to_out.0"], "modules of the denoiser that get an adapter", "lora_layers"
     )
+    text_targets: list[str] = knob(
+        ["q_proj", "k_proj", "v_proj", "out_proj"],
+        "modules of the text encoder that get an adapter, with train_text_encoder",
+    )
+    conv_rank: int | None = knob(None, "rank at 3x3 convolutions among the targets; default rank", ge=1, le=4096)
+    conv_alpha: float | None = knob(None, "alpha at those; default conv_rank", gt=0)
 
 
 class Memory(Section):
@@ -217,7 +234,9 @@ class Checkpoint(Section):
 class Sample(Section):
     """Pictures during training"""
 
-    validation_prompt: list[str] = knob([], "prompts drawn with fixed seeds; default the instance prompt", "prompt")
+    validation_prompt: list[str] = knob(
+        [], "prompts drawn with fixed seeds; default the instance prompt", "prompt", "validation_prompts"
+    )
     num_validation_images: int = knob(4, "pictures for each prompt", ge=0)
     validation_steps: int | None = knob(
         None, "draw every so many steps; default only at the end", "sample_every_n_steps", ge=1
@@ -304,8 +323,8 @@ class Config(Section):
         self._provenance[key] = origin
 
     def chosen(self, key: str) -> bool:
-        """True where a person set this value, in a file or by a flag."""
-        return self._provenance.get(key, "default").startswith(("file", "flag"))
+        """True where a person set this value: in a file, by a flag, or by giving another program's line ("line of train_db.py")."""
+        return self._provenance.get(key, "default").startswith(("file", "flag", "line"))
 
 
 def knobs() -> dict[str, Any]:

@@ -44,7 +44,10 @@ def _rules(config: Config) -> Iterator[tuple[bool, str, str, str]]:
     yield data.crop != "random", "data.crop_variants", "crops are not random", "--crop random"
     yield data.buckets, "data.crop", "buckets cut no squares", ""
 
-    text = "train.text_encoder_lr train.text_encoder_stop_step"
+    yield config.lora.conv_rank is None, "lora.conv_alpha", "convolutions have the rank of the rest", "--conv_rank"
+    yield not train.train_text_encoder, "lora.text_targets", "the text encoder is not trained", "--train_text_encoder"
+
+    text = "train.text_encoder_lr train.text_encoder_2_lr train.text_encoder_stop_step"
     yield not train.train_text_encoder, text, "the text encoder is not trained", "--train_text_encoder"
     yield train.train_text_encoder, "memory.cache_text", "a text encoder in training cannot be cached", ""
     late = (train.text_encoder_stop_step or 0) >= (train.max_train_steps or math.inf)
@@ -53,7 +56,8 @@ def _rules(config: Config) -> Iterator[tuple[bool, str, str, str]]:
     schedule, why = train.lr_scheduler, f"the schedule is {train.lr_scheduler}"
     yield schedule != "cosine_with_restarts", "train.lr_num_cycles", why, "--lr_scheduler cosine_with_restarts"
     yield schedule != "polynomial", "train.lr_power", why, "--lr_scheduler polynomial"
-    yield schedule == "constant", "train.lr_warmup_steps", why, "--lr_scheduler constant_with_warmup"
+    warm = "train.lr_warmup_steps train.lr_warmup_share"
+    yield schedule == "constant", warm, why, "--lr_scheduler constant_with_warmup"
 
     adam = "train.adam_beta1 train.adam_beta2 train.adam_epsilon"
     yield train.optimizer != "adamw", "memory.moments", f"{train.optimizer} keeps its own moments", "--optimizer adamw"

@@ -21,6 +21,7 @@ from trainer.errors import ConfigError
 from trainer.files.whole import whole
 from trainer.settings.config import Config, knobs
 from trainer.settings.effect import idle
+from trainer.settings.subsets import subset
 
 DEMO = "demo"
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -157,6 +158,8 @@ def _complaint(detail: Mapping[str, Any]) -> tuple[str, str]:
 
 def _follow(config: Config, file: Path | None) -> None:
     """What follows from the layers alone: the model where none is named, and which run `latest` speaks of."""
+    if config.data.subsets and config.data.instance_data_dir is None:
+        config.settle("data.instance_data_dir", subset(config.data.subsets[0])[1], "the first of data.subsets")
     if config.model.name is None and config.model.family == "auto":
         mine = config.data.instance_data_dir is not None
         config.settle("model.name", SD15 if mine else DEMO, "default" if mine else "built-in demo")

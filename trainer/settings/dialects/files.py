@@ -1,0 +1,121 @@
+"""Configuration files of other trainers, told apart by their content: kohya's TOML (`--config_file` and `--dataset_config`) and
+the JSON of its graphical front end, OneTrainer's JSON, ai-toolkit's YAML.
+
+`tree` reads a file and says whose it is; `flat` lists its keys. Nothing here judges a key: that is the dialects' matter.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import ConfigError
+from trainer.settings.config import Config
+from trainer.settings.dialects import diffusers, kohya
+
+OURS = "ours"
+KOHYA, DATASET, ONETRAINER, AITOOLKIT = (
+    "kohya's sd-scripts",
+    "a data set of kohya's sd-scripts",
+    "OneTrainer",
+    "ai-toolkit",
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one key. outcome: "value" (`text` says of what), "note" (why it means nothing here), or "refused"
+    (`text` is the reason, `fix` what to do instead)."""
+
+    key: str
+    value: str
+    outcome: str
+    text: str
+    fix: str = ""
+
+
+def tree(path: Path) -> tuple[str, dict[str, Any]]:
+    """(whose file it is, its tables). Raises ConfigError where it is none of the known kinds or cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no file {path}", "check the path after --config") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}", "name a readable TOML, JSON or YAML file") from error
+    if text.lstrip().startswith("{"):
+        return _json(path, text)
+    if path.suffix.lower() in (".yaml", ".yml"):
+        return _yaml(path, text)
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        if "\njob:" in f"\n{text}":
+            return _yaml(path, text)
+        raise ConfigError(
+            f"{path} is not valid TOML: {error}", "mend that line; strings need quotes, booleans are true or false"
+        ) from error
+    return _toml(tables), tables
+
+
+def _toml(tables: dict[str, Any]) -> str:
+    """Ours has our sections; a data set has [[datasets]]; anything else with a flag of theirs is a file of arguments."""
+    if isinstance(tables.get("datasets"), list):
+        return DATASET
+    if tables.keys() <= Config.model_fields.keys():
+        return OURS
+    known = kohya.SCRIPT_FLAGS | diffusers.SCRIPT_FLAGS
+    return KOHYA if any(key in known for key, _ in flat(tables)) else OURS
+
+
+def _json(path: Path, text: str) -> tuple[str, dict[str, Any]]:
+    try:
+        tables = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}", "mend that line, or export the file again") from error
+    if isinstance(tables.get("datasets"), list):
+        return DATASET, tables
+    if tables.keys() & {"training_method", "model_type", "base_model_name"}:
+        return ONETRAINER, tables
+    if tables.keys() & {"pretrained_model_name_or_path", "LoRA_type"}:
+        return KOHYA, tables
+    raise ConfigError(
+        f"{path} is JSON of an unknown kind",
+        "OneTrainer's and kohya's are read, and TOML with this trainer's sections (presets/)",
+    )
+
+
+def _yaml(path: Path, text: str) -> tuple[str, dict[str, Any]]:
+    import yaml
+
+    try:
+        tables = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}", "mend that line; indentation is by spaces") from error
+    if not (isinstance(tables, dict) and isinstance(tables.get("config"), dict) and "process" in tables["config"]):
+        raise ConfigError(
+            f"{path} is YAML of an unknown kind",
+            "ai-toolkit's is read, and TOML with this trainer's sections (see presets/)",
+        )
+    return AITOOLKIT, tables
+
+
+def flat(tables: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Keys of a file of arguments, whose sections are only for the reader's eye."""
+    for key, value in tables.items():
+        if isinstance(value, dict):
+            yield from flat(value)
+        else:
+            yield key, value
+
+
+def shown(value: Any) -> str:
+    """A value as the flag's text would be: true, words of a list joined."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "none"}[value]
+    if isinstance(value, (list, tuple)):
+        return " ".join(shown(each) for each in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
