@@ -5,8 +5,13 @@ import torch
 from PIL import Image
 from small_data import small_data
 
+from trainer.data.account import PhotoSet
+from trainer.draw.painter import Painter
+from trainer.draw.sampler import Look
 from trainer.guard import meters
 from trainer.objective.loss import Objective
+from trainer.policy import Drawing
+from trainer.settings.config import Config
 
 
 def test_a_repeated_photo_is_recognised_mirrored_too_and_another_is_not():
@@ -33,3 +38,17 @@ def test_the_judge_sees_the_subject_the_class_and_neither():
     said = meters.prompts_for("a photo of sks car", "a photo of a car")
     assert said[:3] == ["a photo of sks car", "a photo of sks car", "a photo of sks car in the snow"]
     assert said[3:5] == ["a photo of a car"] * 2 and len(said) == 7 and "a photo of a car" not in said[5:]
+
+
+def test_there_are_pictures_only_where_a_judge_can_look_and_there_is_a_class_to_compare_with():
+    parts, data, _ = small_data()
+    painter = Painter(parts, Look((64, 64), steps=50), Drawing(batch=7), torch.device("cpu"), data.texts)
+
+    def of(judge, class_name, name="some/model"):
+        config = Config()
+        config.guard.judge, config.data.class_name, config.model.name = judge, class_name, name
+        config.data.instance_prompt = "a photo of hta dog"
+        return meters.Pictures.of(config, painter, PhotoSet(()))
+
+    assert of("none", "dog") is None and of("auto", "dog") is None and of("demo", None) is None
+    assert of("auto", "dog", name="demo").prompts == meters.prompts_for("a photo of hta dog", "a photo of a dog")

@@ -41,7 +41,7 @@ def test_rates_follow_the_schedule_and_text_encoders_stop_when_asked():
         learning_rate=1e-4, train_text_encoder=True, text_encoder_lr=1e-5, text_encoder_stop_step=3,
         lr_scheduler="constant_with_warmup", lr_warmup_steps=2, max_train_steps=10,
     )  # fmt: skip
-    rates = Rates.of(train)
+    rates = Rates.of(train, "unet")
     assert rates.at(1) == pytest.approx({"unet": 5e-5, "text": 5e-6, "text_2": 5e-6})
     assert rates.at(2) == pytest.approx({"unet": 1e-4, "text": 1e-5, "text_2": 1e-5})
     assert rates.at(3) == {"unet": 1e-4, "text": 0.0, "text_2": 0.0}
@@ -52,4 +52,4 @@ def test_scaled_rates_count_the_pictures_of_a_step():
     train = Train(
         learning_rate=1e-6, train_batch_size=2, gradient_accumulation_steps=3, scale_lr=True, max_train_steps=1
     )
-    assert Rates.of(train).base == pytest.approx({"unet": 6e-6})
+    assert Rates.of(train, "unet").base == pytest.approx({"unet": 6e-6})

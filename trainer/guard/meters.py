@@ -6,7 +6,8 @@ Only then do two readings differ by what was learned between them. A reading dra
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from trainer.data.dataset import Dataset, Example
-from trainer.data.photos import class_prompt
+from trainer.data.photos import PhotoSet, class_prompt
+from trainer.data.pictures import read
+from trainer.draw.painter import Painter
+from trainer.events import outcome
 from trainer.guard import judge
 from trainer.objective.loss import Objective
 from trainer.settings.config import Config
@@ -22,6 +26,7 @@ from trainer.step.engine import Engine
 
 LEVELS = 8  # timesteps of a held-out loss, evenly spread
 COPY = 0.93  # correlation of 16 x 16 thumbnails above which a picture repeats a photo
+STEPS = 20  # of a picture, at most
 UNRELATED = ("a photo of a car", "a photo of a tree", "a photo of a house")
 Chunk = tuple[dict[str, Tensor], Tensor]  # what the engine reads, and what it should answer
 
@@ -104,6 +109,23 @@ class Pictures:
     instance_prompt: str
     class_prompt: str
     base: list[Image.Image] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, config: Config, painter: Painter, photos: PhotoSet) -> Pictures | None:
+        """None where no judge can look, or there is no class to compare with. A reading takes fewer steps than a preview."""
+        name = config.guard.judge
+        if name == "auto":
+            name = "demo" if config.model.name == "demo" else "none"
+        if name == "none" or not prompts(config):
+            return None
+        quick = replace(painter, look=replace(painter.look, steps=min(STEPS, painter.look.steps)))
+        return cls(
+            judge.load(name),
+            lambda prompts, seeds: outcome(quick.paint(prompts, seeds)),
+            [read(Path(photo.path)).rgb for photo in photos.photos],
+            config.data.instance_prompt,
+            class_prompt(config),
+        )
 
     @property
     def prompts(self) -> list[str]:

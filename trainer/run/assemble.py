@@ -8,21 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
 from trainer import memory, models
 from trainer.data import photos as data
-from trainer.data import pictures
 from trainer.data.batches import Batches, ClassRows, PriorRows
 from trainer.data.dataset import Dataset, Example
 from trainer.data.encode import Encoder
 from trainer.data.photos import PhotoSet
 from trainer.draw.painter import Painter
-from trainer.events import Event, Notice, Stage, outcome
+from trainer.events import Event, Notice, Stage
 from trainer.files.mapped import give_back
-from trainer.guard import held, judge, meters
+from trainer.guard import held, meters
 from trainer.guard.guard import Guard
 from trainer.machine.phase import Phase
 from trainer.models import Parts, adapters
@@ -131,7 +129,7 @@ def trained(run: Run, painter: Painter, cached: Cached, keep: Keep) -> Stage[tup
         engine,
         batches,
         objective,
-        Rates.of(train),
+        Rates.of(train, parts.family.names.denoiser),
         train.max_train_steps,
         {"policy": run.plan.policy.as_json(), "drawing": run.plan.drawing.as_json(), "model": parts.digest},
         Average(engine.master(), train.ema_decay) if train.ema else None,
@@ -176,27 +174,10 @@ def _prior_rows(keep: Keep, dataset: Dataset, objective: Objective) -> PriorRows
 
 
 def _guard(run: Run, made: Trained, painter: Painter, cached: Cached) -> Guard:
+    """Who reads how `made` learns: losses of what training sees and of what it never sees, and pictures."""
     dataset, train = cached.dataset, run.config.train
     seen = [dataset.instance(index, 0) for index in range(len(dataset.instances))]
     probe = meters.Probe(dataset, made.objective, train.train_batch_size, train.seed)
     sets = {"held-out": cached.unseen, "seen": seen, "class": cached.unseen_class}
     losses = meters.Losses.of(made.engine, probe, sets)
-    return Guard(run.folder, run.config.guard, losses, _eye(run, painter))
-
-
-def _eye(run: Run, painter: Painter) -> meters.Pictures | None:
-    """The guard's eye, where there is a judge that can look and a class to compare with."""
-    config, name = run.config, run.config.guard.judge
-    if name == "auto":
-        name = "demo" if config.model.name == "demo" else "none"
-    if name == "none" or not meters.prompts(config):
-        return None
-    quick = replace(painter, look=replace(painter.look, steps=min(20, painter.look.steps)))
-    shown = [pictures.read(Path(photo.path)).rgb for photo in run.photos.photos]
-    return meters.Pictures(
-        judge.load(name),
-        lambda prompts, seeds: outcome(quick.paint(prompts, seeds)),
-        shown,
-        config.data.instance_prompt,
-        data.class_prompt(config),
-    )
+    return Guard(run.folder, run.config.guard, losses, meters.Pictures.of(run.config, painter, run.photos))

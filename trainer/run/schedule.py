@@ -26,9 +26,10 @@ class Rates:
     text_stop: int | None = None
 
     @classmethod
-    def of(cls, train: Train) -> Rates:
+    def of(cls, train: Train, denoiser: str) -> Rates:
+        """`denoiser`: what its family calls the denoiser."""
         scale = train.train_batch_size * train.gradient_accumulation_steps if train.scale_lr else 1
-        base = {"unet": train.learning_rate * scale}
+        base = {denoiser: train.learning_rate * scale}
         if train.train_text_encoder:
             second = train.text_encoder_lr if train.text_encoder_2_lr is None else train.text_encoder_2_lr
             base |= {"text": train.text_encoder_lr * scale, "text_2": second * scale}
