@@ -210,7 +210,9 @@ def _is_write(call):
         flags = "os.O_W" in ast.unparse(call) or "os.O_CREAT" in ast.unparse(call)
         return flags or any(isinstance(w, str) and len(w) <= 3 and set(w) & set("wax+") for w in words)
     called = ast.unparse(call.func)
-    ours = called == "save" or called.startswith(("loop.", "checkpoint."))
+    if name == "save" and not call.args:  # weights that are kept where they are
+        return False
+    ours = called == "save" or called.startswith(("saving.", "checkpoint."))
     if ours or called.startswith("self.traffic."):  # which keeps tensors in host memory
         return False
     return name in WRITES or called.startswith("shutil.copy")

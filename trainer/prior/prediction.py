@@ -140,6 +140,8 @@ def ensure(
     }
     name = key(kind="predictions 1", **facts)
     found = store.get(name, ("latents", "timesteps", "targets"))
+    if store.remade:
+        yield Notice("Damaged predictions in the cache are made again.")
     have = 0 if found is None else len(found["timesteps"])
     if have >= draws:
         made = Predictions(prompt, noise, seed, found["latents"], found["timesteps"][:draws], found["targets"][:draws])
