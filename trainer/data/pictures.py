@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
+import zlib
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from trainer.files import image, regular
 
 PICTURE_SUFFIXES = frozenset(
     {
@@ -64,15 +68,15 @@ def read(path: Path) -> Picture:
     if path.suffix.lower() in HEIF_SUFFIXES:
         _allow_heif()
     try:
-        data = path.read_bytes()
+        data = regular.data(path)
     except OSError as error:
         raise Unreadable(error.strerror or "it cannot be opened") from error
     if not data:
         raise Unreadable("the file is empty")
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            upright = ImageOps.exif_transpose(image)
+        with image.opened(data) as found:
+            found.load()
+            upright = ImageOps.exif_transpose(found)
             colours = _in_srgb(upright)
             rgb, alpha = _flatten(colours)
             converted = colours is not upright
@@ -86,6 +90,13 @@ def read(path: Path) -> Picture:
         ValueError,
         EOFError,
         IndexError,
+        KeyError,
+        TypeError,
+        ArithmeticError,
+        AttributeError,
+        RuntimeError,
+        struct.error,
+        zlib.error,
     ) as error:  # what Pillow's decoders raise on broken files
         raise Unreadable(f"damaged or cut short ({error})") from error
     return Picture(rgb, alpha, hashlib.sha256(data + CONVERTED * converted).hexdigest())

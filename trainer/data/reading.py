@@ -20,6 +20,7 @@ from trainer.data.folders import Place, candidates, fold
 from trainer.data.pictures import Picture, Unreadable, read
 from trainer.data.words import TABLES, Table, Words, listed
 from trainer.errors import ConfigError
+from trainer.files.shown import is_text
 
 MUCH = 0.2  # a bucket's crop that loses more than this is named
 SQUARE_MUCH = 0.5  # a square takes a third of every ordinary photo
@@ -93,6 +94,7 @@ class _Reader:
         for path in files:
             prompt, origin = self._words(path, place, words)
             try:
+                _nameable(path)
                 self._one(path, prompt, origin, place.repeats, masks)
             except Unreadable as error:
                 self._leave(path, str(error))
@@ -207,6 +209,11 @@ class _Reader:
         for group in looks.bursts(self.looks):
             alike = listed([self.photos[index].name for index in group])
             yield f"{alike} look alike: pose and background count as part of the subject; keep the best of them"
+
+
+def _nameable(path: Path) -> None:
+    if not is_text(str(path)):
+        raise Unreadable("its name, or its folder's, is not UTF-8: rename it")
 
 
 def smallest_side(resolution: int) -> float:

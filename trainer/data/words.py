@@ -18,6 +18,7 @@ from pathlib import Path
 from trainer.data.folders import fold
 from trainer.data.pictures import PICTURE_SUFFIXES
 from trainer.errors import ConfigError
+from trainer.files import regular
 
 CAPTION_SUFFIXES = (".txt", ".caption")
 TABLES = ("metadata.jsonl", "metadata.csv")
@@ -141,7 +142,7 @@ def text_of(path: Path, otherwise: str = "remove the file") -> str:
     """The text of a file in UTF-8, or in UTF-16 or 32 with a mark in front or (16 bits) zeros that give it away. Raises
     ConfigError, whose fix ends with `otherwise`."""
     try:
-        data = path.read_bytes()
+        data = regular.data(path)
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read: {error.strerror}", f"mend its permissions, or {otherwise}"
@@ -169,7 +170,7 @@ def _jsonl(path: Path) -> Iterator[tuple[str, str]]:
         try:
             row = json.loads(line)
             name, caption = row["file_name"], next((row[key] for key in TEXT_KEYS if row.get(key)), "")
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise _bad_row(path, number, "is not a JSON object with file_name and text") from error
         if not isinstance(name, str) or not isinstance(caption, str):
             raise _bad_row(path, number, "has a file_name or text that is no text")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from types import TracebackType
 
 import torch
 from torch import Tensor
+
+from trainer.files import regular
 
 DTYPES = {
     torch.float16: "F16",
@@ -29,6 +32,15 @@ DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+LONGEST_HEADER = 100_000_000  # bytes; the library's own limit
+BITS = (  # of one number, by the format's words
+    dict.fromkeys(("F64", "I64", "U64", "C64"), 64)
+    | dict.fromkeys(("F32", "I32", "U32"), 32)
+    | dict.fromkeys(("F16", "BF16", "I16", "U16"), 16)
+    | dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8)
+    | dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6)
+    | {"F4": 4}
+)
 PIECE_BYTES = 2**24  # what is on its way from a card to the file at one time
 
 
@@ -41,17 +53,46 @@ class Header:
 
 
 def header(path: Path) -> Header:
-    """Read the header alone. Raises ValueError for a file that is not safetensors, or is cut short."""
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(100_000_000, path.stat().st_size):
-            raise ValueError(f"{path} is not a safetensors file")
-        entries = json.loads(file.read(length))
+    """Read the header alone. Raises ValueError for a file that is not safetensors, is cut short, or whose header lies."""
+    try:
+        with regular.opened(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(LONGEST_HEADER, size - 8):
+                raise ValueError(f"{path} is not a safetensors file")
+            entries = json.loads(file.read(length).decode("utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not a safetensors file: its header is no JSON") from error
+    if not isinstance(entries, dict):
+        raise ValueError(f"{path} is not a safetensors file: its header is no JSON object")
     metadata = entries.pop("__metadata__", {})
-    whole = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-    if path.stat().st_size < whole:
-        raise ValueError(f"{path} is cut short: {path.stat().st_size} of {whole} bytes are there")
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError(f"{path} is damaged: its metadata is no text")
+    ranges = sorted((*_range(path, name, entry), name) for name, entry in entries.items())
+    end = 0
+    for first, last, name in ranges:
+        if first != end:
+            raise ValueError(f"{path} is damaged: the bytes of {name} overlap others or leave a gap")
+        end = last
+    if size < 8 + length + end:
+        raise ValueError(f"{path} is cut short: {size} of {8 + length + end} bytes are there")
     return Header({name: (entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}, metadata)
+
+
+def _range(path: Path, name: str, entry: object) -> tuple[int, int]:
+    """Where a tensor's bytes lie, by its entry, which must agree with itself."""
+    try:
+        word, shape, (first, last) = entry["dtype"], entry["shape"], entry["data_offsets"]  # type: ignore[index]
+        whole_numbers = all(type(number) is int and number >= 0 for number in (*shape, first, last))
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {name} has no dtype, shape and place") from error
+    if not isinstance(word, str) or word not in BITS:
+        raise ValueError(f"{path} holds a type that is unknown here: {name} is {str(word)[:20]!r}")
+    if not whole_numbers or (math.prod(shape) * BITS[word] + 7) // 8 != last - first:
+        raise ValueError(f"{path} is damaged: the shape of {name} and its bytes do not agree")
+    return first, last
 
 
 def size_bytes(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> int:

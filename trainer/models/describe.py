@@ -14,6 +14,7 @@ from typing import Any
 
 from trainer.errors import ConfigError
 from trainer.files import hub
+from trainer.files.regular import json_object
 from trainer.files.safetensors_stream import Header, header
 from trainer.models.base import Facts, Family
 from trainer.models.sd.family import StableDiffusion
@@ -21,6 +22,7 @@ from trainer.models.sd.ldm import UNET
 from trainer.models.sd.sd1 import DEMO, SD1
 from trainer.models.sd.sd2 import SD2
 from trainer.models.sd.sdxl import SDXL
+from trainer.models.sound import AGAIN, understood
 
 WHAT_WORKS = "give a Stable Diffusion 1.x, 2.x or XL text-to-image model: a hub id, a diffusers folder, or one .safetensors checkpoint"
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
@@ -36,16 +38,17 @@ def describe(
 ) -> tuple[Family, Facts]:
     """The family of `source` (with the resolution its own configuration names) and its facts."""
     path = Path(source).expanduser()
-    if source == "demo":
-        found, facts = _folder("demo", Path(str(resources.files("trainer").joinpath("assets/demo/model"))), source)
-    elif path.is_dir():
-        found, facts = _folder("folder", path, source)
-    elif path.is_file() or path.suffix in (".safetensors", *PICKLES):
-        found, facts = _file(path)
-    elif hub.is_id(source):
-        found, facts = _folder("hub", hub.configurations(source, revision), source)
-    else:
-        raise ConfigError(f"no model at {source!r}", "check the path; " + WHAT_WORKS)
+    with understood(source):
+        if source == "demo":
+            found, facts = _folder("demo", Path(str(resources.files("trainer").joinpath("assets/demo/model"))), source)
+        elif path.is_dir():
+            found, facts = _folder("folder", path, source)
+        elif path.is_file() or path.suffix in (".safetensors", *PICKLES):
+            found, facts = _file(path)
+        elif hub.is_id(source):
+            found, facts = _folder("hub", hub.configurations(source, revision), source)
+        else:
+            raise ConfigError(f"no model at {source!r}", "check the path; " + WHAT_WORKS)
     if family not in ("auto", found.name) and not (family == "sd1" and found.name == "demo"):
         raise ConfigError(
             f"{source} is {found.title}, not {family}",
@@ -75,14 +78,14 @@ def check_weights(facts: Facts) -> None:
             try:
                 header(file)
             except ValueError as error:
-                raise ConfigError(str(error), "copy or download the model again") from error
+                raise ConfigError(str(error), AGAIN) from error
 
 
 def _folder(kind: str, path: Path, source: str) -> tuple[StableDiffusion, Facts]:
     index = path / "model_index.json"
     if not index.is_file():
         raise ConfigError(_what_lies_in(path, source), WHAT_WORKS)
-    parts = json.loads(index.read_text())
+    parts = json_object(index, AGAIN)
     if "unet" not in parts or "text_encoder" not in parts:
         raise ConfigError(
             f"{source} is a {parts.get('_class_name', 'pipeline of another kind')}, which has no text-conditioned UNet",
@@ -99,7 +102,7 @@ def _folder(kind: str, path: Path, source: str) -> tuple[StableDiffusion, Facts]
     missing = [file for file in files.values() if not file.is_file()]
     if missing:
         raise ConfigError(f"{missing[0]} is missing", "copy or save the whole diffusers folder again")
-    configs = {part: json.loads(file.read_text()) for part, file in files.items()}
+    configs = {part: json_object(file, AGAIN) for part, file in files.items()}
     found = _family(source, configs["unet"])
     scale = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
     prediction = configs["scheduler"].get("prediction_type", "epsilon")

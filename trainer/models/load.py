@@ -28,6 +28,7 @@ from trainer.models.base import Facts, Parts
 from trainer.models.describe import describe
 from trainer.models.sd import ldm, text
 from trainer.models.sd.family import StableDiffusion, build_encoder
+from trainer.models.sound import require_numbers, understood
 from trainer.settings.config import Model
 
 ALL = ("unet", "vae", "text", "tokenizer")
@@ -71,6 +72,7 @@ def load(
     )
     if vae and "vae" in parts:
         modules["vae"] = _another_vae(vae, dtype)
+    require_numbers(modules, source)
     for module in modules.values():
         module.eval().requires_grad_(True)
     return Parts(
@@ -273,7 +275,8 @@ def _tokenizers(path: Path, family: StableDiffusion) -> list[CLIPTokenizer]:
     for folder, pad in zip(("tokenizer", "tokenizer_2"), family.pads, strict=False):
         place = path / folder
         own = (place / "vocab.json").is_file() or (place / "tokenizer.json").is_file()
-        made.append(CLIPTokenizer.from_pretrained(place, local_files_only=True) if own else text.tokenizer(pad))
+        with understood(str(place)):
+            made.append(CLIPTokenizer.from_pretrained(place, local_files_only=True) if own else text.tokenizer(pad))
     return made
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from trainer.data.photos import class_prompt
 from trainer.draw.sampler import Look
 from trainer.errors import ConfigError
+from trainer.files.regular import data
 from trainer.files.whole import tidy, whole
 from trainer.models.base import Parts
 from trainer.settings.config import Config
@@ -42,7 +43,7 @@ class Manifest:
         if not path.is_file():
             return None
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(data(path).decode("utf-8"))
             found = cls(dict(values["settings"]), {name: dict(row) for name, row in values["images"].items()})
             intact = values.get("checksum", found.checksum) == found.checksum  # older versions wrote none
             intact = intact and all({"index", "sha256"} <= row.keys() for row in found.images.values())
@@ -90,7 +91,7 @@ def digest(data: bytes) -> str:
 def digest_of(path: Path) -> str:
     """The digest of a file; empty where there is none that can be read."""
     try:
-        return digest(path.read_bytes()) if path.is_file() else ""
+        return digest(data(path))
     except OSError:
         return ""
 

@@ -24,6 +24,7 @@ from trainer.models.base import Defaults, Facts, Names, Parts
 from trainer.models.sd import units
 from trainer.models.sd.text import LENGTH, Visit, encode, tokenize, tokenizer
 from trainer.models.sd.text import split as split_text
+from trainer.models.sound import understood
 from trainer.units import Unit
 
 Settings = dict[str, Any]
@@ -79,7 +80,7 @@ class StableDiffusion:
         return Facts(self, "public", Path(self.name), prediction, "the shipped configuration", configs)
 
     def build_meta(self, facts: Facts) -> Parts:
-        with torch.device("meta"):
+        with torch.device("meta"), understood(str(facts.path)):
             return self._build(self.name, facts.configs)
 
     def _build(self, source: str, changes: dict[str, Settings]) -> Parts:

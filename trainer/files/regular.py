@@ -1,0 +1,58 @@
+"""Only regular files are opened: what lies in somebody's folder may be a pipe, a socket or a device.
+
+Opening a pipe waits for whoever writes into it, for ever if need be, and a link to /dev/zero has no end. A name says
+nothing about that, so the file is asked before it is opened and again while it is open, for it may change in between.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from trainer.errors import ConfigError
+
+KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+
+
+def opened(path: Path) -> BinaryIO:
+    """The file at `path`, to read. Raises OSError where there is none, or something that is no file."""
+    _must_be_file(path, os.stat(path))
+    handle = os.open(path, os.O_RDONLY | AT_ONCE)
+    try:
+        _must_be_file(path, os.fstat(handle))
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def data(path: Path) -> bytes:
+    """All bytes of the file at `path`."""
+    with opened(path) as file:
+        return file.read()
+
+
+def json_object(path: Path, fix: str) -> dict[str, Any]:
+    """The JSON object that `path` holds. Raises ConfigError with `fix` for everything else."""
+    try:
+        found = json.loads(data(path).decode("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", fix) from error
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, nested a thousand deep
+        raise ConfigError(f"{path} is damaged: it is not JSON", fix) from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} is damaged: it holds no JSON object", fix)
+    return found
+
+
+def _must_be_file(path: Path, found: os.stat_result) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "a folder, not a file", str(path))
+    if not stat.S_ISREG(found.st_mode):
+        kind = KINDS.get(stat.S_IFMT(found.st_mode), "no file")
+        raise OSError(errno.EINVAL, f"{kind}, not a file", str(path))
