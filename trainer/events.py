@@ -22,6 +22,7 @@ class Event:
     time: float = field(default_factory=time.time, kw_only=True)
 
 
+END_OF_TIME = 253_402_300_800  # the year 10000, which no calendar prints
 T = TypeVar("T")
 Stage: TypeAlias = Generator[Event, None, T]  # what a stage is: events on the way, a value at the end
 
@@ -197,12 +198,34 @@ def to_json(event: Event) -> str:
 
 
 def from_json(line: str) -> Event:
-    """The event a line of `log.jsonl` holds. Raises KeyError for an unknown kind, TypeError for unknown fields."""
+    """The event a line of `log.jsonl` holds. Raises KeyError for an unknown kind, TypeError for unknown fields and for
+    values of another type than the field's: whoever reads an event may rely on what it declares."""
     values = json.loads(line)
     cls = KINDS[values.pop("event")]
-    floats = {name for name, kind in cls.__annotations__.items() if kind == "float"}
+    declared = Event.__annotations__ | cls.__annotations__
+    floats = {name for name, kind in declared.items() if kind == "float"}
     fields: dict[str, Any] = {k: _number(v) if k in floats else v for k, v in values.items()}
+    for name, value in fields.items():
+        if name in declared and not _is(value, declared[name]):
+            raise TypeError(f"{cls.__name__}.{name} is {type(value).__name__}, not {declared[name]}")
+    if not 0 <= values.get("time", 0.0) < END_OF_TIME:
+        raise TypeError(f"{cls.__name__}.time is no time")
     return cls(**fields)
+
+
+def _is(value: Any, kind: str) -> bool:
+    """Whether `value` is of the type that an annotation names: a plain one, or a list or dictionary of such."""
+    outer, _, inner = kind.partition("[")
+    if outer == "list":
+        return isinstance(value, list) and all(_is(each, inner[:-1]) for each in value)
+    if outer == "dict":
+        inner = inner[:-1].partition(", ")[2]
+        return isinstance(value, dict) and all(_is(each, inner) for each in value.values())
+    if outer == "int":  # of a size that a number on the screen may have
+        return type(value) is int and abs(value) < 2**63
+    if outer == "float":
+        return value is None or type(value) in (int, float)
+    return outer == "Any" or isinstance(value, str)
 
 
 def _plain(value: Any) -> Any:

@@ -38,16 +38,18 @@ get the same numbers through accelerate's trackers, under the names in `scalars(
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from trainer.errors import ConfigError
 from trainer.events import Event, Finished, Meters, RunStarted, Sampled, Step, from_json, to_json
+from trainer.files.shown import all_shown
 from trainer.readers.view.state import settings
 from trainer.settings.config import Config
 
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
 NAME = "log.jsonl"
+SEVERAL_LINES = {"text", "error", "fix", "usage", "verdict"}
 
 
 def record(events: Iterable[Event], config: Config | None = None) -> Generator[Event, None, None]:
@@ -91,7 +94,7 @@ def record(events: Iterable[Event], config: Config | None = None) -> Generator[E
 
 def read(run: str | Path) -> Iterator[Event]:
     """The events of a recorded run. Half a line (a crash) and kinds of a newer version are passed over."""
-    with _path(run).open(encoding="utf-8") as file:
+    with _read(run) as file:
         for line in file:
             event = parse(line)
             if event is not None:
@@ -100,7 +103,7 @@ def read(run: str | Path) -> Iterator[Event]:
 
 def follow(run: str | Path, poll_seconds: float = 0.5, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
     """Like `read`, then waits for more until the run says that it has finished, or `stop()`."""
-    with _path(run).open(encoding="utf-8") as file:
+    with _read(run) as file:
         rest, last = "", None
         while not stop():
             text = file.read(1 << 16)
@@ -118,11 +121,22 @@ def follow(run: str | Path, poll_seconds: float = 0.5, stop: Callable[[], bool] 
 
 
 def parse(line: str) -> Event | None:
-    """The event of one line; None where it is cut off or of a kind or shape that this version does not know."""
+    """The event of one line, its texts fit to be shown; None where it is cut off, damaged, or of a kind or shape that
+    this version does not know."""
     try:
-        return from_json(line)
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+        return clean(from_json(line))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         return None
+
+
+def clean(event: Event) -> Event:
+    """Without what a terminal would obey: what is in captions, file names and logs is somebody else's."""
+    texts = {
+        name: all_shown(value, lines=name in SEVERAL_LINES)
+        for name, value in vars(event).items()
+        if isinstance(value, (str, list, dict))
+    }
+    return replace(event, **texts) if any(texts[name] != getattr(event, name) for name in texts) else event
 
 
 def check(config: Config) -> None:
@@ -167,13 +181,26 @@ def _path(run: str | Path) -> Path:
     return path
 
 
+def _read(run: str | Path) -> TextIO:
+    """Bytes that are no UTF-8 cost their own line only."""
+    return _path(run).open(encoding="utf-8", errors="replace")
+
+
 def _open(run_dir: Path) -> TextIO:
     run_dir.mkdir(parents=True, exist_ok=True)
     path = run_dir / NAME
+    if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+        raise ConfigError(f"{path} is a link or no file: nothing is written through it", "remove it, and start again")
     file = path.open("a", encoding="utf-8")
-    if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
+    if path.stat().st_size and not _ends_a_line(path):
         file.write("\n")  # the run before this one died in the middle of a line
     return file
+
+
+def _ends_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
 
 
 def _trackers(config: Config, started: RunStarted) -> list[GeneralTracker]:

@@ -60,7 +60,7 @@ def heading(state: RunState, run: Path) -> str:
     status = state.finished.status if state.finished else "running or broken off"
     started = time.strftime("%Y-%m-%d %H:%M", time.localtime(state.begun)) if not math.isnan(state.begun) else ""
     facts = " · ".join(escape(f) for f in ((state.started.model, state.started.device) if state.started else ()) if f)
-    style = state.finished.status if state.finished else "interrupted"
+    style = status if status in ("done", "failed") else "interrupted"
     resumed = f" · resumed {len(state.gaps)} ×" if state.gaps else ""
     lines = [
         f"<h1>{escape(title_of(state))}</h1>",

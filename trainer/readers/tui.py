@@ -17,6 +17,7 @@ from typing import Literal, TextIO
 from rich.console import Console
 
 from trainer.events import Controls, Event, Finished
+from trainer.readers.log import clean
 from trainer.readers.stray import Stray
 from trainer.readers.view.dashboard import frame
 from trainer.readers.view.keys import interrupts, keyboard, press
@@ -63,7 +64,7 @@ def plain(events: Iterable[Event], output: TextIO | None = None) -> RunState:
     """Each event as lines that grep can read."""
     output = output or sys.stdout
     state, thinner = RunState(), Thinner()
-    for event in events:
+    for event in map(clean, events):
         state = apply(state, event)
         for line in lines(state, event, thinner):
             print(line, file=output, flush=True)
@@ -86,7 +87,7 @@ def dashboard(
     with stray.caught(streams) as output:
         screen = Screen(console or Console(file=output), controls, watching)
         with screen:
-            for event in events:
+            for event in map(clean, events):
                 screen.state = apply(screen.state, event)
             while watching and not controls.quit:  # the last frame stays until the person leaves
                 time.sleep(0.1)

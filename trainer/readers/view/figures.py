@@ -10,7 +10,9 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 
 try:
     import matplotlib
@@ -145,6 +147,7 @@ def memory(state: RunState, inches: tuple[float, float] = (8.4, 3.2)) -> str:
                     va="bottom",
                     fontsize=8.5,
                     color=COLOURS["ink"],
+                    parse_math=False,
                 )
         times, now = thin([state.clock(s.time) / unit for s in state.steps], [s.vram_bytes / gib for s in state.steps])
         axes.plot(times, now, color=COLOURS["instance"], linewidth=1.2)
@@ -174,7 +177,8 @@ def thin(x: Sequence[float], y: Sequence[float], points: int = POINTS) -> tuple[
 def svg(figure: Figure, title: str) -> str:
     """The figure as an SVG element that scales with its container and takes the page's colours and font."""
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": title}):
+    with matplotlib.rc_context({"svg.hashsalt": title}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # the page's own font draws the text
         figure.savefig(
             buffer,
             format="svg",
@@ -184,7 +188,8 @@ def svg(figure: Figure, title: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', rf'\1 role="img" aria-label="{title}"', text, count=1)
+    label = f' role="img" aria-label="{escape(title)}"'
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', lambda found: found[1] + label, text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     text = re.sub(r"font: ([^;\"]*?)'[^;\"]*", r"font: \1inherit", text)
     text = (
@@ -203,7 +208,7 @@ def _figure(title: str, inches: tuple[float, float] = (4.8, 2.8)) -> tuple[Figur
     # Margins in inches by hand: matplotlib's own layout engines draw everything twice to find them.
     figure.subplots_adjust(left=0.5 / width, right=1 - 0.1 / width, top=1 - 0.3 / height, bottom=0.44 / height)
     axes = figure.add_subplot()
-    axes.set_title(title)
+    axes.set_title(title, parse_math=False)  # a meter's name is a word, whatever signs are in it
     axes.grid(axis="x", visible=False)
     axes.tick_params(length=0)
     return figure, axes
@@ -211,8 +216,6 @@ def _figure(title: str, inches: tuple[float, float] = (4.8, 2.8)) -> tuple[Figur
 
 def legend(names: Iterable[str]) -> str:
     """The key of `curves`, as HTML."""
-    from html import escape
-
     return "".join(
         f'<span class="key"><i style="background:var(--run{i % 6})"></i>{escape(name)}</span>'
         for i, name in enumerate(names)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from html import escape
 from pathlib import Path
 
+from trainer.files import image
 from trainer.readers.view.state import RunState
 
 CSS = (Path(__file__).parent.parent.parent / "assets" / "page.css").read_text(encoding="utf-8")
@@ -72,12 +74,12 @@ def picture(path: Path | None, label: str, side: int) -> str:
 @lru_cache(maxsize=4096)
 def thumbnail(path: Path, side: int) -> str:
     """A data URI of the picture, `side` pixels at most; "" where it cannot be read."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as opened:
+        with image.opened(path) as opened:
             small = ImageOps.exif_transpose(opened).convert("RGB")
-    except (OSError, UnidentifiedImageError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return ""
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
@@ -94,7 +96,7 @@ def locate(path: str, state: RunState, run: Path) -> Path | None:
         candidates.append(here.parents[len(parts) - 1] / path)
     if parts and Path(path).is_relative_to(written):
         candidates.append(run / Path(path).relative_to(written))
-    return next((candidate for candidate in candidates if candidate.exists()), None)
+    return next((candidate for candidate in candidates if os.path.exists(candidate)), None)
 
 
 def spread(count: int, most: int) -> list[int]:

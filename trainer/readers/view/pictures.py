@@ -5,6 +5,7 @@ A picture is read and scaled once for each size it is shown at; a file that is g
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,18 +13,20 @@ from rich.color import Color
 from rich.style import Style
 from rich.text import Span, Text
 
+from trainer.files import image
+
 
 @lru_cache(maxsize=64)
 def half_blocks(path: str, columns: int, rows: int) -> tuple[Text, ...]:
     """The picture at `path`, as large as fits into `columns` x `rows` cells; () where it cannot be read."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
-    if not Path(path).is_file() or columns < 2 or rows < 1:
+    if not os.path.isfile(path) or columns < 2 or rows < 1:
         return ()
     try:
-        with Image.open(path) as opened:
+        with image.opened(Path(path)) as opened:
             picture = opened.convert("RGB")
-    except (OSError, UnidentifiedImageError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return ()
     scale = min(columns / picture.width, 2 * rows / picture.height)
     width, height = max(1, round(picture.width * scale)), max(2, round(picture.height * scale / 2) * 2)
