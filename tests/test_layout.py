@@ -56,7 +56,7 @@ TESTED_IN = {
     "cli/foreign_files": "settings/dialects/aitoolkit settings/dialects/files settings/dialects/keyed "
     "settings/dialects/kohya_toml settings/dialects/onetrainer",
     "data/batches": "data/dataset",
-    "data/encode": "files/store models/vae",
+    "data/encode": "models/vae",
     "data/photos": "data/account data/reading",
     "draw/preview": "draw/sampler draw/sheet",
     "guard/guard": "guard/rulings",
@@ -71,7 +71,7 @@ TESTED_IN = {
     "models/models": "models/base models/sd/family models/sd/ldm models/sd/sd1 models/sd/sd2 models/sd/sdxl models/sd/text",
     "models/unet_units": "models/sd/units",
     "objective/objective": "objective/loss",
-    "out/export": "files/safetensors_stream out/formats",
+    "out/export": "out/formats",
     "out/marks": "out/card out/metadata",
     "plan/planner": "plan/calibration plan/inputs plan/rehearse",
     "plan/simulate": "plan/phases plan/pretend",

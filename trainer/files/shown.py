@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-CONTROLS = {code: 0x2400 + code for code in range(32)} | {0x7F: 0x2421}
+CONTROLS = {code: 0x2400 + code for code in range(32)} | {9: 32, 0x7F: 0x2421}  # a tab is a blank
 UNSEEN = (*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x2028, 0x2029, 0x61C)
 SIGNS = CONTROLS | dict.fromkeys(UNSEEN, 0xFFFD) | dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)
 LINES = {code: sign for code, sign in SIGNS.items() if code != 10}
@@ -18,7 +18,7 @@ LINES = {code: sign for code, sign in SIGNS.items() if code != 10}
 
 def shown(text: str, lines: bool = False) -> str:
     """`text` without anything that a terminal obeys; `lines`: it may have several."""
-    return text.translate(LINES if lines else SIGNS).replace("\u2409", " ")  # a tab is a blank
+    return text.translate(LINES if lines else SIGNS)
 
 
 def all_shown(value: Any, lines: bool = False) -> Any:
