@@ -387,7 +387,7 @@ def test_the_wheel_lists_every_package_of_the_checkout():
 
 def test_what_is_imported_is_declared():
     declared = {re.split(r"[<>=\[]", text)[0] for text in PROJECT["project"]["dependencies"]}
-    names = {"PIL": "pillow"}
+    names = {"PIL": "pillow", "huggingface_hub": "huggingface-hub"}
     for path in TRAINER.rglob("*.py"):
         foreign = roots(imports(path, lazy=False)) - set(sys.stdlib_module_names) - {"trainer", "triton"}
         missing = {names.get(root, root) for root in foreign} - declared
