@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .adamw_state import ALIGN, CHUNK, State, block_bytes, chunks, layout, moment_slices, views
+from .eager import runs_at_once
 from .moments import FORMATS, decode, encode
 from .weights24 import pack, random_bits, random_key, round_randomly, unpack
 
@@ -57,7 +58,7 @@ def step_(
     t = state.tensors
     assert grad.numel() == state.n
     words = scalars(lr, beta1, beta2, weight_decay, step, seed)
-    _op(
+    (_run if runs_at_once(grad) else _op)(
         t["weight"], t.get("correction"), t["m"], t.get("m_scale"), t["v"], t.get("v_scale"), grad.reshape(-1),
         clip_scale, skip, numbers, words, state.moments, beta1, beta2, eps,
     )  # fmt: skip
@@ -213,14 +214,17 @@ def launch(
     )  # fmt: skip
 
 
+def _run(weight: Tensor, *rest) -> None:
+    (launch if weight.is_cuda and triton is not None else reference)(weight, *rest)
+
+
 @torch.library.custom_op("trainer::adamw_lowbit", mutates_args=("weight", "correction", "m", "m_scale", "v", "v_scale"))
 def _op(
     weight: Tensor, correction: Tensor | None, m: Tensor, m_scale: Tensor | None, v: Tensor, v_scale: Tensor | None,
     grad: Tensor, clip_scale: Tensor | None, skip: Tensor | None, numbers: Tensor | None, words: list[int],
     moments: str, beta1: float, beta2: float, eps: float,
 ) -> None:  # fmt: skip
-    run = launch if weight.is_cuda and triton is not None else reference
-    run(weight, correction, m, m_scale, v, v_scale, grad, clip_scale, skip, numbers, words, moments, beta1, beta2, eps)
+    _run(weight, correction, m, m_scale, v, v_scale, grad, clip_scale, skip, numbers, words, moments, beta1, beta2, eps)
 
 
 @_op.register_fake

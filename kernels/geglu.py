@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .eager import runs_at_once
+
 try:
     import triton
     import triton.language as tl
@@ -82,9 +84,17 @@ def launch_backward(dy: Tensor, x: Tensor) -> Tensor:
     return dx
 
 
+def _run(x: Tensor) -> Tensor:
+    return (launch if x.is_cuda and triton is not None else reference)(x)
+
+
+def _run_backward(dy: Tensor, x: Tensor) -> Tensor:
+    return (launch_backward if x.is_cuda and triton is not None else reference_backward)(dy, x)
+
+
 @torch.library.custom_op("trainer::geglu", mutates_args=())
 def _op(x: Tensor) -> Tensor:
-    return (launch if x.is_cuda and triton is not None else reference)(x)
+    return _run(x)
 
 
 @_op.register_fake
@@ -94,7 +104,7 @@ def _(x: Tensor) -> Tensor:
 
 @torch.library.custom_op("trainer::geglu_backward", mutates_args=())
 def _op_backward(dy: Tensor, x: Tensor) -> Tensor:
-    return (launch_backward if x.is_cuda and triton is not None else reference_backward)(dy, x)
+    return _run_backward(dy, x)
 
 
 @_op_backward.register_fake
@@ -113,6 +123,19 @@ def _differentiate(ctx, dy: Tensor) -> Tensor:
 _op.register_autograd(_differentiate, setup_context=_remember)
 
 
+class AtOnce(torch.autograd.Function):
+    """The same without the dispatcher (eager.py)."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return _run(x)
+
+    @staticmethod
+    def backward(ctx, dy: Tensor) -> Tensor:
+        return _run_backward(dy, *ctx.saved_tensors)
+
+
 def geglu(x: Tensor) -> Tensor:
     """h gelu(g) of x = [h, g]; x  # (..., 2 d) -> (..., d)"""
-    return _op(x)
+    return AtOnce.apply(x) if runs_at_once(x) else _op(x)

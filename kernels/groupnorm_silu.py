@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .eager import runs_at_once
+
 try:
     import triton
     import triton.language as tl
@@ -265,9 +267,20 @@ def launch_backward(
     return dx, dw.to(weight.dtype), db.to(bias.dtype)
 
 
+def _run(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
+    return (launch if x.is_cuda and triton is not None else reference)(x, weight, bias, groups, eps, silu)
+
+
+def _run_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, groups: int, eps: float, silu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    run = launch_backward if x.is_cuda and triton is not None else reference_backward
+    return run(dy, x, weight, bias, mean, rstd, groups, eps, silu)
+
+
 @torch.library.custom_op("trainer::groupnorm_silu", mutates_args=())
 def _op(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
-    return (launch if x.is_cuda and triton is not None else reference)(x, weight, bias, groups, eps, silu)
+    return _run(x, weight, bias, groups, eps, silu)
 
 
 @_op.register_fake
@@ -280,8 +293,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bo
 def _op_backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, groups: int, eps: float, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    run = launch_backward if x.is_cuda and triton is not None else reference_backward
-    return run(dy, x, weight, bias, mean, rstd, groups, eps, silu)
+    return _run_backward(dy, x, weight, bias, mean, rstd, groups, eps, silu)
 
 
 @_op_backward.register_fake
@@ -304,8 +316,25 @@ def _differentiate(ctx, dy: Tensor, *_) -> tuple:
 _op.register_autograd(_differentiate, setup_context=_remember)
 
 
+class AtOnce(torch.autograd.Function):
+    """The same without the dispatcher (eager.py)."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
+        y, mean, rstd = _run(x, weight, bias, groups, eps, silu)
+        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        ctx.how = groups, eps, silu
+        return y
+
+    @staticmethod
+    def backward(ctx, dy: Tensor) -> tuple:
+        return *_run_backward(dy, *ctx.saved_tensors, *ctx.how), None, None, None
+
+
 def groupnorm_silu(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float = 1e-5, silu: bool = True
 ) -> Tensor:
     """silu(group_norm(x)), or group_norm(x) alone; x  # (N, C, ...)"""
+    if runs_at_once(x):
+        return AtOnce.apply(x, weight, bias, groups, eps, silu)
     return _op(x, weight, bias, groups, eps, silu)[0]

@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .eager import runs_at_once
+
 try:
     import triton
     import triton.language as tl
@@ -116,9 +118,20 @@ def _blocks(x: Tensor) -> tuple[int, int, int]:
     return x.numel() // x.shape[-1], max(1, 2048 // wide), wide
 
 
+def _run(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    return (launch if x.is_cuda and triton is not None else reference)(x, weight, bias, eps)
+
+
+def _run_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    run = launch_backward if x.is_cuda and triton is not None else reference_backward
+    return run(dy, x, weight, bias, mean, rstd)
+
+
 @torch.library.custom_op("trainer::layernorm", mutates_args=())
 def _op(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    return (launch if x.is_cuda and triton is not None else reference)(x, weight, bias, eps)
+    return _run(x, weight, bias, eps)
 
 
 @_op.register_fake
@@ -131,8 +144,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tens
 def _op_backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    run = launch_backward if x.is_cuda and triton is not None else reference_backward
-    return run(dy, x, weight, bias, mean, rstd)
+    return _run_backward(dy, x, weight, bias, mean, rstd)
 
 
 @_op_backward.register_fake
@@ -153,6 +165,20 @@ def _differentiate(ctx, dy: Tensor, *_) -> tuple:
 _op.register_autograd(_differentiate, setup_context=_remember)
 
 
+class AtOnce(torch.autograd.Function):
+    """The same without the dispatcher (eager.py)."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        y, mean, rstd = _run(x, weight, bias, eps)
+        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy: Tensor) -> tuple:
+        return *_run_backward(dy, *ctx.saved_tensors), None
+
+
 def layernorm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
     """layer_norm over the last dimension; x  # (..., width)"""
-    return _op(x, weight, bias, eps)[0]
+    return AtOnce.apply(x, weight, bias, eps) if runs_at_once(x) else _op(x, weight, bias, eps)[0]

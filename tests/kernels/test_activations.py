@@ -3,6 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from trainer.kernels import geglu as kernels_geglu
+from trainer.kernels import groupnorm_silu as kernels_groupnorm
+from trainer.kernels import layernorm as kernels_layernorm
 from trainer.kernels.geglu import geglu
 from trainer.kernels.groupnorm_silu import groupnorm_silu
 from trainer.kernels.layernorm import layernorm
@@ -128,3 +132,37 @@ def test_a_block_with_recompute_kernels_compiles_to_one_graph():
     for part, given in ((resnet, (x, time)), (block, (tokens, None, text))):
         compiled = torch.compile(part._call_impl, fullgraph=True, backend="eager")
         assert torch.equal(compiled(*given), part(*given))
+
+
+class Seen(TorchDispatchMode):
+    """The operators that pass by, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_runs_at_once_equals_the_operator_that_others_can_see_bit_for_bit(name):
+    ours, _, shapes = CASES[name]
+    tensors = inputs(*shapes, dtype=torch.bfloat16)
+    at_once = values_and_gradients(ours, tensors)
+    with Seen() as seen:
+        seen_by_others = values_and_gradients(ours, tensors)
+    assert any(word.startswith("trainer.") and "backward" not in word for word in seen.names)
+    assert any(word.startswith("trainer.") and "backward" in word for word in seen.names)
+    for mine, theirs in zip(at_once, seen_by_others, strict=True):
+        assert torch.equal(mine, theirs) and mine.stride() == theirs.stride()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_plain_step_takes_no_detour_through_the_dispatcher(name, monkeypatch):
+    ours, _, shapes = CASES[name]
+    module = {"geglu": kernels_geglu, "layernorm": kernels_layernorm}.get(name, kernels_groupnorm)
+    for detour in ("_op", "_op_backward"):
+        monkeypatch.setattr(module, detour, None)  # calling it would raise
+    values_and_gradients(ours, inputs(*shapes, dtype=torch.bfloat16))

@@ -108,7 +108,8 @@ class Processor:
         )  # (B, heads, tokens, d)
         out = attend(query, key, value, self.attention)
         out = out.transpose(1, 2).flatten(2)  # (B, tokens, C)
-        return attn.to_out[1](attn.to_out[0](out)) / attn.rescale_output_factor
+        out = attn.to_out[1](attn.to_out[0](out))
+        return out if attn.rescale_output_factor == 1.0 else out / attn.rescale_output_factor
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, attention: str = "sdpa") -> Tensor:

@@ -96,7 +96,8 @@ def _resnet(block: nn.Module, hidden: Tensor, temb: Tensor | None, *_, **__) -> 
     inner = block.conv2(block.dropout(block.norm2(inner)))
     if block.conv_shortcut is not None:
         shortcut = block.conv_shortcut(shortcut)
-    return (shortcut + inner) / block.output_scale_factor  # (B, C, H, W)
+    out = shortcut + inner  # (B, C, H, W)
+    return out if block.output_scale_factor == 1.0 else out / block.output_scale_factor
 
 
 class _Kitchen(threading.local):

@@ -31,11 +31,12 @@ from trainer.memory.stream import Traffic
 from trainer.policy import AdamHyper, Policy
 from trainer.step import optim
 from trainer.step.ahead import Ahead
+from trainer.step.gradients import Gradients
 from trainer.step.mixed import autocast
 from trainer.step.residency import Holding
 from trainer.step.route import Route, needed
 from trainer.step.standin import StandIn
-from trainer.step.updates import Updates, norms
+from trainer.step.updates import Updates
 from trainer.units import EXACT, Unit
 
 __all__ = ["AdamHyper", "Engine", "Policy", "StepResult"]
@@ -79,6 +80,7 @@ class Engine:
         self.shelves: list[dict[str, Tensor]] = []  # host memory of boundaries, by micro-batch
         self.draws = [checkpointing.draws(unit.module) for unit in units]
         self.routes: dict[tuple[bool, ...], Route] = {}
+        self.learning: tuple[bool, ...] = ()  # which units' parameters require gradients now
         self.graphed: list[Unit] = []  # the units with captured runs, once there are any
 
     # one step
@@ -159,14 +161,17 @@ class Engine:
         update = self.updates.possible(update)
         at_once = self._at_once(update)
         ahead = Ahead(route.backward, self.holdings)
-        arriving: deque[tuple[int, Tensor | None, Callable[[], None] | None]] = deque()  # sums over cards, on their way
+        arriving: deque[tuple[int, Gradients | None, Callable[[], None] | None]] = (
+            deque()
+        )  # sums over cards, on their way
+        adds = max(len(values), self.team.size) > 1
         for position, k in enumerate(route.backward):
             unit, holding, learns = self.units[k], self.holdings[k], self._learns(k, rates)
             self._catch_up(k)  # the last unit, whose forward is here
             holding.bring(state=learns and at_once)  # a state has its own visit's length to arrive
             ahead.turn(position)
             holding.use_weights()
-            grad = self._open_gradients(holding, max(len(values), self.team.size)) if learns else None
+            grad = Gradients.opened(holding, self.device) if learns and adds else None
             reached = False
             for i, store in enumerate(values):
                 record = kept.pop((k, i), None)
@@ -184,9 +189,11 @@ class Engine:
                 del record
                 store.drop(route.done_backward[k])
                 store.part(route.near(k, len(values), backward=True))
+            if learns and reached and not adds:
+                grad = Gradients.gathered(holding, self.device)
             for place in holding.trained:
                 place.parameter.grad = None
-            summed = self.team.sum(grad) if learns and reached else None
+            summed = self.team.sum(grad.flat) if learns and reached else None
             arriving.append((k, grad, summed))
             del grad
             while len(arriving) > self.team.behind:
@@ -202,7 +209,7 @@ class Engine:
     def _arrived(
         self,
         k: int,
-        grad: Tensor | None,
+        grad: Gradients | None,
         summed: Callable[[], None] | None,
         rates: list[float],
         update: bool,
@@ -212,11 +219,11 @@ class Engine:
         changed = summed is not None and update
         if summed is not None:
             summed()
-            pieces.append(norms(self.holdings[k], grad))
+            pieces.append(grad.norms())
         if changed and self._at_once(update):
-            self.updates.apply(k, self.holdings[k], grad, rates[k], pieces[-1])
+            self.updates.apply(k, self.holdings[k], grad.flat, rates[k], pieces[-1])
         elif changed:
-            self.waiting.store(k, grad, rates[k])
+            self.waiting.store(k, grad.flat, rates[k])
         del grad
         self.holdings[k].leave(changed=changed and self._at_once(update))
 
@@ -260,15 +267,6 @@ class Engine:
             parts[0].backward(None if factor is None else factor.to(parts[0].dtype))
         cotangents["prediction"] = prediction.grad
         return torch.stack([part.detach().float() for part in parts])
-
-    def _open_gradients(self, holding: Holding, summands: int) -> Tensor:
-        """One zeroed buffer; each parameter's gradient is a view of it, so that autograd adds in place. Sums over
-        micro-batches, here or on other cards, are fp32, whatever the weights are."""
-        weight = holding.tensors["weight"][1]
-        grad = torch.zeros(holding.n, dtype=torch.float32 if summands > 1 else weight, device=self.device)
-        for place in holding.trained:
-            place.parameter.grad = place.view(grad)
-        return grad
 
     # running units
 
@@ -350,9 +348,11 @@ class Engine:
         learns = tuple(self._learns(k, rates) for k in range(len(self.units)))
         if learns not in self.routes:
             self.routes[learns] = Route(self.units, self.policy, learns)
-        for holding, learning in zip(self.holdings, learns, strict=True):
-            for place in holding.trained:
-                place.parameter.requires_grad_(learning)
+        if learns != self.learning:
+            for holding, learning in zip(self.holdings, learns, strict=True):
+                for place in holding.trained:
+                    place.parameter.requires_grad_(learning)
+            self.learning = learns
         return self.routes[learns]
 
     # weights and state, seen from outside

@@ -58,6 +58,7 @@ class Holding:
         trained, frozen = ([(name, p) for name, p in named if p.requires_grad is learns] for learns in (True, False))
         self.trained, self.n = _places(trained, policy.channels_last)
         self.frozen, self.n_frozen = _places(frozen, policy.channels_last)
+        self.has_gaps = sum(place.shape.numel() for place in self.trained) < self.n
         self.policy, self.traffic = policy, traffic
         ours = policy.optimizer == "adamw"
         tensors = layout(

@@ -41,12 +41,6 @@ class Scale:
         self.calm.copy_(torch.where(grown, 0.0, calm))
 
 
-def norms(holding: Holding, flat: Tensor) -> Tensor:
-    """The norm of each parameter's gradient, fp32 (k,). One per parameter as clip_grad_norm_ takes them, so that the
-    order of sums is the same."""
-    return torch.stack(torch._foreach_norm([place.view(flat) for place in holding.trained], 2.0, dtype=torch.float32))
-
-
 def _row(place: Place, flat: Tensor) -> Tensor:
     """A parameter's numbers in the order in which they lie, whatever its memory format."""
     return flat[place.start : place.start + place.shape.numel()]
