@@ -119,8 +119,9 @@ def reference(
 
 
 if triton is not None:
-
-    @triton.jit(do_not_specialize=["n", "key0", "key1"])
+    # n stays specialised: every unit's is a multiple of ALIGN, and only where the compiler knows that 16 divides it may
+    # a mask of the tail be one for a whole vector, without which every load is a single number
+    @triton.jit(do_not_specialize=["key0", "key1"])
     def _kernel(
         weight, correction, m, m_scale, v, v_scale, grad, clip_scale, skip, numbers,
         n, decay, size, root, key0, key1, beta1, beta2, rest1, rest2, eps,

@@ -60,7 +60,7 @@ TESTED_IN = {
     "data/photos": "data/account data/reading",
     "draw/preview": "draw/sampler draw/sheet",
     "guard/guard": "guard/rulings",
-    "kernels/activations": "kernels/geglu kernels/groupnorm_silu kernels/layernorm",
+    "kernels/activations": "kernels/eager kernels/geglu kernels/groupnorm_silu kernels/layernorm",
     "kernels/adamw": "kernels/adamw_lowbit kernels/adamw_state kernels/moments kernels/weights24",
     "memory/contract": "memory/allocator memory/boundaries memory/channels_last memory/checkpointing memory/clipping "
     "memory/compile memory/cuda_graphs memory/moments memory/recompute_kernels memory/stream memory/weights",

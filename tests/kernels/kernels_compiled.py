@@ -1,5 +1,6 @@
 """Compiles every Triton kernel for real cards without one: each `launch` runs as far as Triton's own argument binder and
-compiler, then stops before the driver. Prints registers, spilled bytes and PTX size of each variant as one JSON line.
+compiler, then stops before the driver. Prints registers, spilled bytes and how each variant reads and writes memory
+(instruction -> how often) as one JSON line.
 
     python tests/kernels/kernels_compiled.py [--all] 75 86 89 90
 
@@ -14,6 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import torch
 from trainer.kernels import adamw_lowbit, geglu, groupnorm_silu, layernorm
+from trainer.kernels.adamw_lowbit import ALIGN
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime.driver import driver
@@ -73,7 +76,8 @@ def resources(ptx: str, capability: int) -> dict:
         words = [assembler.path, "-v", target, "-o", "/dev/null", source.name]
         said = subprocess.run(words, capture_output=True, text=True, check=True).stderr
     spilled = sum(int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", said))
-    return {"registers": int(re.search(r"Used (\d+) registers", said)[1]), "spilled_bytes": spilled}
+    moves = Counter(re.findall(r"\b(?:ld|st)\.global\S*", ptx))
+    return {"registers": int(re.search(r"Used (\d+) registers", said)[1]), "spilled_bytes": spilled, "moves": moves}
 
 
 def halves(capability: int) -> list[torch.dtype]:
@@ -95,13 +99,14 @@ def adamw(capability: int, everything: bool):
 
 
 def _adamw(weights: str, moments: str, dtype: torch.dtype, wide: bool, clip: bool, skip: bool, numbers: bool):
+    n = 9 * ALIGN  # as every unit's is a multiple of it
     state = adamw_lowbit.State.allocate(
-        1100, weights=weights, moments=moments, compute_dtype=dtype, empty=lambda s, d: torch.zeros(s, dtype=d)
+        n, weights=weights, moments=moments, compute_dtype=dtype, empty=lambda s, d: torch.zeros(s, dtype=d)
     )
     t, words = state.tensors, adamw_lowbit.scalars(1e-6, 0.9, 0.999, 0.01, 3, 7)
     arguments = (
         t["weight"], t.get("correction"), t["m"], t.get("m_scale"), t["v"], t.get("v_scale"),
-        torch.zeros(1100, dtype=torch.float32 if wide else t["weight"].dtype),
+        torch.zeros(n, dtype=torch.float32 if wide else t["weight"].dtype),
         torch.ones(()) if clip else None, torch.zeros((), dtype=torch.bool) if skip else None,
         torch.tensor(words, dtype=torch.int32) if numbers else None, words, moments, 0.9, 0.999, 1e-8,
     )  # fmt: skip
