@@ -70,6 +70,7 @@ def prepare(config: Config) -> Run:
         models.check_vae(config.model.vae)
     if config.guard.watch:
         checks.judge(config.guard.judge)
+    settle.class_words(config)
     mended = list(data.mend(config))
     settle.learning(config, family)
     photos = data.scan(config, family.resolution, facts.divides)
@@ -77,6 +78,7 @@ def prepare(config: Config) -> Run:
     photos, spared = held.hold_out(photos) if config.guard.watch else (photos, None)
     settle.schedule(config, family, photos)
     settle.places(config)
+    checks.places(config)
     if config.prior.with_prior_preservation and config.prior.by == "images":
         manifest.check_early(config, config.data.resolution)
     folder = Path(config.run.output_dir)
