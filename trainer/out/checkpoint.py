@@ -29,7 +29,7 @@ from trainer.files.safetensors_stream import Writer
 from trainer.files.whole import remove, whole_folder
 
 FORMAT = 1
-NAME = re.compile(r"step-(\d{6,})$")
+NAME = re.compile(r"step-(\d{6,})$|checkpoint-(\d+)$")  # the second is what diffusers' scripts call theirs
 
 
 def folder(run: Path, step: int) -> Path:
@@ -38,23 +38,30 @@ def folder(run: Path, step: int) -> Path:
 
 def found(run: Path) -> list[Path]:
     """The finished checkpoints of a run, oldest first."""
-    return sorted((p for p in run.glob("step-*") if NAME.search(p.name) and (p / "state.json").is_file()), key=step_of)
+    named = (path for path in run.glob("*-*") if NAME.fullmatch(path.name))
+    return sorted((path for path in named if (path / "state.json").is_file()), key=step_of)
+
+
+def at(run: Path, step: int) -> Path | None:
+    """The checkpoint of a step, whatever it is called."""
+    return next((path for path in found(run) if step_of(path) == step), None)
 
 
 def step_of(checkpoint: Path) -> int:
-    return int(NAME.search(checkpoint.name)[1])
+    own, theirs = NAME.fullmatch(checkpoint.name).groups()
+    return int(own or theirs)
 
 
 def locate(run: Path, wanted: str) -> Path | None:
     """The checkpoint `wanted` names: 'latest' (None where the run has none yet), a folder, or a folder's name in the run."""
     if wanted == "latest":
         return found(run)[-1] if found(run) else None
-    number = re.fullmatch(
-        r"(?:checkpoint|step)-0*(\d+)", Path(wanted).name
-    )  # 'checkpoint-4' of diffusers' script is our step-000004
-    for path in (Path(wanted), run / wanted, *([folder(run, int(number[1]))] if number else [])):
+    for path in (Path(wanted), run / wanted):
         if (path / "state.json").is_file():
             return path
+    number = re.fullmatch(r"(?:checkpoint|step)-0*(\d+)", Path(wanted).name)
+    if number and (point := at(run, int(number[1]))):  # 'checkpoint-4' may be our step-000004
+        return point
     have = ", ".join(p.name for p in found(run)) or "none"
     raise ConfigError(
         f"There is no checkpoint {wanted!r}.", f"Name one of this run's checkpoints ({have}), or 'latest'."
@@ -103,9 +110,9 @@ class State:
         return next((name for name, t in kept if t.is_floating_point() and not t.isfinite().all()), "")
 
 
-def save(run: Path, state: State) -> Path:
-    """Write a checkpoint and return its folder."""
-    final = folder(run, state.step)
+def save(run: Path, state: State, name: str = "") -> Path:
+    """Write a checkpoint, as `name` or as our own names go, and return its folder."""
+    final = run / name if name else folder(run, state.step)
     run.mkdir(parents=True, exist_ok=True)
     give_back()  # what the steps freed
     decks = {name: value for name, value in state.batches.items() if name != "generator"}
@@ -146,11 +153,13 @@ def load(checkpoint: Path) -> State:
     )
 
 
-def prune(run: Path, limit: int | None, keep: Path | None = None) -> list[Path]:
-    """Delete the oldest checkpoints beyond `limit`, never `keep` (the best one); returns what went."""
+def prune(run: Path, limit: int | None, keep: Path | None = None, kind: str = "step") -> list[Path]:
+    """Delete the oldest checkpoints of a kind of name ("step", "checkpoint") beyond `limit`, never `keep` (the best one);
+    returns what went."""
     if limit is None:
         return []
-    old = [p for p in found(run)[:-limit] if p != keep]
+    named = [path for path in found(run) if path.name.startswith(f"{kind}-")]
+    old = [path for path in named[:-limit] if path != keep]
     for path in old:
         remove(path)
     return old

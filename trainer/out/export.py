@@ -46,6 +46,7 @@ def write(
     metadata: Mapping[str, str] | None = None,
     *,
     replace: bool = False,
+    whole: bool = True,
 ) -> Iterator[Event]:
     """Write every format into `folder`; an `Exported` event for each once it has been read back.
 
@@ -53,12 +54,13 @@ def write(
              that gives them anew each time, such as `engine.master` (they are read twice: to write and to compare);
              None = those in `parts`. Whatever it does not name comes from `parts`, and freed parts from their source.
     replace: let finished exports of the same name give way.
+    whole:   read freed parts again from their source; else what is not in `parts` is left out.
     """
     began = time.time()
     folder = Path(folder)
     full = tuple(name for name in formats if name not in LORA)
     dtype = PRECISIONS[precision]
-    parts = _complete(parts) if full else parts
+    parts = _complete(parts) if full and whole else parts
     trained = _again(weights)
     with clip_skip.whole(parts):
         planned = [file for name in formats for file in files(name, parts, folder, precision, dict(metadata or {}))]

@@ -69,7 +69,7 @@ class Ending:
             return f"The run is in {folder}.\nGo on with: {again}"
         lines = [
             *([f"stopped early: {self.stopped}"] if self.stopped else []),
-            f"model       {folder / 'model'}",
+            f"model       {folder if self.run.config.run.layout == 'diffusers' else folder / 'model'}",
             *([f"pictures    {folder / 'samples'}"] if (folder / "samples").is_dir() else []),
             f"settings    {folder / 'config.toml'}",
             f"log         {folder / 'log.jsonl'}",

@@ -25,6 +25,7 @@ class Habits:
     save_limit: int | None = None
     sample_every: int | None = None
     keep_best: bool = False
+    theirs: bool = False  # checkpoints that were due are called checkpoint-N, as by diffusers' scripts
 
     @classmethod
     def of(cls, config: Config) -> Habits:
@@ -34,7 +35,12 @@ class Habits:
             saves.checkpoints_total_limit,
             config.sample.validation_steps,
             config.guard.keep_best,
+            config.run.layout == "diffusers",
         )
+
+    def name(self, step: int) -> str:
+        """What a checkpoint of `step` is called; empty: our own way."""
+        return f"checkpoint-{step}" if self.theirs and self.save_every and step % self.save_every == 0 else ""
 
 
 def run(trained: Trained, habits: Habits, preview: Callable[[int], Stage[object]], controls: Controls) -> Stage[str]:
@@ -47,7 +53,7 @@ def run(trained: Trained, habits: Habits, preview: Callable[[int], Stage[object]
 
     def save(kind: str) -> Iterator[Event]:
         yield from late.settle()  # a diverged model is never saved
-        yield from saving.save(trained, kind, habits.save_limit, habits.keep_best)
+        yield from saving.save(trained, kind, habits.save_limit, habits.keep_best, habits.name(trained.step))
 
     while trained.step < trained.total and not stopped:
         yield from one_step(trained, late)

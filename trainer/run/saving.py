@@ -11,9 +11,9 @@ from trainer.out import checkpoint
 from trainer.run.trained import Trained
 
 
-def save(trained: Trained, kind: str, limit: int | None = None, keep_best: bool = False) -> Stage[None]:
-    """A checkpoint of the step just done; `limit` older ones stay, and where `keep_best` the best one, too. Its losses
-    have been looked at: a model that diverged is never saved."""
+def save(trained: Trained, kind: str, limit: int | None = None, keep_best: bool = False, name: str = "") -> Stage[None]:
+    """A checkpoint of the step just done, called `name` or our own way; `limit` older ones stay, and where `keep_best` the
+    best one, too. Its losses have been looked at: a model that diverged is never saved."""
     started = time.perf_counter()
     state = trained.state()
     if broken := state.broken():
@@ -22,8 +22,9 @@ def save(trained: Trained, kind: str, limit: int | None = None, keep_best: bool 
             "earlier ones are intact.\n  fix: lower --learning_rate, then --resume_from_checkpoint latest."
         )
     checkpoint.require_space(trained.folder, state.bytes, "a checkpoint")
-    path = checkpoint.save(trained.folder, state)
-    checkpoint.prune(trained.folder, limit, trained.best if keep_best else None)
+    path = checkpoint.save(trained.folder, state, name)
+    named = path.name.partition("-")[0]  # the last step's own checkpoint takes no place of those that were asked for
+    checkpoint.prune(trained.folder, limit, trained.best if keep_best else None, named)
     yield CheckpointSaved(trained.step, str(path), checkpoint.size_bytes(path), time.perf_counter() - started, kind)
 
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
 from trainer import memory
 from trainer.draw.painter import Painter
 from trainer.draw.preview import preview
-from trainer.events import Controls, Event, Notice, PhotosScanned, RunStarted, Stage, Step, watched
+from trainer.events import CheckpointSaved, Controls, Event, Notice, PhotosScanned, RunStarted, Stage, Step, watched
 from trainer.machine.phase import Phase
 from trainer.models import Parts
-from trainer.out import export
+from trainer.out import as_diffusers, export
 from trainer.out.metadata import metadata
 from trainer.run import assemble, limit, loop, probe, saving
 from trainer.run.ending import Ending, Quit
@@ -76,7 +77,7 @@ def work(run: Run, controls: Controls) -> Stage[str]:
     elif trained.guard is not None:
         yield from trained.guard.begin()
     stopped = yield from train(run, trained, painter, controls)
-    yield from save(run, trained)
+    yield from save(run, trained, painter.parts)
     if not controls.quit:
         yield from draw(run, painter, trained.step)
         yield from write(run, trained, painter.parts)
@@ -101,6 +102,8 @@ def train(run: Run, trained: Trained, painter: Painter, controls: Controls) -> S
     def see(event: Event) -> list[Event]:
         nonlocal images
         images += event.images if isinstance(event, Step) else 0
+        if isinstance(event, CheckpointSaved):
+            readable(run, trained, painter.parts, Path(event.path))
         return spills(event)
 
     steps = loop.run(trained, loop.Habits.of(run.config), lambda step: draw(run, painter, step), controls)
@@ -111,12 +114,22 @@ def train(run: Run, trained: Trained, painter: Painter, controls: Controls) -> S
     return stopped
 
 
-def save(run: Run, trained: Trained) -> Stage[None]:
+def save(run: Run, trained: Trained, parts: Parts) -> Stage[None]:
     """What a run can go on from, before anything is drawn: too little memory for pictures then loses nothing."""
     phase, habits = Phase("save", run.device), loop.Habits.of(run.config)
     yield phase.start()
-    yield from saving.save(trained, "last", habits.save_limit, habits.keep_best)
+    name = habits.name(trained.step)
+    for event in saving.save(trained, "last", habits.save_limit, habits.keep_best, name):
+        yield event
+        if isinstance(event, CheckpointSaved):
+            readable(run, trained, parts, Path(event.path))
     yield phase.end()
+
+
+def readable(run: Run, trained: Trained, parts: Parts, point: Path) -> None:
+    """diffusers' scripts leave what was trained in each checkpoint-N, where `from_pretrained` finds it."""
+    if run.config.run.layout == "diffusers" and point.name.startswith("checkpoint-"):
+        as_diffusers.readable(parts, trained.weights, point, run.config)
 
 
 def draw(run: Run, painter: Painter, step: int) -> Stage[None]:
@@ -138,11 +151,11 @@ def draw(run: Run, painter: Painter, step: int) -> Stage[None]:
 
 def write(run: Run, trained: Trained, parts: Parts) -> Stage[None]:
     """The model in every format that was asked for: the moving average, where one was kept."""
-    weights = trained.average.values if trained.average else trained.engine.master
     settings, facts = run.config.export, metadata(run.config, run.photos)
-    yield from export.write(
-        parts, weights, run.folder / "model", settings.formats, settings.precision, facts, replace=True
+    events = export.write(
+        parts, trained.weights, run.folder / "model", settings.formats, settings.precision, facts, replace=True
     )
+    yield from as_diffusers.spread(events, run.folder) if run.config.run.layout == "diffusers" else events
 
 
 def device_name(device: torch.device) -> str:

@@ -11,7 +11,7 @@ from trainer.data.batches import Batches
 from trainer.events import Stage
 from trainer.guard.guard import Guard
 from trainer.objective.loss import Objective
-from trainer.out import checkpoint
+from trainer.out import checkpoint, export
 from trainer.run.schedule import Rates
 from trainer.step.ema import Average
 from trainer.step.engine import Engine
@@ -61,7 +61,12 @@ class Trained:
         self.step = state.step
 
     @property
+    def weights(self) -> export.Weights:
+        """What is exported: the moving average, where one is kept."""
+        return self.average.values if self.average else self.engine.master
+
+    @property
     def best(self) -> Path | None:
         """The checkpoint of the guard's best reading so far, if one was kept of it."""
         step = self.guard.rulings.best_step if self.guard is not None else None
-        return None if step is None else checkpoint.folder(self.folder, step)
+        return None if step is None else checkpoint.at(self.folder, step)

@@ -290,6 +290,9 @@ class Run(Section):
     logging_dir: str | None = knob(None, "where trackers write; default <run>/trackers")
     dashboard: Literal["auto", "on", "off"] = knob("auto", "full-screen view; auto where the output is a terminal")
     overwrite: bool = knob(False, "accept a non-empty output folder (its files are still never deleted)")
+    layout: Literal["own", "diffusers"] = knob(
+        "own", "names in the run folder; a line of diffusers' scripts finds its pipeline and its checkpoint-N there"
+    )
     cache_dir: str | None = knob(None, "latents and embeddings; default <output_dir>/../cache")
     card: str | None = knob(None, "plan: card whose speed is estimated, such as 'RTX 3060'")
     probe: bool = knob(False, "CUDA: run one step, one sample and one save first, and correct the plan")

@@ -141,8 +141,9 @@ def _on(value: Any) -> bool:
 
 
 def _diffusers(given: Given, program: Program) -> None:
-    """Its epochs count class images, and are ignored where steps are given."""
+    """Its epochs count class images, and are ignored where steps are given; its output folder is laid out in its way."""
     values = given.values
+    given.default("run.layout", "diffusers", program.script)
     if "train.num_train_epochs" not in values:
         return
     if "train.max_train_steps" in values:
