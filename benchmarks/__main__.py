@@ -17,6 +17,7 @@ SUITES = {
     "formats": "training quality on the built-in model, by weight and moment format",
     "scaling": "batch, resolution, model size",
     "peers": "the same job through diffusers, kohya and OneTrainer (name=checkout ...)",
+    "scripts": "diffusers' own tests of its scripts, against our command (diffusers=checkout)",
     "profile": "where a step's time goes",
     "quality": "the DreamBooth paper's protocol, and drift",
 }
@@ -27,7 +28,7 @@ OTHERS = {
 }
 MODELS = {"sd15": "sd1", "sd21": "sd2", "sdxl": "sdxl"}
 TAKE_PRESET = ("presets", "peers")
-TAKE_WORDS = ("planner", "peers", "quality", "formats")
+TAKE_WORDS = ("planner", "peers", "quality", "formats", "scripts")
 
 
 def main(words: list[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from trainer.cli import parse as cli
 from trainer.cli.foreign_files import open_file
 from trainer.errors import ConfigError
 from trainer.settings.checks import check
+from trainer.settings.dialects.keyed import leaves
 
 KOHYA = """
 [model_arguments]
@@ -192,6 +194,39 @@ def test_explain_shows_every_key_with_what_becomes_of_it_and_trains_nothing(tmp_
 def test_a_file_of_no_known_kind_is_named(tmp_path, name, text, words):
     with pytest.raises(ConfigError, match=words):
         config(write(tmp_path / name, text))
+
+
+PUBLIC = json.loads((Path(__file__).parent / "public_files.json").read_text(encoding="utf-8"))
+
+
+def as_toml(tables):
+    def section(name, values):
+        return [name, *(f"{key} = {json.dumps(value)}" for key, value in values.items() if key != "subsets")]
+
+    lines = section("[general]", tables.get("general", {}))
+    for dataset in tables["datasets"]:
+        lines += section("[[datasets]]", dataset)
+        for subset in dataset.get("subsets", []):
+            lines += section("[[datasets.subsets]]", subset)
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("public", PUBLIC, ids=[public["file"].rpartition("/")[2] for public in PUBLIC])
+def test_public_example_files_are_understood_to_the_last_key(tmp_path, public):
+    """The keys and values of the projects' own examples (August 2026): what cannot be honoured is refused, nothing else."""
+    toml = public["of"].startswith("a data set")
+    path = tmp_path / ("given.toml" if toml else "given.json")
+    path.write_text(as_toml(public["holds"]) if toml else json.dumps(public["holds"]), encoding="utf-8")
+    found = open_file(path, "config")
+    assert found.whose == public["of"]
+    assert [row.key for row in found.rows if row.outcome == "refused"] == public["refused"]
+    assert all(row.fix for row in found.rows if row.outcome == "refused")
+    if not toml:
+        told = {row.key.rpartition(".")[2].partition("[")[0] for row in found.rows}
+        process = public["holds"].get("config", {}).get("process", [public["holds"]])[0]
+        assert {str(key).rpartition(".")[2] for key, _ in leaves(process) if key != "type"} - {"type"} <= told | {
+            "datasets"
+        }
 
 
 def test_a_file_of_ours_stays_ours(tmp_path):

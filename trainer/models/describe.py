@@ -86,9 +86,9 @@ def _folder(kind: str, path: Path, source: str) -> tuple[StableDiffusion, Facts]
     if not index.is_file():
         raise ConfigError(_what_lies_in(path, source), WHAT_WORKS)
     parts = json_object(index, AGAIN)
-    if "unet" not in parts or "text_encoder" not in parts:
+    if {"unet", "vae", "text_encoder"} - parts.keys():
         raise ConfigError(
-            f"{source} is a {parts.get('_class_name', 'pipeline of another kind')}, which has no text-conditioned UNet",
+            f"{source} is a {parts.get('_class_name', 'pipeline of another kind')}, which has no text-conditioned UNet of latents",
             WHAT_WORKS,
         )
     if "Inpaint" in parts.get("_class_name", "") or "Upscale" in parts.get("_class_name", ""):

@@ -55,12 +55,13 @@ def readable(parts: Parts, weights: export.Weights, point: Path, config: Config)
     text = bool(config.train.train_text_encoder)
     learning = replace(
         parts,
+        source="",  # freed parts are not read again
         vae=None,
         tokenizers=[],
         text_encoders=parts.text_encoders if text else [],
         spare=parts.spare if text else [],
     )
-    list(export.write(learning, weights, point, ["diffusers"], config.export.precision, whole=False))
+    list(export.write(learning, weights, point, ["diffusers"], config.export.precision))
     made = point / "diffusers"
     for path in made.iterdir():
         if path.is_dir() and path.name != "scheduler":

@@ -46,7 +46,6 @@ def write(
     metadata: Mapping[str, str] | None = None,
     *,
     replace: bool = False,
-    whole: bool = True,
 ) -> Iterator[Event]:
     """Write every format into `folder`; an `Exported` event for each once it has been read back.
 
@@ -54,13 +53,12 @@ def write(
              that gives them anew each time, such as `engine.master` (they are read twice: to write and to compare);
              None = those in `parts`. Whatever it does not name comes from `parts`, and freed parts from their source.
     replace: let finished exports of the same name give way.
-    whole:   read freed parts again from their source; else what is not in `parts` is left out.
     """
     began = time.time()
     folder = Path(folder)
     full = tuple(name for name in formats if name not in LORA)
     dtype = PRECISIONS[precision]
-    parts = _complete(parts) if full and whole else parts
+    parts = _complete(parts) if full else parts
     trained = _again(weights)
     with clip_skip.whole(parts):
         planned = [file for name in formats for file in files(name, parts, folder, precision, dict(metadata or {}))]
@@ -76,11 +74,12 @@ def write(
 
 
 def _complete(parts: Parts) -> Parts:
-    """The same parts with freed modules read again from their source (the freed ones were not trained)."""
+    """The same parts with freed modules read again from their source (the freed ones were not trained); what has no
+    source is left out."""
     have = {"vae": parts.vae, "text": parts.text_encoders, "tokenizer": parts.tokenizers}
     assert parts.denoiser is not None, "the denoiser has been freed"
     missing = [name for name, part in have.items() if not part]
-    if not missing:
+    if not missing or not parts.source:
         return parts
     again = load(parts.source, parts=missing, dtype=None, **parts.options)
     return dataclasses.replace(

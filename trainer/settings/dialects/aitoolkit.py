@@ -117,6 +117,7 @@ MODEL = {
     "dtype": _PLAN,
     "quantize": Stop("quantized weights lose what is learned", "use --preset 4gb or 6gb", (False,)),
     "quantize_te": _PLAN,
+    "quantize_kwargs.exclude": Note("it belongs to quantize"),
     "low_vram": _PLAN,
     **dict.fromkeys(("is_flux", "is_v3", "is_lumina2", "is_pixart", "is_pixart_sigma", "is_auraflow"), _FLOW),
 }

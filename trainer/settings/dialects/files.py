@@ -78,6 +78,8 @@ def _json(path: Path, text: str) -> tuple[str, dict[str, Any]]:
         raise ConfigError(f"{path} is not valid JSON: {error}", "mend that line, or export the file again") from error
     if isinstance(tables.get("datasets"), list):
         return DATASET, tables
+    if _is_aitoolkit(tables):
+        return AITOOLKIT, tables
     if tables.keys() & {"training_method", "model_type", "base_model_name"}:
         return ONETRAINER, tables
     if tables.keys() & {"pretrained_model_name_or_path", "LoRA_type"}:
@@ -95,12 +97,16 @@ def _yaml(path: Path, text: str) -> tuple[str, dict[str, Any]]:
         tables = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}", "mend that line; indentation is by spaces") from error
-    if not (isinstance(tables, dict) and isinstance(tables.get("config"), dict) and "process" in tables["config"]):
+    if not (isinstance(tables, dict) and _is_aitoolkit(tables)):
         raise ConfigError(
             f"{path} is YAML of an unknown kind",
             "ai-toolkit's is read, and TOML with this trainer's sections (see presets/)",
         )
     return AITOOLKIT, tables
+
+
+def _is_aitoolkit(tables: dict[str, Any]) -> bool:
+    return isinstance(tables.get("config"), dict) and "process" in tables["config"]
 
 
 def flat(tables: dict[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -193,6 +193,7 @@ FLAGS: Flags = {
     # would change what is learned
     "dataset_class": Refused("data set classes of one's own are Python, which is not run", "leave it out"),
     "in_json": Refused("kohya's metadata files are not read", "write captions to name.txt beside each photo"),
+    "metadata_file": Refused("kohya's metadata files are not read", "write captions to name.txt beside each photo"),
     "network_train_text_encoder_only": Refused("the denoiser is always trained", "leave it out", ("false",)),
     "network_weights": Refused("adapters are trained from zero", "use --resume_from_checkpoint to go on with a run"),
     "dim_from_weights": Refused("adapters are trained from zero", "give the rank with --rank", ("false",)),
