@@ -6,7 +6,7 @@ import pytest
 
 from trainer.errors import ConfigError
 from trainer.settings import overlay
-from trainer.settings.checks import card, check, writable
+from trainer.settings.checks import card, check, space, writable
 from trainer.settings.config import Config, knobs
 from trainer.settings.effect import idle, prior_is_on
 
@@ -248,9 +248,10 @@ def test_a_disk_too_small_for_the_exports_is_found_before_training(tmp_path, pho
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=3 * 10**9))
     flags = {"data.instance_data_dir": photos, "data.class_name": "dog", "run.output_dir": str(tmp_path / "run")}
-    assert "3.0 GB free" in refused(flags).what
-    check(overlay.load(flags | {"train.method": "lora"}))
-    check(overlay.load({"run.output_dir": str(tmp_path / "run")}))  # the demo is small
+    with pytest.raises(ConfigError, match=r"3\.0 GB free"):
+        space(overlay.load(flags), fp16_gb=2.1)
+    space(overlay.load(flags | {"train.method": "lora"}), fp16_gb=2.1)
+    space(overlay.load({"run.output_dir": str(tmp_path / "run")}), fp16_gb=0.05)  # the demo is small
 
 
 def test_a_preset_larger_than_the_card_is_refused_with_the_one_that_fits():

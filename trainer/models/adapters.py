@@ -59,10 +59,12 @@ def inject(
         torch.manual_seed(seed)
         used = _used(parts, text)
         for name, model in _adapted(parts, text):
-            targets = settings.targets if name == "unet" else settings.text_targets
-            _check_targets(model, targets, "denoiser" if name == "unet" else "text encoder")
+            draws = model is parts.denoiser
+            targets = settings.targets if draws else settings.text_targets
+            own = settings if draws else settings.model_copy(update={"conv_rank": None})  # text encoders have none
+            _check_targets(model, targets, "denoiser" if draws else "text encoder")
             with _wide(model, targets, dora):
-                inject_adapter_in_model(_config(model, name, targets, settings, used, dora), model, ADAPTER)
+                inject_adapter_in_model(_config(model, name, targets, own, used, dora), model, ADAPTER)
     for _, parameter in trainable(parts):
         parameter.data = parameter.data.to(dtype)
     dropout(parts, True)
@@ -85,7 +87,7 @@ def _config(model: nn.Module, name: str, targets: list[str], settings: Lora, use
     }
     from peft import LoraConfig
 
-    rank, conv = settings.rank, settings.conv_rank if name == "unet" else None
+    rank, conv = settings.rank, settings.conv_rank
     if conv is not None and not wide:
         raise ConfigError(
             "lora.conv_rank has no convolution to act on", "add some to --targets (conv1 conv2), or leave it out"
@@ -136,7 +138,11 @@ def dropout(parts: Parts, active: bool) -> None:
 
 
 def _adapted(parts: Parts, text: bool) -> list[tuple[str, nn.Module]]:
-    return [(name, model) for name, model in parts.modules().items() if name == "unet" or (text and name != "vae")]
+    return [
+        (name, model)
+        for name, model in parts.modules().items()
+        if model is parts.denoiser or (text and model is not parts.vae)
+    ]
 
 
 def _check_targets(model: nn.Module, targets: list[str], whose: str) -> None:

@@ -6,7 +6,7 @@ done with them), so the loop, the planner and the exporters never ask which fami
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,9 +53,31 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Names:
-    """What a family's parts are called. denoiser: the first word of its units and parameters, in checkpoints too."""
+    """What a family and its parts are called, here and by the programs that read exports.
+
+    denoiser:      the first word of its units and parameters, in checkpoints too; the other parts are vae, text, text_2
+    folders:       by part, its folder in a model of diffusers; stems: its file of weights there, without the ending
+    index:         what model_index.json says beside the parts
+    adapters:      by part, what kohya's keys of its adapters begin with
+    bases:         kohya's names of the base model; architectures: ModelSpec's. A pair: of models that predict noise, and of
+                   those that predict velocities
+    source:        the original code
+    velocities:    whether readers who go by the family alone take its files for models that predict velocities
+    marked:        whether ComfyUI looks for marks of another prediction or schedule in its files
+    known:         whether readers know its sizes
+    """
 
     denoiser: str
+    folders: Mapping[str, str]
+    stems: Mapping[str, str]
+    index: Mapping[str, Any]
+    adapters: Mapping[str, str]
+    bases: tuple[str, str]
+    architectures: tuple[str, str]
+    source: str
+    velocities: bool = False
+    marked: bool = True
+    known: bool = True
 
 
 @dataclass(frozen=True)
@@ -147,6 +169,7 @@ class Family(Protocol):
     resolution: int
     defaults: Defaults
     pipeline_class: str  # of diffusers
+    export_gb: float  # all weights of the public model in fp16
     names: Names
     text_values: tuple[str, ...]  # what prompts become, as units read it
     empty_is_zeros: bool  # whether pictures are drawn with zeros where nothing is said
@@ -196,6 +219,12 @@ class Family(Protocol):
 
     def denoise(self, parts: Parts, values: dict[str, Tensor]) -> Tensor:
         """`call` with the parts' own denoiser on named values, token ids encoded first where there is no text."""
+
+    def layout(self, modules: Mapping[str, nn.Module]) -> Sequence[Any]:
+        """How the parameters of `modules`, by part, lie in one original checkpoint: `ldm.Entry`s."""
+
+    def adapter_path(self, denoiser: nn.Module) -> Callable[[str], str]:
+        """From a module's path in the denoiser to the one that kohya's keys of adapters have."""
 
     def pipeline(self, parts: Parts, **overrides: Any) -> Any:
         """A diffusers pipeline over the same modules."""

@@ -21,11 +21,6 @@ from typing import Any
 from trainer.models import adapters
 from trainer.models.base import Parts
 
-ARCHITECTURES = {"sdxl": "stable-diffusion-xl-v1-base", "sd1": "stable-diffusion-v1", "demo": "stable-diffusion-v1"}
-IMPLEMENTATIONS = {
-    "sd2": "https://github.com/Stability-AI/stablediffusion",
-    "sdxl": "https://github.com/Stability-AI/generative-models",
-}
 NOT_SHOWN = ("title", "captions", "folder")  # settings that travel in other keys than trainer.*
 
 
@@ -36,13 +31,11 @@ def card(
     name) and "captions" (JSON, caption -> how many photos) where they are known."""
     family, velocity = parts.family, is_velocity(parts)
     side = settings.get("data.resolution") or str(family.resolution)
-    known = ARCHITECTURES.get(family.name) or f"stable-diffusion-v2-{'768-v' if velocity else '512'}"
-    implementation = IMPLEMENTATIONS.get(family.name, "https://github.com/CompVis/stable-diffusion")
     found = {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": known + ("/lora" if lora else ""),
-        "modelspec.implementation": implementation if original else "diffusers",
+        "modelspec.architecture": family.names.architectures[velocity] + ("/lora" if lora else ""),
+        "modelspec.implementation": family.names.source if original else "diffusers",
         "modelspec.title": settings.get("title") or "DreamBooth model",
         "modelspec.date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S"),
         "modelspec.resolution": f"{side}x{side}",
@@ -64,8 +57,7 @@ def card(
 
 def network(parts: Parts, settings: Mapping[str, str]) -> dict[str, str]:
     """kohya's keys about an adapter."""
-    velocity, family = is_velocity(parts), parts.family.name
-    version = {"sdxl": "sdxl_base_v1-0", "sd2": "sd_v2_v" if velocity else "sd_v2"}.get(family, "sd_v1")
+    version = parts.family.names.bases[is_velocity(parts)]
     rank, scale = next(iter(adapters.scales(parts).values()))
     side = settings.get("data.resolution") or str(parts.family.resolution)
     told = {
@@ -91,7 +83,7 @@ def network(parts: Parts, settings: Mapping[str, str]) -> dict[str, str]:
         "ss_network_dim": str(rank),
         "ss_network_alpha": f"{rank * scale:g}",
         "ss_base_model_version": version,
-        "ss_v2": str(family == "sd2"),
+        "ss_v2": str(version.startswith("sd_v2")),
         "ss_sd_model_name": public(settings.get("model.name") or parts.source),
         "ss_zero_terminal_snr": str(is_rescaled(parts, settings)),
         "ss_resolution": f"({side}, {side})",
@@ -174,4 +166,4 @@ def marks(parts: Parts, settings: Mapping[str, str]) -> tuple[str, ...]:
 def unlike_the_rest(parts: Parts, settings: Mapping[str, str]) -> bool:
     """Whether a reader that goes by the family alone would draw wrongly: diffusers takes every SD 2 file for one that
     predicts velocities, and every other file for one that predicts noise on the usual schedule."""
-    return is_velocity(parts) != (parts.family.name == "sd2") or is_rescaled(parts, settings)
+    return is_velocity(parts) != parts.family.names.velocities or is_rescaled(parts, settings)

@@ -19,13 +19,10 @@ from transformers import CLIPTokenizer
 
 from trainer.models import adapters
 from trainer.models.base import Parts
-from trainer.models.sd import ldm
 from trainer.out import card as cards
 from trainer.out.card import card
 
 Change = Callable[[Tensor], Tensor]
-FOLDERS = {"unet": "unet", "vae": "vae", "text": "text_encoder", "text_2": "text_encoder_2"}
-STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text": "model", "text_2": "model"}
 
 
 def same(tensor: Tensor) -> Tensor:
@@ -86,12 +83,12 @@ def _diffusers(parts: Parts, folder: Path, precision: str, settings: dict[str, s
     pipeline = parts.family.pipeline_class
     variant = {"fp16": "torch.float16", "bf16": "torch.bfloat16", "fp32": "torch.float32"}[precision]
     usage = f"{pipeline}.from_pretrained({str(target)!r}, torch_dtype={variant})"
-    scheduler = cards.scheduler(parts, settings)
+    scheduler, names = cards.scheduler(parts, settings), parts.family.names
     for model, module in parts.modules().items():
         file = File(
             "diffusers",
             target,
-            f"{FOLDERS[model]}/{STEMS[model]}.safetensors",
+            f"{names.folders[model]}/{names.stems[model]}.safetensors",
             usage,
             card(parts, precision, settings, original=False),
         )
@@ -99,7 +96,7 @@ def _diffusers(parts: Parts, folder: Path, precision: str, settings: dict[str, s
         prefix = "text_model." if model == "text" and not hasattr(module, "text_model") else ""
         for name, shape in _shapes(module).items():
             file.add(f"{model}.{name}", prefix + name, shape)
-        if model == "unet":
+        if model == names.denoiser:
             file.finish = lambda place: _write_beside(parts, place, scheduler)
         yield file
 
@@ -112,37 +109,25 @@ def _write_beside(parts: Parts, place: Path, scheduler: dict[str, Any]) -> None:
     """
     index: dict[str, Any] = {"_class_name": parts.family.pipeline_class, "_diffusers_version": diffusers.__version__}
     for model, module in parts.modules().items():
-        config = dict(module.config) if model in ("unet", "vae") else module.config.to_dict()
+        folder, own = parts.family.names.folders[model], isinstance(module, diffusers.ModelMixin)
+        config = dict(module.config) if own else module.config.to_dict()
         config = {
             key: value
             for key, value in config.items()
             if key not in ("_name_or_path", "_use_default_values", "dtype", "torch_dtype")
         }
-        if model in ("unet", "vae"):
+        if own:
             config |= {"_class_name": type(module).__name__, "_diffusers_version": diffusers.__version__}
         else:
             config |= {"torch_dtype": "float32"}
-        _json(place / FOLDERS[model] / "config.json", config)
-        index[FOLDERS[model]] = ["diffusers" if model in ("unet", "vae") else "transformers", type(module).__name__]
+        _json(place / folder / "config.json", config)
+        index[folder] = ["diffusers" if own else "transformers", type(module).__name__]
     for name, tokenizer in zip(("tokenizer", "tokenizer_2"), parts.tokenizers, strict=False):
         save_tokenizer(tokenizer, place / name)
         index[name] = ["transformers", "CLIPTokenizer"]
     _json(place / "scheduler" / "scheduler_config.json", scheduler | {"_diffusers_version": diffusers.__version__})
     index["scheduler"] = ["diffusers", scheduler["_class_name"]]
-    if "text_2" in parts.modules():
-        index |= {
-            "image_encoder": [None, None],
-            "feature_extractor": [None, None],
-            "force_zeros_for_empty_prompt": True,
-        }
-    else:
-        index |= {
-            "safety_checker": [None, None],
-            "feature_extractor": [None, None],
-            "image_encoder": [None, None],
-            "requires_safety_checker": False,
-        }
-    _json(place / "model_index.json", index)
+    _json(place / "model_index.json", index | parts.family.names.index)
 
 
 def save_tokenizer(tokenizer: CLIPTokenizer, place: Path) -> None:
@@ -181,17 +166,17 @@ def _single_file(parts: Parts, folder: Path, precision: str, settings: dict[str,
     target = folder / "model.safetensors"
     pipeline, config = parts.family.pipeline_class, f", config={str(folder / 'diffusers')!r}"
     usage = f"put {target} into ComfyUI's models/checkpoints, or {pipeline}.from_single_file({str(target)!r}"
-    if parts.family.name == "demo":  # readers know the public sizes only
+    if not parts.family.names.known:
         usage = f"{pipeline}.from_single_file({str(target)!r}{config})"
     elif cards.unlike_the_rest(parts, settings):
         usage += f"{config}), which brings the scheduler that the weights need"
-        if parts.family.name == "sd1":
+        if not parts.family.names.marked:
             usage += "; ComfyUI needs its ModelSamplingDiscrete node (" + ", ".join(cards.marks(parts, settings)) + ")"
     else:
         usage += ")"
     metadata = card(parts, precision, settings) | {"trainer.parts": json.dumps(configurations(parts, settings))}
     file = File("single_file", target, "", usage, metadata)
-    for entry in ldm.layout(_plain(parts), parts.family.name):
+    for entry in parts.family.layout(_plain(parts)):
         for name in entry.names:
             file.add(name, entry.key, entry.shape, entry.pack, entry.first(name))
     for mark in cards.marks(parts, settings):
@@ -205,8 +190,8 @@ def _plain(parts: Parts) -> dict[str, nn.Module]:
         return parts.modules()
     from trainer.models.load import empty
 
-    configs = configurations(parts)
-    return {model: empty(FOLDERS[model], configs[FOLDERS[model]]) for model in parts.modules()}
+    configs, folders = configurations(parts), parts.family.names.folders
+    return {model: empty(folders[model], configs[folders[model]]) for model in parts.modules()}
 
 
 def configurations(parts: Parts, settings: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
@@ -215,10 +200,10 @@ def configurations(parts: Parts, settings: Mapping[str, str] = MappingProxyType(
     for model, module in parts.modules().items():
         config = (
             dict(module.config)
-            if model in ("unet", "vae")
+            if isinstance(module, diffusers.ModelMixin)
             else module.config.to_diff_dict() | {"architectures": [type(module).__name__]}
         )
-        found[FOLDERS[model]] = {
+        found[parts.family.names.folders[model]] = {
             key: value
             for key, value in config.items()
             if not key.startswith("_") and key not in ("dtype", "torch_dtype", "transformers_version")
@@ -245,7 +230,7 @@ def _lora_diffusers(parts: Parts, folder: Path, precision: str, settings: dict[s
         if inner.endswith(".lora_magnitude_vector"):
             # without it transformers 5.23 drops DoRA's magnitudes of a text encoder, and OneTrainer all; peft reads both
             inner += ".weight"
-        file.add(name, f"{FOLDERS[model]}.{prefix}{inner}", tuple(tensor.shape), change)
+        file.add(name, f"{parts.family.names.folders[model]}.{prefix}{inner}", tuple(tensor.shape), change)
     yield file
 
 
@@ -256,9 +241,7 @@ def _times(scale: float) -> Change:
 def _lora_kohya(parts: Parts, folder: Path, precision: str, settings: dict[str, str]) -> Iterator[File]:
     """lora_unet_..., lora_te_... (lora_te1_, lora_te2_ for SDXL) with an alpha beside each; SDXL's UNet under its original names."""
     target = folder / "lora_kohya.safetensors"
-    xl = parts.family.name == "sdxl"
-    paths = ldm.unet_paths(parts.unet) if xl else {}
-    prefixes = {"unet": "lora_unet", "text": "lora_te1" if xl else "lora_te", "text_2": "lora_te2"}
+    names, renamed = parts.family.names, parts.family.adapter_path(parts.denoiser)
     scales = adapters.scales(parts)
     usage = f"put {target} into ComfyUI's models/loras"
     if adapters.is_dora(parts):
@@ -279,11 +262,11 @@ def _lora_kohya(parts: Parts, folder: Path, precision: str, settings: dict[str, 
         path, ending = next(
             (inner.removesuffix(f".{old}"), new) for old, new in endings.items() if inner.endswith(f".{old}")
         )
-        if model == "unet":
-            path = ldm.renamed(path, paths)
+        if model == names.denoiser:
+            path = renamed(path)
         elif not path.startswith("text_model.") and path != "text_projection":
             path = f"text_model.{path}"
-        key = f"{prefixes[model]}_{path.replace('.', '_')}"
+        key = f"{names.adapters[model]}_{path.replace('.', '_')}"
         # DoRA's magnitudes are a column there: one for each output row of the weight.
         shape = (
             (tensor.numel(), *(1,) * (_weight(parts, name).dim() - 1))

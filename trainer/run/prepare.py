@@ -65,6 +65,7 @@ def prepare(config: Config) -> Run:
         prediction_type=config.model.prediction_type,
     )
     models.check_weights(facts)
+    checks.space(config, family.export_gb)
     clip_skip.check(family.name, config.model.clip_skip)
     if config.model.vae:
         models.check_vae(config.model.vae)

@@ -22,7 +22,7 @@ from trainer.settings.subsets import subset
 def check(config: Config, tolerant: bool = False, files: bool = True) -> list[str]:
     """Raise a ConfigError for the first thing that is wrong; the notices that remain are returned.
 
-    tolerant: a line made for diffusers' script. files: look at photos, output folder and disk too (a plan needs none).
+    tolerant: a line made for diffusers' script. files: look at photos and output folder too (a plan needs none).
     """
     _contradictions(config)
     notices = _without_effect(config, tolerant)
@@ -31,7 +31,6 @@ def check(config: Config, tolerant: bool = False, files: bool = True) -> list[st
         _photos(config)
         places(config)
         _output(config)
-        _space(config)
     return notices
 
 
@@ -215,17 +214,10 @@ def writable(folder: Path, flag: str = "--output_dir") -> None:
         raise ConfigError(f"{folder} cannot be written: {error.strerror} in {place}", fix) from error
 
 
-# GB of one fp16 export, from the parameter counts of the public models; a checkpoint holds 3 to 12 bytes a weight more
-EXPORT_GB = {"demo": 0.05, "sd1": 2.1, "sd2": 2.6, "sdxl": 6.9}
-
-
-def _space(config: Config) -> None:
-    """A rough look at the disk; the exact sizes are checked again before each file is written."""
-    name = (config.model.name or ("demo" if on_demo(config) else "sd1")).lower()
-    family = config.model.family
-    if family == "auto":
-        family = "demo" if name == "demo" else "sdxl" if "xl" in name else "sd2" if "-2" in name else "sd1"
-    fp16 = _weights_gb(Path(config.model.name or "")) / 2 or EXPORT_GB[family]  # a model on this disk is measured
+def space(config: Config, fp16_gb: float) -> None:
+    """A rough look at the disk; the exact sizes are checked again before each file is written. fp16_gb: one export of a
+    model of this family; a checkpoint holds 3 to 12 bytes a weight more."""
+    fp16 = _weights_gb(Path(config.model.name or "")) / 2 or fp16_gb  # a model on this disk is measured
     export = fp16 * {"fp16": 1, "bf16": 1, "fp32": 2}[config.export.precision]
     full = export * (1 + len(config.export.formats or ["diffusers", "single_file"]))
     need = full if config.train.method == "full" else min(full, 0.1)

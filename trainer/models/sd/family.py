@@ -7,7 +7,7 @@ second text encoder and size conditioning, which the UNet's own configuration an
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib import resources
@@ -21,14 +21,29 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from trainer.models.base import Defaults, Facts, Names, Parts
-from trainer.models.sd import units
+from trainer.models.sd import ldm, units
 from trainer.models.sd.text import LENGTH, Visit, encode, tokenize, tokenizer
 from trainer.models.sd.text import split as split_text
 from trainer.models.sound import understood
 from trainer.units import Unit
 
 Settings = dict[str, Any]
-NAMES = Names("unet")
+NAMES = Names(  # of 1.x
+    denoiser="unet",
+    folders={"unet": "unet", "vae": "vae", "text": "text_encoder", "text_2": "text_encoder_2"},
+    stems={"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text": "model", "text_2": "model"},
+    index={
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+    },
+    adapters={"unet": "lora_unet", "text": "lora_te"},
+    bases=("sd_v1", "sd_v1"),
+    architectures=("stable-diffusion-v1", "stable-diffusion-v1"),
+    source="https://github.com/CompVis/stable-diffusion",
+    marked=False,
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +63,7 @@ class StableDiffusion:
     folder: str
     pads: tuple[str, ...]
     pipeline_class: str
+    export_gb: float
     small: dict[str, Settings] = field(repr=False)
     names: Names = NAMES
 
@@ -160,6 +176,13 @@ class StableDiffusion:
         if "text" not in values:
             values = values | encode(parts.text_encoders, values)
         return self.call(parts.denoiser, values["sample"], values["timestep"], values)
+
+    def layout(self, modules: Mapping[str, nn.Module]) -> list[ldm.Entry]:
+        return ldm.layout(modules, self.name)
+
+    def adapter_path(self, denoiser: nn.Module) -> Callable[[str], str]:
+        paths = ldm.unet_paths(denoiser) if len(self.pads) > 1 else {}  # only SDXL's have their original names there
+        return lambda path: ldm.renamed(path, paths)
 
     def pipeline(self, parts: Parts, **overrides: Any) -> diffusers.DiffusionPipeline:
         config = parts.scheduler_config | {"prediction_type": parts.prediction_type}

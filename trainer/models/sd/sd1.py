@@ -7,7 +7,7 @@ DreamBooth (arXiv 2208.12242) is usually run with.
 from dataclasses import replace
 
 from trainer.models.base import Defaults
-from trainer.models.sd.family import TINY_TEXT, TINY_VAE, StableDiffusion
+from trainer.models.sd.family import NAMES, TINY_TEXT, TINY_VAE, StableDiffusion
 
 DEFAULTS = Defaults(
     lr_full=2e-6,  # diffusers' examples/dreambooth README, fine-tuning with prior preservation and few subjects' photos
@@ -29,6 +29,7 @@ SD1 = StableDiffusion(
     folder="sd1",
     pads=("<|endoftext|>",),
     pipeline_class="StableDiffusionPipeline",
+    export_gb=2.1,
     small={
         "unet": {
             "block_out_channels": [32, 64],
@@ -52,6 +53,8 @@ DEMO = replace(
     name="demo",
     title="a small Stable Diffusion 1.x, like the built-in demo",
     resolution=64,
+    export_gb=0.05,
+    names=replace(NAMES, known=False),
     defaults=Defaults(  # tried on the built-in subjects, looked at (benchmarks/NOTES.md)
         lr_full=4e-4,
         lr_full_no_prior=4e-4,

@@ -4,8 +4,10 @@ Two kinds share the layout: "base" predicts epsilon at 512 pixels, the other pre
 (https://github.com/Stability-AI/stablediffusion); the scheduler's configuration says which.
 """
 
+from dataclasses import replace
+
 from trainer.models.base import Defaults
-from trainer.models.sd.family import TINY_TEXT, TINY_VAE, StableDiffusion
+from trainer.models.sd.family import NAMES, TINY_TEXT, TINY_VAE, StableDiffusion
 
 DEFAULTS = Defaults(
     lr_full=2e-6,  # as for 1.x: the same UNet, and diffusers' DreamBooth README uses one rate for both
@@ -27,6 +29,15 @@ SD2 = StableDiffusion(
     folder="sd2",
     pads=("!",),
     pipeline_class="StableDiffusionPipeline",
+    export_gb=2.6,
+    names=replace(
+        NAMES,
+        bases=("sd_v2", "sd_v2_v"),
+        architectures=("stable-diffusion-v2-512", "stable-diffusion-v2-768-v"),
+        source="https://github.com/Stability-AI/stablediffusion",
+        velocities=True,
+        marked=True,
+    ),
     small={
         "unet": {
             "block_out_channels": [32, 64],

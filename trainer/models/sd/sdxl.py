@@ -4,8 +4,10 @@ arXiv 2307.01952. The time embedding also carries the second encoder's pooled te
 crop corner, target size), so a small photo does not teach the model blur.
 """
 
+from dataclasses import replace
+
 from trainer.models.base import Defaults
-from trainer.models.sd.family import TINY_TEXT, TINY_VAE, StableDiffusion
+from trainer.models.sd.family import NAMES, TINY_TEXT, TINY_VAE, StableDiffusion
 
 DEFAULTS = Defaults(
     lr_full=1e-6,  # diffusers' examples/text_to_image README_sdxl, full fine-tuning
@@ -27,6 +29,20 @@ SDXL = StableDiffusion(
     folder="sdxl",
     pads=("<|endoftext|>", "!"),
     pipeline_class="StableDiffusionXLPipeline",
+    export_gb=6.9,
+    names=replace(
+        NAMES,
+        index={
+            "image_encoder": [None, None],
+            "feature_extractor": [None, None],
+            "force_zeros_for_empty_prompt": True,
+        },
+        adapters={"unet": "lora_unet", "text": "lora_te1", "text_2": "lora_te2"},
+        bases=("sdxl_base_v1-0", "sdxl_base_v1-0"),
+        architectures=("stable-diffusion-xl-v1-base", "stable-diffusion-xl-v1-base"),
+        source="https://github.com/Stability-AI/generative-models",
+        marked=True,
+    ),
     small={
         "unet": {
             "block_out_channels": [32, 64],
