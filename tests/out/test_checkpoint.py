@@ -119,3 +119,16 @@ def test_another_format_is_refused_by_name(tmp_path):
 def test_a_checkpoint_answers_to_the_names_that_others_give_it(tmp_path, name):
     saved = save(tmp_path, 4)
     assert checkpoint.locate(tmp_path, name) == saved
+
+
+def test_an_earlier_runs_checkpoints_are_set_aside_whole_each_time_into_a_folder_of_their_own(tmp_path):
+    assert checkpoint.set_aside(tmp_path, "guard") is None and not any(tmp_path.iterdir())
+    for expected in ("earlier-1", "earlier-2"):
+        save(tmp_path, 800)
+        (tmp_path / "guard").mkdir()
+        (tmp_path / "model").mkdir(exist_ok=True)
+        place = checkpoint.set_aside(tmp_path, "guard")
+        assert place == tmp_path / expected and not checkpoint.found(tmp_path)
+        assert {path.name for path in place.iterdir()} == {"step-000800", "guard"}
+        assert checkpoint.load(checkpoint.locate(tmp_path, str(place / "step-000800"))).step == 800
+    assert (tmp_path / "model").is_dir()

@@ -45,12 +45,21 @@ def test_state_and_restore_are_inverse_to_each_other(place):
         assert all(torch.equal(ours[name], same[name]) or ours[name].isnan().all() for name in ours)
 
 
-def test_a_new_run_in_an_old_folder_inherits_nothing_of_the_guards(place):
+def test_a_new_run_in_an_old_folder_inherits_neither_readings_nor_checkpoints(place):
     events(place, *watched(), run="again")
     assert readings(place / "again") == [0, 2, 4]
+    first = [path.name for path in checkpoint.found(place / "again")]
     found = events(place, *watched("--overwrite", "--max_train_steps", 3), run="again")
     assert [event.step for event in of(Meters, found)] == [0, 2]
     assert readings(place / "again") == [0, 2]
+    assert [checkpoint.step_of(path) for path in checkpoint.found(place / "again")] == [2, 3]
+    assert any("earlier-1" in event.text for event in of(Notice, found))
+    earlier = place / "again" / "earlier-1"
+    assert [path.name for path in checkpoint.found(earlier)] == first and readings(place / "again" / "earlier-1") == [
+        0,
+        2,
+        4,
+    ]
 
 
 def test_a_resumed_run_takes_the_readings_after_its_checkpoint_again_and_no_others(place):

@@ -75,7 +75,7 @@ class Team:
         torch.distributed.all_gather_object(found, value, group=self.words)
         return found
 
-    def in_turn(self, events: Generator[Any, None, T] | Iterator[Any]) -> Iterator[Any]:
+    def in_turn(self, events: Generator[Any, None, T]) -> Generator[Any, None, T]:
         """Rank 0 goes through `events` first and the others after it, who then find its work on disk. Returns the result."""
         for rank in (True, False):
             if self.leads is rank:

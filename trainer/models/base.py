@@ -120,7 +120,7 @@ class Facts:
 
 @dataclass
 class Parts:
-    """One loaded model. Modules may be None (or the lists empty) where a stage does not need them or has freed them.
+    """One loaded model. Modules may be None (or the lists empty) where they were not loaded or are left out.
 
     `digest` names the weights: a hash of their bytes, or, for files above 64 MiB, of each file's size and first and
     last MiB (see `load.digest`).
@@ -156,7 +156,7 @@ class Parts:
     @property
     def latent_factor(self) -> int:
         """Pixels along the side of one latent pixel (8 for every public model)."""
-        assert self.vae is not None, "the VAE has been freed"
+        assert self.vae is not None, "the VAE was not loaded"
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
 

@@ -55,7 +55,7 @@ def readable(parts: Parts, weights: export.Weights, point: Path, config: Config)
     text = bool(config.train.train_text_encoder)
     learning = replace(
         parts,
-        source="",  # freed parts are not read again
+        source="",  # what is left out is not read again
         vae=None,
         tokenizers=[],
         text_encoders=parts.text_encoders if text else [],

@@ -12,6 +12,7 @@ uninterrupted one bit for bit on the CPU.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -66,6 +67,20 @@ def locate(run: Path, wanted: str) -> Path | None:
     raise ConfigError(
         f"There is no checkpoint {wanted!r}.", f"Name one of this run's checkpoints ({have}), or 'latest'."
     )
+
+
+def set_aside(run: Path, *beside: str) -> Path | None:
+    """An earlier run's checkpoints, and what is named in `beside`, moved to a folder of their own in `run`: a new run there
+    would count them among its own, prune its own for them and go on from the wrong one. Returns where they are, if any were."""
+    left = found(run)
+    if not left:
+        return None
+    place = next(place for n in itertools.count(1) if not (place := run / f"earlier-{n}").exists())
+    place.mkdir()
+    for path in (*left, *(run / name for name in beside)):
+        if path.exists():
+            path.rename(place / path.name)
+    return place
 
 
 def require_space(path: Path, size_bytes: int, what: str) -> None:

@@ -51,7 +51,7 @@ def write(
 
     weights: the trained values by full name ("unet.conv_in.weight", or adapters' names), as a mapping or as a function
              that gives them anew each time, such as `engine.master` (they are read twice: to write and to compare);
-             None = those in `parts`. Whatever it does not name comes from `parts`, and freed parts from their source.
+             None = those in `parts`. Whatever it does not name comes from `parts`, and missing parts from their source.
     replace: let finished exports of the same name give way.
     """
     began = time.time()
@@ -74,10 +74,10 @@ def write(
 
 
 def _complete(parts: Parts) -> Parts:
-    """The same parts with freed modules read again from their source (the freed ones were not trained); what has no
+    """The same parts with missing modules read from their source (they were not trained); what has no
     source is left out."""
     have = {"vae": parts.vae, "text": parts.text_encoders, "tokenizer": parts.tokenizers}
-    assert parts.denoiser is not None, "the denoiser has been freed"
+    assert parts.denoiser is not None, "the denoiser was not loaded"
     missing = [name for name, part in have.items() if not part]
     if not missing or not parts.source:
         return parts

@@ -19,7 +19,7 @@ from trainer.draw.preview import preview
 from trainer.events import CheckpointSaved, Controls, Event, Notice, PhotosScanned, RunStarted, Stage, Step, watched
 from trainer.machine.phase import Phase
 from trainer.models import Parts
-from trainer.out import as_diffusers, export
+from trainer.out import as_diffusers, checkpoint, export
 from trainer.out.metadata import metadata
 from trainer.run import assemble, limit, loop, probe, saving
 from trainer.run.ending import Ending, Quit
@@ -57,6 +57,8 @@ def announce(run: Run) -> Iterator[Event]:
     paths = [photo.path for photo in photos.photos]
     yield PhotosScanned(photos.summary, paths, photos.ignored, list(photos.problems), list(photos.lines()))
     yield from run.notices
+    if run.resume is None and (earlier := checkpoint.set_aside(run.folder, "guard")):
+        yield Notice(f"An earlier run's checkpoints and readings are in {earlier} now.")
     yield from run.plan.events()
     yield limit.enforce(run.plan.budget_bytes, run.device)
 

@@ -188,7 +188,7 @@ class StableDiffusion:
         config = parts.scheduler_config | {"prediction_type": parts.prediction_type}
         scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
         modules = {"unet": parts.denoiser, "vae": parts.vae, "scheduler": scheduler}
-        for i, suffix in enumerate(("", "_2")[: len(self.pads)]):  # None where a stage has freed them
+        for i, suffix in enumerate(("", "_2")[: len(self.pads)]):  # None where they were not loaded
             modules[f"text_encoder{suffix}"] = parts.text_encoders[i] if parts.text_encoders else None
             modules[f"tokenizer{suffix}"] = parts.tokenizers[i] if parts.tokenizers else None
         if len(self.pads) == 1:
