@@ -132,3 +132,74 @@ def test_an_earlier_runs_checkpoints_are_set_aside_whole_each_time_into_a_folder
         assert {path.name for path in place.iterdir()} == {"step-000800", "guard"}
         assert checkpoint.load(checkpoint.locate(tmp_path, str(place / "step-000800"))).step == 800
     assert (tmp_path / "model").is_dir()
+
+
+DAMAGE = {
+    "flipped": lambda data: data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 4]) + data[len(data) // 2 + 1 :],
+    "cut": lambda data: data[: len(data) // 2],
+    "emptied": lambda data: b"",
+    "longer": lambda data: data + b"\0",
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("name", ["engine.safetensors", "ema.safetensors", "random.safetensors", "state.json"])
+def test_a_damaged_file_is_named_with_the_newest_checkpoint_that_is_whole(tmp_path, name, kind):
+    for step in (2, 4, 6):
+        checkpoint.save(tmp_path, state(step, average={"w": torch.zeros(3)}))
+    newest, before = tmp_path / "step-000006" / name, tmp_path / "step-000004" / name
+    assert checkpoint.damage(newest.parent) == ""
+    checkpoint.require_whole(newest.parent)
+    newest.write_bytes(DAMAGE[kind](newest.read_bytes()))
+    assert checkpoint.damage(newest.parent) == name
+    with pytest.raises(ConfigError) as error:
+        checkpoint.require_whole(newest.parent)
+    assert name in error.value.what
+    if "is not JSON" not in error.value.what:
+        assert error.value.fix == "step-000004 is whole: --resume_from_checkpoint step-000004"
+    before.write_bytes(DAMAGE[kind](before.read_bytes()))
+    if name != "state.json":
+        with pytest.raises(ConfigError, match="step-000002"):
+            checkpoint.require_whole(newest.parent)
+
+
+def test_a_missing_file_and_one_of_another_checkpoint_are_damage(tmp_path):
+    first, second = save(tmp_path, 2), checkpoint.save(tmp_path, state(4, {"w": torch.zeros(3)}))
+    shutil.copy(first / "engine.safetensors", second / "engine.safetensors")
+    assert checkpoint.damage(second) == "engine.safetensors"
+    (first / "random.safetensors").unlink()
+    assert checkpoint.damage(first) == "random.safetensors"
+
+
+@pytest.mark.parametrize("change", [{"step": -5}, {"step": 10**9}, {"step": "4"}, {"step": True}, {"model": "0000"}])
+def test_a_state_that_was_written_over_is_refused(tmp_path, change):
+    path = save(tmp_path, 4)
+    text = (path / "state.json").read_text()
+    (path / "state.json").write_text(json.dumps(json.loads(text) | change))
+    with pytest.raises(ConfigError, match=r"state\.json is (damaged|not)"):
+        checkpoint.load(path)
+
+
+def test_a_checkpoint_of_an_older_version_says_no_checksums_and_is_read(tmp_path):
+    path = save(tmp_path, 4)
+    older = json.loads((path / "state.json").read_text())
+    del older["files"], older["checksum"]
+    (path / "state.json").write_text(json.dumps(older))
+    assert checkpoint.damage(path) == "" and checkpoint.load(path).step == 4
+    (path / "engine.safetensors").write_bytes(b"")
+    assert checkpoint.damage(path) == "engine.safetensors"
+
+
+def test_what_a_killed_run_had_finished_is_used_and_what_it_had_not_is_removed(tmp_path):
+    first, second = save(tmp_path, 2), save(tmp_path, 4)
+    second.rename(tmp_path / ".step-000004.99999.part")  # written, and killed before it got its name
+    shutil.copytree(first, tmp_path / ".step-000006.99999.part")
+    (tmp_path / ".step-000006.99999.part" / "engine.safetensors").write_bytes(b"half")
+    assert checkpoint.locate(tmp_path, "latest") == second
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000002", "step-000004"]
+
+
+def test_a_checkpoint_that_was_set_aside_is_found_again(tmp_path):
+    only = save(tmp_path, 6)
+    only.rename(tmp_path / ".step-000006.99999.aside")  # its successor was to take its name, and the run was killed
+    assert checkpoint.locate(tmp_path, "latest") == only and checkpoint.damage(only) == ""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trainer.data.dataset import Dataset, Example
+from trainer.errors import ConfigError
 from trainer.objective.loss import Objective
 
 
@@ -80,7 +81,7 @@ class ClassRows:
         return list(self.deck.order)
 
     def restore(self, state: Sequence[int]) -> None:
-        self.deck.order = list(state)
+        self.deck.order = _fitting(state, self.deck, "class images")
 
 
 class Batches:
@@ -146,13 +147,29 @@ class Batches:
 
     def restore(self, state: Mapping) -> None:
         self.generator.set_state(state["generator"])
+        if state["decks"].keys() != {f"{height}x{width}" for height, width in self.decks}:
+            raise _other("photos")
         for (height, width), deck in self.decks.items():
-            deck.order = list(state["decks"][f"{height}x{width}"])
+            deck.order = _fitting(state["decks"][f"{height}x{width}"], deck, "photos")
         if "buckets" in state:  # older checkpoints drew a bucket anew each time
             self.coming = [tuple(shape) for shape in state["buckets"]["coming"]]
             self.owed = dict(zip(self.groups, state["buckets"]["owed"], strict=True))
         if self.prior is not None:
             self.prior.restore(state["class_deck"])
+
+
+def _fitting(order: Sequence[int], deck: Deck, what: str) -> list[int]:
+    """A saved order of cards, which must be cards of this deck."""
+    if any(type(card) is not int or not 0 <= card < deck.size for card in order):
+        raise _other(what)
+    return list(order)
+
+
+def _other(what: str) -> ConfigError:
+    return ConfigError(
+        f"the checkpoint's order of {what} names some that are not there now, or of another shape",
+        f"put {what}, --resolution and --buckets back as they were, or start anew in another --output_dir",
+    )
 
 
 def noised_rows(

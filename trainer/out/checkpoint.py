@@ -2,16 +2,18 @@
 
 A checkpoint holds what decides the rest of the run: weights, corrections and moments as the engine keeps them, the
 moving average, the data order and every random generator. A run that is interrupted and resumed equals an
-uninterrupted one bit for bit on the CPU.
+uninterrupted one bit for bit on the CPU. Every file's checksum stands in state.json, and its own in itself: a flipped bit
+would go on as another run without a word.
 
     run/step-000400/engine.safetensors   the engine's state, by unit
                     ema.safetensors      where an average is kept
                     random.safetensors   generator states
-                    state.json           step, policy, decks, format version
+                    state.json           step, policy, decks, what the run is made of, checksums, format version
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import re
@@ -25,11 +27,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from trainer.errors import ConfigError
+from trainer.files import regular
 from trainer.files.mapped import Stored, give_back
-from trainer.files.safetensors_stream import Writer
-from trainer.files.whole import remove, whole_folder
+from trainer.files.regular import json_object
+from trainer.files.safetensors_stream import Writer, header
+from trainer.files.whole import remove, tidy, whole_folder
 
 FORMAT = 1
+WAY_OUT = "resume from another checkpoint of the run, or start it again with --overwrite"
 NAME = re.compile(r"step-(\d{6,})$|checkpoint-(\d+)$")  # the second is what diffusers' scripts call theirs
 
 
@@ -55,6 +60,7 @@ def step_of(checkpoint: Path) -> int:
 
 def locate(run: Path, wanted: str) -> Path | None:
     """The checkpoint `wanted` names: 'latest' (None where the run has none yet), a folder, or a folder's name in the run."""
+    tidy(run, complete=lambda part: not damage(part))  # what a killed run had finished but not named yet counts
     if wanted == "latest":
         return found(run)[-1] if found(run) else None
     for path in (Path(wanted), run / wanted):
@@ -137,19 +143,56 @@ def save(run: Path, state: State, name: str = "") -> Path:
         if state.average is not None:
             _write(part / "ema.safetensors", state.average)
         _write(part / "random.safetensors", {"batches": state.batches["generator"]} | state.generators)
+        written["files"] = {file.name: _checksum(file) for file in sorted(part.iterdir())}
+        written["checksum"] = _own_checksum(written)
         (part / "state.json").write_text(json.dumps(written, indent=1))
     return final
 
 
-def read_state(checkpoint: Path) -> dict:
-    """state.json of a checkpoint. Raises ConfigError for one written by another version."""
-    state = json.loads((checkpoint / "state.json").read_text())
-    if state["format"] != FORMAT:
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """state.json of a checkpoint. Raises ConfigError for one written by another version, or that was not written so."""
+    path = checkpoint / "state.json"
+    state = json_object(path, WAY_OUT)
+    if state.get("format") != FORMAT:
         raise ConfigError(
-            f"{checkpoint} was written in format {state['format']}; this version reads {FORMAT}.",
+            f"{checkpoint} was written in format {state.get('format')}; this version reads {FORMAT}.",
             "Resume with the version that wrote it, or start anew from its export.",
         )
+    step, named = state.get("step"), NAME.fullmatch(checkpoint.name)
+    if type(step) is not int or step < 0 or (named and step_of(checkpoint) != step):
+        raise ConfigError(f"{path} is damaged: it says step {step!r}", WAY_OUT)
+    if "checksum" in state and state["checksum"] != _own_checksum(state):
+        raise ConfigError(f"{path} is damaged: it is not what was written", WAY_OUT)
     return state
+
+
+def damage(checkpoint: Path) -> str:
+    """The file of a checkpoint that is not what was written; empty: it is whole. Reads all of it."""
+    try:
+        state = read_state(checkpoint)
+        files = state.get("files") or dict.fromkeys(("engine.safetensors", "random.safetensors"))
+        for name, expected in files.items():
+            header(checkpoint / name)
+            if expected is not None and _checksum(checkpoint / name) != expected:
+                return name
+    except ConfigError:
+        return "state.json"
+    except (ValueError, OSError):
+        return name
+    return ""
+
+
+def require_whole(checkpoint: Path) -> None:
+    """ConfigError where a file of `checkpoint` is damaged; its fix names the newest one beside it that is whole."""
+    if "format" in (state := json_object(checkpoint / "state.json", WAY_OUT)) and state["format"] != FORMAT:
+        read_state(checkpoint)  # another version's: says so
+    if broken := damage(checkpoint):
+        others = [path for path in reversed(found(checkpoint.parent)) if path != checkpoint]
+        way_out = next((path.name for path in others if not damage(path)), None)
+        raise ConfigError(
+            f"{checkpoint.name} is damaged ({broken} is not what was written)",
+            f"{way_out} is whole: --resume_from_checkpoint {way_out}" if way_out else WAY_OUT,
+        )
 
 
 def load(checkpoint: Path) -> State:
@@ -182,6 +225,17 @@ def prune(run: Path, limit: int | None, keep: Path | None = None, kind: str = "s
 
 def size_bytes(path: Path) -> int:
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+
+
+def _checksum(path: Path) -> str:
+    with regular.opened(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _own_checksum(state: Mapping[str, Any]) -> str:
+    """Of everything else in state.json."""
+    rest = {name: value for name, value in state.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:

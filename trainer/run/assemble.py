@@ -28,6 +28,7 @@ from trainer.objective.loss import Objective
 from trainer.policy import Policy
 from trainer.prior import identifier, images, manifest, prediction
 from trainer.prior.prediction import PredictedRows, Predictions
+from trainer.run import resuming
 from trainer.run.prepare import Run
 from trainer.run.schedule import Rates
 from trainer.run.trained import Trained
@@ -134,7 +135,12 @@ def trained(run: Run, painter: Painter, cached: Cached, keep: Keep) -> Stage[tup
         objective,
         Rates.of(train, parts.family.names.denoiser),
         train.max_train_steps,
-        {"policy": run.plan.policy.as_json(), "drawing": run.plan.drawing.as_json(), "model": parts.digest},
+        {
+            "policy": run.plan.policy.as_json(),
+            "drawing": run.plan.drawing.as_json(),
+            "model": parts.digest,
+            "made_of": resuming.made_of(run, keep),
+        },
         Average(engine.master(), train.ema_decay) if train.ema else None,
     )
     torch.manual_seed(train.seed)  # what dropout draws from; every other draw has a generator of its own

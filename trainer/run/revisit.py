@@ -99,6 +99,7 @@ def restore(point: Path, config: Config, device: torch.device) -> tuple[Parts, E
     """The model, the engine and the way of drawing as they were when `point` was written; the engine holds the moving
     average where there is one."""
     parts = load_for(config.model)
+    checkpoint.require_whole(point)
     state = checkpoint.load(point)
     if state.facts["model"] != parts.digest:
         raise ConfigError(

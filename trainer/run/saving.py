@@ -15,6 +15,9 @@ def save(trained: Trained, kind: str, limit: int | None = None, keep_best: bool 
     """A checkpoint of the step just done, called `name` or our own way; `limit` older ones stay, and where `keep_best` the
     best one, too. Its losses have been looked at: a model that diverged is never saved."""
     started = time.perf_counter()
+    if trained.resumed == checkpoint.folder(trained.folder, trained.step):  # read a moment ago: it holds just this
+        yield CheckpointSaved(trained.step, str(trained.resumed), checkpoint.size_bytes(trained.resumed), 0.0, kind)
+        return
     state = trained.state()
     if broken := state.broken():
         raise Diverged(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -21,7 +20,7 @@ from trainer.machine.phase import Phase
 from trainer.models import Parts
 from trainer.out import as_diffusers, checkpoint, export
 from trainer.out.metadata import metadata
-from trainer.run import assemble, limit, loop, probe, saving
+from trainer.run import assemble, limit, loop, probe, resuming, saving
 from trainer.run.ending import Ending, Quit
 from trainer.run.prepare import Run, prepare
 from trainer.run.trained import Trained
@@ -33,6 +32,7 @@ def run(config: Config, controls: Controls) -> Iterator[Event]:
     """The whole job. Raises ConfigError before anything is written; afterwards always ends with `Finished`."""
     begun = time.perf_counter()
     ready = prepare(config)
+    resuming.check(ready)
     ending = Ending(ready, begun)
     yield from announce(ready)
     yield from ending.watch(work(ready, controls), controls)
@@ -51,7 +51,7 @@ def announce(run: Run) -> Iterator[Event]:
         dict(config.provenance),
         device_name(run.device),
         config.model.name,
-        versions(),
+        resuming.versions(),
         str(run.resume or ""),
     )
     paths = [photo.path for photo in photos.photos]
@@ -89,8 +89,10 @@ def work(run: Run, controls: Controls) -> Stage[str]:
 def get_ready(run: Run) -> Stage[tuple[Trained, Painter]]:
     """Class images and caches, found or made; then the engine takes the weights over."""
     parts = yield from assemble.load(run)
+    resuming.same_model(run, parts)
     painter = yield from assemble.untouched(run, parts)
     keep = yield from assemble.class_images(run, painter)
+    yield from resuming.same_class_images(run, keep)
     cached = yield from assemble.cache(run, parts, keep)
     return (yield from assemble.trained(run, painter, cached, keep))
 
@@ -164,7 +166,3 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU ({torch.get_num_threads()} threads)"
-
-
-def versions() -> dict[str, str]:
-    return {name: version(name) for name in ("torch", "diffusers", "transformers", "accelerate", "safetensors")}

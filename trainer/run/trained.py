@@ -35,6 +35,7 @@ class Trained:
     average: Average | None = None
     guard: Guard | None = None
     step: int = 0
+    resumed: Path | None = None  # the checkpoint this is equal to, until the next step
 
     def state(self) -> checkpoint.State:
         """The rest of the run follows from it. Its tensors are the live ones, not copies."""
@@ -58,7 +59,7 @@ class Trained:
         torch.set_rng_state(state.generators["torch"])
         if "cuda" in state.generators and torch.cuda.is_available():
             torch.cuda.set_rng_state(state.generators["cuda"])
-        self.step = state.step
+        self.step, self.resumed = state.step, point
 
     @property
     def weights(self) -> export.Weights:
