@@ -96,6 +96,12 @@ def test_the_json_line_has_exactly_the_promised_fields(facts, capsys):
     assert line["vram_peak_bytes"] == max(phase["vram_bytes"] for phase in line["phases"])
 
 
+def test_a_plan_for_two_cards_is_that_of_one_with_half_of_the_rows_and_fp32_sums(facts):
+    one, two = (draft(facts, run__cards=cards, train__train_batch_size=32) for cards in (1, 2))
+    assert two.step_tensor_bytes < one.step_tensor_bytes
+    assert any("2 cards" in words for words in two.warnings) and not any("cards" in words for words in one.warnings)
+
+
 def test_the_parts_of_every_phase_sum_to_its_peak(facts):
     for phase in draft(facts, memory__vram_gb=4.0).phases:
         assert sum(phase.parts.values()) == pytest.approx(phase.vram_bytes, abs=2)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from trainer.cli.parse import Command
 from trainer.errors import ConfigError
-from trainer.events import Controls, Event, Notice, RunStarted
+from trainer.events import Controls, Event, Finished, Notice, RunStarted
 from trainer.machine import libraries, versions
 from trainer.settings.checks import check
 from trainer.settings.config import Config
@@ -23,9 +23,14 @@ def train(command: Command) -> int:
     notices = command.notices + check(config, tolerant=command.foreign)
 
     from trainer.files import hub
+    from trainer.machine import launcher
     from trainer.readers import log, stray, tui
 
     log.check(config)
+    if config.run.cards > launcher.expected() == 1:
+        return launcher.launch(config.run.cards, command.typed)
+    if launcher.rank() > 0:
+        return _follow(config, launcher.rank())
     hub.early(config.model.name, config.model.revision)
     controls, said = Controls(), stray.Stray()
     run_dir: list[str] = []
@@ -45,6 +50,20 @@ def train(command: Command) -> int:
         stack.push(lambda kind, error, trace: _say_where(error, run_dir))
         finished = tui.show(log.record(stray.heard(events(), said), config), controls, config.run.dashboard, said)
     return {"done": 0, "interrupted": 130}.get(finished.status if finished else "failed", 1)
+
+
+def _follow(config: Config, rank: int) -> int:
+    """A card beside the first: it trains, and says nothing unless something breaks."""
+    from trainer.readers.view.keys import interrupts
+    from trainer.run import stages
+
+    controls = Controls()
+    with interrupts(controls):
+        *_, last = stages.run(config, controls)
+    assert isinstance(last, Finished), "the last event of a run"
+    if last.error:
+        print(f"card {rank}: {last.error}", file=sys.stderr)
+    return {"done": 0, "interrupted": 130}.get(last.status, 1)
 
 
 def plan(command: Command) -> int:

@@ -59,6 +59,7 @@ class Command:
     help: bool = False
     version: bool = False
     json: bool = False
+    typed: list[str] = field(default_factory=list)  # all words, as they came
 
     @property
     def values(self) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def _origin(flag: str) -> str:
 
 
 def parse(words: list[str]) -> Command:
-    command = Command()
+    command = Command(typed=list(words))
     words = list(words)
     if words and words[0] in COMMANDS:
         command.name = words.pop(0)

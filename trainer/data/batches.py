@@ -7,7 +7,7 @@ A step is a list of micro-batches. Photos and class images share a micro-batch w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -28,6 +28,8 @@ class MicroBatch:
     mask: Tensor | None  # (B, 1, H/8, W/8)
     instances: int
     names: tuple[str, ...]  # pictures in it, for messages
+    counts: tuple[int, int] | None = None  # photos and class images on all cards, where this is one card's share
+    number: int = 0  # among the step's micro-batches, of which a card may have none
 
     def to(self, device: torch.device) -> MicroBatch:
         """Copied to `device`; from pinned memory and without waiting where that is a card."""
@@ -38,7 +40,7 @@ class MicroBatch:
             return tensor.pin_memory().to(device, non_blocking=True)
 
         values = {name: move(tensor) for name, tensor in self.values.items()}
-        return MicroBatch(values, move(self.target), move(self.weights), move(self.mask), self.instances, self.names)
+        return replace(self, values=values, target=move(self.target), weights=move(self.weights), mask=move(self.mask))
 
 
 class Deck:
@@ -70,11 +72,10 @@ class ClassRows:
     """Class images from a deck of their own, noised as photos are."""
 
     def __init__(self, dataset: Dataset, objective: Objective):
-        self.dataset, self.objective, self.order = dataset, objective, dataset.class_deck
-        self.deck = Deck(len(self.order))
+        self.dataset, self.objective, self.deck = dataset, objective, Deck(dataset.class_count)
 
     def take(self, count: int, generator: torch.Generator) -> MicroBatch:
-        examples = [self.dataset.cls(self.order[self.deck.draw(generator)]) for _ in range(count)]
+        examples = [self.dataset.cls(self.deck.draw(generator)) for _ in range(count)]
         return noised_rows(self.dataset, self.objective, examples, generator)
 
     def state(self) -> list[int]:

@@ -31,12 +31,14 @@ class Noised:
 
 
 class Rows(Protocol):
-    """What the loss asks of a micro-batch. target: (B, C, H/8, W/8); weights: (B,); mask: (B, 1, H/8, W/8) or None."""
+    """What the loss asks of a micro-batch. target: (B, C, H/8, W/8); weights: (B,); mask: (B, 1, H/8, W/8) or None;
+    counts: photos and class images of the whole micro-batch where these rows are one card's share of it."""
 
     target: Tensor
     weights: Tensor
     mask: Tensor | None
     instances: int
+    counts: tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -76,26 +78,41 @@ class Objective:
 
         def loss(prediction: Tensor, index: int) -> tuple[Tensor, ...]:
             rows = micro[index]
-            total, instance, prior = self.loss(prediction, rows.target, rows.weights, rows.instances, rows.mask)
+            each = self.errors(prediction, rows.target, rows.weights, rows.mask)
+            total, instance, prior = self.halves(each, rows.instances, rows.counts)
             return total / accumulation, instance, prior
 
         return loss
 
-    def loss(
-        self, prediction: Tensor, target: Tensor, weights: Tensor, instances: int, mask: Tensor | None = None
+    def errors(self, prediction: Tensor, target: Tensor, weights: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The weighted error of each row, (B,) fp32. `mask`: (B, 1, H/8, W/8) weights of mean one per picture, or None."""
+        error = (prediction.float() - target.float()) ** 2
+        if mask is not None:
+            error = error * mask
+        return error.mean(dim=(1, 2, 3)) * weights
+
+    def halves(
+        self, each: Tensor, instances: int, counts: tuple[int, int] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(total, instance, class) losses, fp32 scalars. The first `instances` rows are photos, the rest class images;
         a half without rows adds nothing to the total and is nan itself.
 
-        `mask`: (B, 1, H/8, W/8) weights of mean one per picture, or None.
+        `counts`: the rows are a share of so many photos and class images on all cards, and so are the losses: their
+        sums over the cards are those of all rows.
         """
-        error = (prediction.float() - target.float()) ** 2
-        if mask is not None:
-            error = error * mask
-        each = error.mean(dim=(1, 2, 3)) * weights
-        instance, prior = each[:instances].mean(), each[instances:].mean()  # the mean of no row is nan
-        if instances == len(each):
+        photos, others = counts or (instances, len(each) - instances)
+        if counts is None:
+            instance, prior = each[:instances].mean(), each[instances:].mean()  # the mean of no row is nan
+        else:
+            instance, prior = each[:instances].sum() / photos, each[instances:].sum() / others
+        if not others:
             return instance, instance, prior
-        if instances == 0:
+        if not photos:
             return self.prior_loss_weight * prior, instance, prior
         return instance + self.prior_loss_weight * prior, instance, prior
+
+    def loss(
+        self, prediction: Tensor, target: Tensor, weights: Tensor, instances: int, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`halves` of `errors`."""
+        return self.halves(self.errors(prediction, target, weights, mask), instances)

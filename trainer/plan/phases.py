@@ -16,6 +16,7 @@ from torch import nn
 
 from trainer.events import PHASES
 from trainer.files.safetensors_stream import PIECE_BYTES
+from trainer.machine.team import Rehearsed
 from trainer.models import adapters, clip_skip
 from trainer.models.base import Parts
 from trainer.objective.loss import Objective
@@ -45,7 +46,9 @@ class Rehearsals:
             side = parts.denoiser.config.sample_size * parts.latent_factor
         self.prior = prior_is_on(config)
         batch = config.train.train_batch_size
-        self.shapes = rehearse.Shapes((side, side), batch * (2 if self.prior else 1), batch, config.train.gradient_accumulation_steps,
+        self.team = Rehearsed(0, config.run.cards)
+        rows = -(-batch * (2 if self.prior else 1) // self.team.size)  # the most that one card has of a micro-batch
+        self.shapes = rehearse.Shapes((side, side), rows, min(batch, rows), config.train.gradient_accumulation_steps,
                                       config.data.masked_loss)  # fmt: skip
         self.objective = Objective.of(config, parts.noise(config.train.zero_terminal_snr))
         self.sizes = {name: _fp32(module) for name, module in parts.modules().items()}
@@ -62,7 +65,7 @@ class Rehearsals:
         """One optimizer step, simulated once per policy."""
         if policy not in self.steps:
             self._adapt()
-            with rehearse.engine(self.parts, policy, text=self.text) as made:
+            with rehearse.engine(self.parts, policy, text=self.text, team=self.team) as made:
                 self.standing[policy] = _standing(made, policy)
                 self.unit_count = len(made.units)
                 rehearsal = partial(rehearse.train, self.parts, made, text=self.text, objective=self.objective)
@@ -84,7 +87,7 @@ class Rehearsals:
         with gradients on the card, less all gradients."""
         self._adapt()
         if policy not in self.standing:
-            with rehearse.engine(self.parts, policy, text=self.text) as made:
+            with rehearse.engine(self.parts, policy, text=self.text, team=self.team) as made:
                 self.standing[policy] = _standing(made, policy)
         bounds = [self.standing[policy].card]
         sibling = self.steps.get(replace(policy, gradients="card"))
@@ -202,7 +205,7 @@ class Rehearsals:
         """Bytes that drawing through the engine takes beside its standing weights."""
 
         def run() -> int:
-            with rehearse.engine(self.parts, policy, text=self.text) as made:
+            with rehearse.engine(self.parts, policy, text=self.text, team=self.team) as made:
                 return _own(rehearse.draw(self.parts, self._through(made), self.shapes.size, 1, made))
 
         return pictures * self._once(("draw", policy), run)
@@ -229,7 +232,7 @@ class Rehearsals:
 
     def _export(self, policy: Policy) -> int:
         def run() -> int:
-            with rehearse.engine(self.parts, policy, text=self.text) as made:
+            with rehearse.engine(self.parts, policy, text=self.text, team=self.team) as made:
                 return _own(rehearse.export(made))
 
         return self._once(("export", policy.weights, policy.stream), run)

@@ -170,4 +170,7 @@ def _warnings(
             f"The plan needs {gib(made.ram_peak_bytes)} of RAM; {gib(machine.free_ram_bytes)} are free. "
             "Close other programs, or expect swapping."
         )
+    if (cards := config.run.cards) > 1:
+        found.append(f"Memory is that of each of the {cards} cards, whose own RAM adds up; the speed leaves out the time in "
+                     "which they add up their gradients.")  # fmt: skip
     return tuple(found)

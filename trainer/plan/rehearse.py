@@ -19,6 +19,7 @@ from trainer.data.batches import MicroBatch
 from trainer.draw import sampler
 from trainer.kernels.adamw_lowbit import block_bytes
 from trainer.machine import host
+from trainer.machine.team import ALONE, Team
 from trainer.models import vae
 from trainer.models.base import Parts
 from trainer.objective.loss import Objective
@@ -60,14 +61,14 @@ def watch(run: Callable[[], object], *residents: nn.Module) -> Watched:
 
 
 @contextmanager
-def engine(parts: Parts, policy: Policy, *, text: bool) -> Iterator[Engine]:
+def engine(parts: Parts, policy: Policy, *, text: bool, team: Team = ALONE) -> Iterator[Engine]:
     """An engine over meta modules, as the run makes it over real ones; afterwards the modules are plain again."""
     policy = replace(
         policy, compile="off", cuda_graphs=False
     )  # neither changes which bytes are alive between operators
     restore = memory.prepare(parts.denoiser, policy, "meta")
     try:
-        yield Engine(parts.family.units(parts, text=text), policy, torch.device("meta"))
+        yield Engine(parts.family.units(parts, text=text), policy, torch.device("meta"), team)
     finally:
         restore()
 

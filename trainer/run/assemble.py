@@ -23,10 +23,11 @@ from trainer.files.mapped import give_back
 from trainer.guard import held, meters
 from trainer.guard.guard import Guard
 from trainer.machine.phase import Phase
+from trainer.machine.team import ALONE, Team
 from trainer.models import Parts, adapters
 from trainer.objective.loss import Objective
 from trainer.policy import Policy
-from trainer.prior import identifier, images, manifest, prediction
+from trainer.prior import identifier, images, prediction
 from trainer.prior.prediction import PredictedRows, Predictions
 from trainer.run import resuming
 from trainer.run.prepare import Run
@@ -68,7 +69,7 @@ def untouched(run: Run, parts: Parts) -> Stage[Painter]:
         encoder = Encoder.of(parts, config, run.plan.drawing, run.device)
         texts = yield from encoder.prompts([data.class_prompt(config), ""])
     policy = run.plan.policy
-    engine = make_engine(config, parts, policy, run.device) if policy.stream == "all" else None
+    engine = make_engine(config, parts, policy, run.device, run.team) if policy.stream == "all" else None
     return Painter(parts, run.look, run.plan.drawing, run.device, texts, engine)
 
 
@@ -85,10 +86,7 @@ def class_images(run: Run, painter: Painter) -> Stage[Keep]:
         draws = min(prediction.DRAWS, max(rows, 16))  # a short run cannot use more
         latents = min(prediction.LATENTS, draws // 4)
         return (yield from prediction.ensure(painter, config, run.cache, draws=draws, latents=latents))
-    found = yield from images.ensure(painter, config, images.folder_for(painter.parts, config, run.cache))
-    manifest.record(run.folder, found)
-    yield from (Notice(text, level="warning") for text in data.in_both(run.photos, found))
-    return found
+    return (yield from images.ensure(painter, config, images.folder_for(painter.parts, config, run.cache)))
 
 
 def cache(run: Run, parts: Parts, keep: Keep) -> Stage[Cached]:
@@ -114,7 +112,7 @@ def drawn_prompts(config: Config) -> list[str]:
 def trained(run: Run, painter: Painter, cached: Cached, keep: Keep) -> Stage[tuple[Trained, Painter]]:
     """What learns, and the painter of what it has learned."""
     config, train, parts, dataset = run.config, run.config.train, painter.parts, cached.dataset
-    engine = painter.engine or make_engine(config, parts, run.plan.policy, run.device)
+    engine = painter.engine or make_engine(config, parts, run.plan.policy, run.device, run.team)
     yield from _attention(run, parts, dataset)
     drawing = replace(run.plan.drawing, batch=config.sample.batch_size or run.plan.drawing.batch)
     painter = replace(painter, drawing=drawing, texts=dataset.texts or dataset.tokens, engine=engine)
@@ -141,14 +139,14 @@ def trained(run: Run, painter: Painter, cached: Cached, keep: Keep) -> Stage[tup
             "model": parts.digest,
             "made_of": resuming.made_of(run, keep),
         },
-        Average(engine.master(), train.ema_decay) if train.ema else None,
+        Average(engine.master(), train.ema_decay) if train.ema and run.team.leads else None,
     )
     torch.manual_seed(train.seed)  # what dropout draws from; every other draw has a generator of its own
-    made.guard = _guard(run, made, painter, cached) if config.guard.watch else None
+    made.guard = _guard(run, made, painter, cached) if config.guard.watch and run.team.leads else None
     return made, painter
 
 
-def make_engine(config: Config, parts: Parts, policy: Policy, device: torch.device) -> Engine:
+def make_engine(config: Config, parts: Parts, policy: Policy, device: torch.device, team: Team = ALONE) -> Engine:
     """The engine over `parts`, with adapters and the techniques that change modules applied first, in this order."""
     if config.train.method != "full":
         adapters.inject(
@@ -159,7 +157,7 @@ def make_engine(config: Config, parts: Parts, policy: Policy, device: torch.devi
             seed=config.train.seed,
         )
     memory.prepare(parts.denoiser, policy, device)
-    engine = Engine(parts.family.units(parts, text=config.train.train_text_encoder), policy, device)
+    engine = Engine(parts.family.units(parts, text=config.train.train_text_encoder), policy, device, team)
     give_back()
     return engine
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from trainer.data.share import share
 from trainer.events import Controls, Event, Notice, Stage
 from trainer.run import saving
 from trainer.run.late import Late, Pending
@@ -47,29 +48,36 @@ def run(trained: Trained, habits: Habits, preview: Callable[[int], Stage[object]
     """Train until all steps are taken or somebody asks to stop; checkpoints, previews and readings on the way. Returns
     why training ended early, or nothing."""
     guard, late, stopped = trained.guard, Late(trained.total, trained.engine.device), ""
+    team = trained.engine.team  # what one process is asked, all do; what people look at, the first one makes
 
     def due(every: int | None) -> bool:
         return every is not None and trained.step % every == 0 and trained.step < trained.total
 
     def save(kind: str) -> Iterator[Event]:
         yield from late.settle()  # a diverged model is never saved
-        yield from saving.save(trained, kind, habits.save_limit, habits.keep_best, habits.name(trained.step))
+        point = saving.save(trained, kind, habits.save_limit, habits.keep_best, habits.name(trained.step))
+        yield from team.first(point)
 
     while trained.step < trained.total and not stopped:
         yield from one_step(trained, late)
         yield from late.settle(but=1)
-        if due(habits.save_every) or controls.take("checkpoint"):
+        keep, show, read = team.any(
+            controls.take("checkpoint"), controls.take("sample"), guard is not None and guard.due(trained.step)
+        )
+        if due(habits.save_every) or keep:
             yield from save("interval")
-        if due(habits.sample_every) or controls.take("sample"):
-            yield from preview(trained.step)
-        if guard is not None and guard.due(trained.step):
-            yield from guard.read(trained.step)
-            stopped = guard.stop
-            if guard.improved and habits.keep_best:
+        if due(habits.sample_every) or show:
+            yield from team.first(preview(trained.step))
+        if read:
+            yield from team.first(guard.read(trained.step) if guard else ())
+            stopped, improved = team.tell((guard.stop, guard.improved) if guard else ("", False))
+            if improved and habits.keep_best:
                 yield from save("best")
-        while controls.pause and not controls.quit:
+        pause, leave = team.any(controls.pause, controls.quit)
+        while pause and not leave:
             time.sleep(0.1)
-        if controls.quit:
+            pause, leave = team.any(controls.pause, controls.quit)
+        if leave:
             stopped = "asked to stop"
     yield from late.settle()
     return stopped
@@ -80,13 +88,15 @@ def one_step(trained: Trained, late: Late) -> Iterator[Event]:
     started, rates = late.vitals.mark(), trained.rates.at(trained.step)
     if trained.step == trained.rates.text_stop:
         yield Notice(f"The text encoder stops learning after step {trained.step}, as asked.")
-    micro = [batch.to(trained.engine.device) for batch in trained.batches.step()]
+    drawn, team = trained.batches.step(), trained.engine.team
+    micro = [batch.to(trained.engine.device) for batch in share(drawn, team.rank, team.size)]
     loss = trained.objective.of_step(micro, trained.batches.accumulation)
     result = trained.engine.step([batch.values for batch in micro], loss, rates)
     trained.step += 1
     if trained.average is not None:
         trained.average.update(trained.engine.master())
     # into pinned memory without waiting: a plain copy would wait for whatever is queued by then
-    losses, norm = (value.float().to("cpu", non_blocking=True) for value in (result.losses, result.grad_norm))
+    losses = team.whole(result.losses, [batch.number for batch in micro], len(drawn))
+    losses, norm = (value.float().to("cpu", non_blocking=True) for value in (losses, result.grad_norm))
     lr = next(iter(rates.values()))
-    late.add(Pending(trained.step, lr, started, late.vitals.mark(), micro, losses, norm))
+    late.add(Pending(trained.step, lr, started, late.vitals.mark(), drawn, losses, norm))

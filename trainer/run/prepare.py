@@ -18,6 +18,7 @@ from trainer.draw.sampler import Look
 from trainer.errors import ConfigError
 from trainer.events import Notice
 from trainer.guard import held
+from trainer.machine.team import Team, join
 from trainer.models import clip_skip
 from trainer.out import checkpoint
 from trainer.plan import planner
@@ -26,6 +27,7 @@ from trainer.prior import manifest
 from trainer.run import settle
 from trainer.settings import checks
 from trainer.settings.config import Config
+from trainer.settings.effect import prior_is_on
 
 
 @dataclass
@@ -38,6 +40,7 @@ class Run:
     plan: Plan
     device: torch.device
     folder: Path
+    team: Team
     resume: Path | None  # the checkpoint to go on from
     notices: list[Notice] = field(default_factory=list)
 
@@ -71,24 +74,23 @@ def prepare(config: Config) -> Run:
         models.check_vae(config.model.vae)
     if config.guard.watch:
         checks.judge(config.guard.judge)
-    settle.class_words(config)
     mended = list(data.mend(config))
     settle.learning(config, family)
     photos = data.scan(config, family.resolution, facts.divides)
     odd = prompts.check(config, photos, prior=bool(config.prior.with_prior_preservation))
     photos, spared = held.hold_out(photos) if config.guard.watch else (photos, None)
     settle.schedule(config, family, photos)
+    team, device = choose_device(config)
+    _share_out(config, team)
     settle.places(config)
-    checks.places(config)
     if config.prior.with_prior_preservation and config.prior.by == "images":
         manifest.check_early(config, config.data.resolution)
-    folder = Path(config.run.output_dir)
+    folder = Path(team.tell(config.run.output_dir))
     resume = (
         checkpoint.locate(folder, config.checkpoint.resume_from_checkpoint)
         if config.checkpoint.resume_from_checkpoint
         else None
     )
-    device = choose_device(config)
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         checks.card(config, properties.total_memory, properties.name)
@@ -103,18 +105,30 @@ def prepare(config: Config) -> Run:
         notices.append(Notice(f"{folder} holds no checkpoint yet: starting from the beginning."))
     if spared is not None:
         notices.append(Notice(f"{spared.name} is kept back to measure overfitting (--no-watch trains on it, too)."))
-    return Run(config, photos, spared, plan, device, folder, resume, notices)
+    return Run(config, photos, spared, plan, device, folder, team, resume, notices)
 
 
-def choose_device(config: Config) -> torch.device:
-    """CUDA where there is one and nobody asked for the CPU; accelerate decides which."""
+def choose_device(config: Config) -> tuple[Team, torch.device]:
+    """The processes that train together, and this one's device: CUDA where there is one and nobody asked for the CPU.
+    accelerate decides which."""
     if config.run.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "--device cuda was asked for, but torch sees no CUDA card.",
             "Run `python -m trainer doctor`, or leave --device out to train on the CPU.",
         )
-    from accelerate import Accelerator
-
-    device = Accelerator(cpu=config.run.device == "cpu").device
+    team, device = join(config.run.device == "cpu")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.train.allow_tf32
-    return device
+    return team, device
+
+
+def _share_out(config: Config, team: Team) -> None:
+    """Every card needs a picture of its own in each step. Raises ConfigError where there are fewer."""
+    train, halves = config.train, 1 + prior_is_on(config)
+    rows = train.train_batch_size * train.gradient_accumulation_steps * halves
+    if rows < team.size:
+        raise ConfigError(
+            f"A step of this run has {rows} picture{'s' * (rows > 1)} for {team.size} cards.",
+            f"Use --cards {rows}, or a larger --train_batch_size (or --gradient_accumulation_steps).",
+        )
+    if config.run.cards != team.size:
+        config.settle("run.cards", team.size, "the launcher")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from trainer.data.share import share
 from trainer.draw.painter import Painter
 from trainer.events import Stage, outcome
 from trainer.plan import measured
@@ -22,7 +23,7 @@ def probes(run: Run, trained: Trained, painter: Painter) -> dict[str, Callable[[
     """Phase -> what stands for it: the stages' own calls, shortened where they repeat themselves."""
     engine, batches, sample = trained.engine, trained.batches, run.config.sample
     state = batches.state()
-    micro = [batch.to(run.device) for batch in batches.step()]
+    micro = [batch.to(run.device) for batch in share(batches.step(), run.team.rank, run.team.size)]
     batches.restore(state)
 
     def step() -> None:

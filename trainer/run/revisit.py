@@ -36,7 +36,7 @@ def sample_run(
 ) -> Iterator[Event]:
     """Draw every prompt with every seed, from the newest checkpoint of `run`, from one checkpoint, or from a model."""
     begun = time.perf_counter()
-    device = choose_device(config)
+    _, device = choose_device(config)
     point = newest(run)
     if point is None and (run / "config.toml").is_file():
         raise no_checkpoint(run)

@@ -33,6 +33,7 @@ def run(config: Config, controls: Controls) -> Iterator[Event]:
     begun = time.perf_counter()
     ready = prepare(config)
     resuming.check(ready)
+    ready.team.wait()  # nobody looks for what is there already when the first one has begun to write
     ending = Ending(ready, begun)
     yield from announce(ready)
     yield from ending.watch(work(ready, controls), controls)
@@ -43,8 +44,9 @@ def run(config: Config, controls: Controls) -> Iterator[Event]:
 def announce(run: Run) -> Iterator[Event]:
     """The settings as they will be, in the run's folder; what is there and what is planned; the budget kept."""
     config, photos = run.config, run.photos
-    run.folder.mkdir(parents=True, exist_ok=True)
-    overlay.write(config, config.provenance, run.folder / "config.toml")
+    if run.team.leads:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        overlay.write(config, config.provenance, run.folder / "config.toml")
     yield RunStarted(
         str(run.folder),
         config.model_dump(),
@@ -57,7 +59,7 @@ def announce(run: Run) -> Iterator[Event]:
     paths = [photo.path for photo in photos.photos]
     yield PhotosScanned(photos.summary, paths, photos.ignored, list(photos.problems), list(photos.lines()))
     yield from run.notices
-    if run.resume is None and (earlier := checkpoint.set_aside(run.folder, "guard")):
+    if run.team.leads and run.resume is None and (earlier := checkpoint.set_aside(run.folder, "guard")):
         yield Notice(f"An earlier run's checkpoints and readings are in {earlier} now.")
     yield from run.plan.events()
     yield limit.enforce(run.plan.budget_bytes, run.device)
@@ -78,22 +80,28 @@ def work(run: Run, controls: Controls) -> Stage[str]:
         yield from saving.resume(trained, run.resume)
     elif trained.guard is not None:
         yield from trained.guard.begin()
+    run.team.wait()
     stopped = yield from train(run, trained, painter, controls)
+    yield from run.team.first(finish(run, trained, painter, controls))
+    return stopped
+
+
+def finish(run: Run, trained: Trained, painter: Painter, controls: Controls) -> Stage[None]:
+    """What training leaves behind, in the order of what would be missed most."""
     yield from save(run, trained, painter.parts)
     if not controls.quit:
         yield from draw(run, painter, trained.step)
         yield from write(run, trained, painter.parts)
-    return stopped
 
 
 def get_ready(run: Run) -> Stage[tuple[Trained, Painter]]:
     """Class images and caches, found or made; then the engine takes the weights over."""
     parts = yield from assemble.load(run)
     resuming.same_model(run, parts)
-    painter = yield from assemble.untouched(run, parts)
-    keep = yield from assemble.class_images(run, painter)
+    painter = yield from run.team.in_turn(assemble.untouched(run, parts))
+    keep = yield from run.team.in_turn(assemble.class_images(run, painter))
     yield from resuming.same_class_images(run, keep)
-    cached = yield from assemble.cache(run, parts, keep)
+    cached = yield from run.team.in_turn(assemble.cache(run, parts, keep))
     return (yield from assemble.trained(run, painter, cached, keep))
 
 

@@ -1,0 +1,47 @@
+"""The whole job on two processes: what they leave behind is what one leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from trainer.__main__ import main
+from trainer.machine import launcher
+
+SMALL = (
+    "--device cpu --max_train_steps 2 --train_batch_size 1 --gradient_accumulation_steps 2 --no-with_prior_preservation "
+    "--num_validation_images 0 --no-watch --dashboard off --formats single_file --cache_dir {0}/cache --output_dir {0}/{1}"
+)
+
+
+def losses(run: Path) -> list[float]:
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "grad_norm" in row]
+
+
+def tensors(path: Path) -> dict[str, bytes]:
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name).numpy().tobytes() for name in file.keys()}  # noqa: SIM118
+
+
+def test_two_processes_leave_the_checkpoint_of_one_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert main(SMALL.format(tmp_path, "one").split()) == 0
+    assert launcher.launch(2, SMALL.format(tmp_path, "two").split()) == 0
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert losses(one) == losses(two) and len(losses(two)) == 2
+    for name in ("engine", "random"):
+        assert tensors(one / f"step-000002/{name}.safetensors") == tensors(two / f"step-000002/{name}.safetensors")
+    assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
+    decks = [json.loads((run / "step-000002/state.json").read_text())["batches"] for run in (one, two)]
+    assert decks[0] == decks[1]
+
+
+def test_more_cards_than_pictures_in_a_step_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = SMALL.replace("_steps 2 --no", "_steps 1 --no").format(tmp_path, "run")
+    assert launcher.launch(2, words.split()) == 2
+    assert "1 picture for 2 cards" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
