@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from trainer.data.batches import MicroBatch
-from trainer.data.share import share
+from trainer.data.batches import MicroBatch, share
 from trainer.objective.loss import Objective
 from trainer.objective.noise import DDPM
 

@@ -43,6 +43,39 @@ class MicroBatch:
         return replace(self, values=values, target=move(self.target), weights=move(self.weights), mask=move(self.mask))
 
 
+def share(micro: Sequence[MicroBatch], rank: int, size: int) -> list[MicroBatch]:
+    """One rank's rows of a step that every rank drew: dealt out like cards, every `size`-th beginning with `rank`'s.
+
+    A pair on two cards is thus the photo on one and its class image on the other. A share remembers how many photos and
+    class images the whole micro-batch had, because each half of the loss is a mean over all of them, wherever they are.
+    """
+    if size == 1:
+        return list(micro)
+    found, before = [], 0
+    for number, batch in enumerate(micro):
+        rows = [row for row in range(len(batch.target)) if (before + row) % size == rank]
+        before += len(batch.target)
+        if rows:
+            found.append(_part(batch, rows, number))
+    assert found, "prepare refuses fewer rows than ranks"
+    return found
+
+
+def _part(batch: MicroBatch, rows: list[int], number: int) -> MicroBatch:
+    chosen = torch.tensor(rows)
+    return replace(
+        batch,
+        values={name: value[chosen] for name, value in batch.values.items()},
+        target=batch.target[chosen],
+        weights=batch.weights[chosen],
+        mask=None if batch.mask is None else batch.mask[chosen],
+        instances=sum(row < batch.instances for row in rows),
+        names=tuple(batch.names[row] for row in rows),
+        counts=(batch.instances, len(batch.target) - batch.instances),
+        number=number,
+    )
+
+
 class Deck:
     """Indices 0..n-1 in a shuffled order that is renewed when it runs out, like an epoch."""
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from trainer.data.share import share
+from trainer.data.batches import share
 from trainer.events import Controls, Event, Notice, Stage
 from trainer.run import saving
 from trainer.run.late import Late, Pending

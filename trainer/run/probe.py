@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from trainer.data.share import share
+from trainer.data.batches import share
 from trainer.draw.painter import Painter
 from trainer.events import Stage, outcome
 from trainer.plan import measured
