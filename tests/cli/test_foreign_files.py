@@ -187,6 +187,17 @@ def test_explain_shows_every_key_with_what_becomes_of_it_and_trains_nothing(tmp_
     assert "--max_train_epochs decides" in out and "together" in out
 
 
+def test_the_command_that_explains_a_file_can_be_pasted_though_its_path_has_spaces(tmp_path, capsys):
+    (tmp_path / "#sd 1.5").mkdir()
+    file = write(tmp_path / "#sd 1.5" / "my LoRA.json", ONETRAINER | {"mae_strength": 0.5})
+    with pytest.raises(ConfigError) as caught:
+        config(file)
+    words = shlex.split(caught.value.fix.partition("python -m trainer ")[2])
+    assert main(words) == 0 and "mae_strength" in capsys.readouterr().out
+    (told,) = cli.parse(["--config", str(write(file, ONETRAINER))]).notices[:1]
+    assert shlex.quote(str(file)) in told
+
+
 @pytest.mark.parametrize(("name", "text", "words"), [
     ("a.json", "{", "not valid JSON"), ("a.json", '{"x": 1}', "unknown kind"), ("a.yaml", "a: [", "not valid YAML"),
     ("a.yaml", "a: 1", "unknown kind"), ("a.toml", "a = ", "not valid TOML"),

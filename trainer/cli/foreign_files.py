@@ -6,6 +6,7 @@ of their own. Whatever is refused is told at once, with every fix, before anythi
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +39,7 @@ class FileLine:
             raise ConfigError(
                 f"{self.path} ({self.whose}):\n       " + "\n       ".join(f"{row.key}: {row.text}" for row in refused),
                 "; ".join(dict.fromkeys(f"{row.key}: {row.fix}" for row in refused))
-                + f"; see it all: python -m trainer explain --from {self.path}",
+                + f"; see it all: python -m trainer explain --from {shlex.quote(str(self.path))}",
             )
         for key, value in self.given.values.items():
             if given.default(key, value, self.given.spelled[key]):
@@ -47,7 +48,7 @@ class FileLine:
         counts = {kind: sum(row.outcome == kind for row in self.rows) for kind in ("value", "note")}
         given.notices.append(
             f"{self.path} is a file of {self.whose}: {counts['value']} keys set something here, {counts['note']} mean nothing "
-            f"here (why: python -m trainer explain --from {self.path})"
+            f"here (why: python -m trainer explain --from {shlex.quote(str(self.path))})"
         )
 
 
