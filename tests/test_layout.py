@@ -79,7 +79,6 @@ TESTED_IN = {
     "readers/report": "readers/view/figures readers/view/page readers/view/usage",
     "readers/tui": "readers/watch readers/view/charts readers/view/dashboard readers/view/ink readers/view/keys "
     "readers/view/lines readers/view/painter readers/view/panels readers/view/pictures readers/view/state",
-    "run/schedule": "step/ema",
     "run/stages": "run/assemble",
     "settings/config": "errors settings/checks settings/effect settings/overlay",
     "step/engine": "step/residency step/updates units",
@@ -96,7 +95,7 @@ LIGHT = (
 )
 # beside models/ the rooms that draw pictures, save models or borrow a schedule; the engine and the loop never see diffusers
 DIFFUSERS = {
-    *"prior/images draw/preview objective/noise out/export out/formats run/schedule cli/doctor guard/judge".split(),
+    *"prior/images draw/preview objective/noise out/export out/formats step/rates cli/doctor guard/judge".split(),
     *"step/standin prior/prediction plan/rehearse step/optim".split(),
 }
 

@@ -31,11 +31,11 @@ from trainer.prior import identifier, images, prediction
 from trainer.prior.prediction import PredictedRows, Predictions
 from trainer.run import resuming
 from trainer.run.prepare import Run
-from trainer.run.schedule import Rates
 from trainer.run.trained import Trained
 from trainer.settings.config import Config
 from trainer.step.ema import Average
 from trainer.step.engine import Engine
+from trainer.step.rates import Rates
 
 Keep = PhotoSet | Predictions | None  # what holds training to the class: pictures of it, answers about it, or nothing
 

@@ -12,9 +12,9 @@ from trainer.events import Stage
 from trainer.guard.guard import Guard
 from trainer.objective.loss import Objective
 from trainer.out import checkpoint, export
-from trainer.run.schedule import Rates
 from trainer.step.ema import Average
 from trainer.step.engine import Engine
+from trainer.step.rates import Rates
 
 
 @dataclass

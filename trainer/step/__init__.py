@@ -1,1 +1,1 @@
-"""One training step as a schedule over units: where each unit's bytes are, its gradient, its update."""
+"""One training step as a schedule over units: where each unit's bytes are, its gradient, its rate, its update."""

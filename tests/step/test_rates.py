@@ -1,13 +1,11 @@
-"""Schedules and the moving average against their formulas."""
+"""Learning rates against the formulas of their schedules."""
 
 import math
 
 import pytest
-import torch
 
-from trainer.run.schedule import Rates, factor
 from trainer.settings.config import Train
-from trainer.step.ema import Average
+from trainer.step.rates import Rates, factor
 
 
 @pytest.mark.parametrize(
@@ -23,17 +21,6 @@ from trainer.step.ema import Average
 )
 def test_schedules_have_their_textbook_values(settings, step, expected):
     assert factor(Train(**settings), 100)(step) == pytest.approx(expected, abs=1e-6)
-
-
-def test_the_average_follows_at_first_and_lags_later():
-    average = Average([("w", torch.zeros(2))], decay=0.5)
-    average.update([("w", torch.ones(2))])
-    torch.testing.assert_close(average.values["w"], torch.full((2,), 1 - 2 / 11))  # d_1 = (1 + 1) / (10 + 1)
-    for _ in range(60):
-        average.update([("w", torch.ones(2))])
-    before = average.values["w"].clone()
-    average.update([("w", torch.full((2,), 3.0))])
-    torch.testing.assert_close(average.values["w"], 0.5 * before + 1.5)
 
 
 def test_rates_follow_the_schedule_and_text_encoders_stop_when_asked():
