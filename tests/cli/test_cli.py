@@ -103,7 +103,7 @@ def test_a_mistake_is_answered_with_the_way_to_mend_it(line, fix):
 # ------------------------------------------------------------------------------------------- lines of other trainers
 
 DIFFUSERS = """
---pretrained_model_name_or_path=stable-diffusion-v1-5/stable-diffusion-v1-5 --instance_data_dir={photos} --class_data_dir={photos}/class
+--pretrained_model_name_or_path=stable-diffusion-v1-5/stable-diffusion-v1-5 --instance_data_dir={photos} --class_data_dir={photos}-class
 --output_dir={out} --with_prior_preservation --prior_loss_weight=1.0 --instance_prompt="a photo of sks dog" --class_prompt="a photo of dog"
 --resolution=512 --train_batch_size=1 --sample_batch_size=1 --gradient_accumulation_steps=1 --gradient_checkpointing --use_8bit_adam
 --learning_rate=5e-6 --lr_scheduler="constant" --lr_warmup_steps=0 --num_class_images=200 --max_train_steps=800 --num_train_epochs=1
@@ -160,6 +160,7 @@ def test_a_line_of_kohyas_trainer_is_understood():
         "--log_with all --lr_scheduler cosine_with_restarts --lr_scheduler_num_cycles 3 --max_data_loader_n_workers 2"
     ).config()
     assert (config.data.instance_data_dir, config.prior.class_data_dir) == ("img", "reg")
+    assert config.prior.with_prior_preservation, "--reg_data_dir means regularisation there"
     assert (config.train.method, config.lora.rank, config.lora.alpha) == ("lora", 32, 16)
     assert (config.memory.moments, config.train.adam_weight_decay, config.train.adam_beta2) == ("8bit", 0.1, 0.99)
     assert (config.train.learning_rate, config.train.num_train_epochs, config.train.snr_gamma) == (1e-4, 10, 5)

@@ -64,6 +64,14 @@ def test_an_epoch_of_several_buckets_shows_each_photo_as_often_as_it_repeats():
         assert shown(source, sum(data.repeats)) == epoch
 
 
+def test_class_images_come_as_often_as_they_repeat():
+    data = dataset(photos=1, classes=3)
+    data.class_repeats[:] = [1, 2, 1]
+    source = batches(data)
+    names = Counter(source.step()[0].names[1] for _ in range(8))
+    assert names == {"c0": 2, "c1": 4, "c2": 2}
+
+
 def test_photos_that_fill_no_batch_of_their_bucket_wait_for_the_next_epoch():
     source = batches(dataset(photos=9, classes=0, sides=(8, 12, 16)), batch_size=2)  # three of each shape
     assert set(shown(source, 9).values()) == {2}  # two epochs are nine batches

@@ -181,8 +181,8 @@ def test_buckets_group_photos_by_shape_and_repeats_count(parts, tmp_path):
 
 def test_class_images_are_square_examples_of_their_own(parts, tmp_path):
     folder_of(tmp_path / "class", 4, (64, 80))
-    classes = data.scan_folder(tmp_path / "class", "a photo of a dog", 64)
     config = settings(folder_of(tmp_path / "photos", 2), data__random_flip=True)
+    classes = data.scan_class(tmp_path / "class", config, 64)
     _, dataset, encoded, _ = ensure(parts, config, tmp_path, classes)
     assert encoded == 2 * 2 + 4 and dataset.class_count == 4
     assert dataset.cls(0).prompt == "a photo of a dog" and "a photo of a dog" in dataset.texts

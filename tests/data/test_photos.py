@@ -1,5 +1,6 @@
 """A folder of photos is understood, or refused with one clear message, before anything is loaded."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from photos import SUBJECTS, folder_of, noise_picture, scan, settings
 from PIL import Image
 
+from trainer.data import looks
 from trainer.data import photos as data
 from trainer.errors import ConfigError
 from trainer.settings.config import Config, Data
@@ -209,3 +211,22 @@ def test_several_folders_have_their_own_repeats_and_prompts(tmp_path):
     assert told[:3] == [(10, "a photo of hta dog"), *[(1, "a photo of hta dog")] * 2]
     assert told[3:] == [*[(3, "hta cat")] * 3, *[(1, "hta cat")] * 3], "a number that is said counts before the name's"
     assert any(line.startswith(f"{two}: 2 of 2") for line in found.lines())
+
+
+def test_a_class_image_of_ours_among_the_photos_is_left_out(tmp_path):
+    folder_of(tmp_path, 3)
+    data = (tmp_path / "02.png").read_bytes()
+    (tmp_path / "02.png").rename(tmp_path / f"00002-{hashlib.sha256(data).hexdigest()[:12]}.png")
+    (tmp_path / "00001-0123456789ab.png").write_bytes((tmp_path / "01.png").read_bytes() + b"mine")  # no checksum of it
+    found = scan(tmp_path)
+    assert [photo.name for photo in found.photos] == ["00.png", "00001-0123456789ab.png"]
+    assert any("class image that this program drew" in left.why for left in found.left)
+
+
+@pytest.mark.skipif(not looks.can_compare(), reason="imagehash is not installed")
+def test_pictures_in_both_halves_are_named(tmp_path):
+    photos, classes = scan(folder_of(tmp_path / "photos", 3)), folder_of(tmp_path / "class", 1)
+    noise_picture((48, 40), 1).save(tmp_path / "class" / "smaller.jpg", quality=80)
+    noise_picture((96, 80), 9).save(tmp_path / "class" / "another.png")
+    said = data.in_both(photos, data.scan_class(classes, settings(tmp_path), 64))
+    assert len(said) == 2 and "00.png is 00.png" in said[0] and "01.png looks like smaller.jpg" in said[1]

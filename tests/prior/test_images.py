@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,17 +132,102 @@ def test_the_users_own_pictures_count_and_come_first(parts, texts, tmp_path):
     assert before.items() <= contents(tmp_path).items()
 
 
-def test_enough_pictures_of_ones_own_need_no_drawing(parts, texts, tmp_path):
+def test_enough_pictures_of_ones_own_need_no_drawing_and_none_is_cut_off(parts, texts, tmp_path):
     folder_of(tmp_path, 4)
     events, photos = ensure(parts, {}, tmp_path, 3)
-    assert drawn(events) == 0 and len(photos.photos) == 3
+    assert drawn(events) == 0 and len(photos.photos) == 4
+    assert any(isinstance(event, Notice) and "it takes none away" in event.text for event in events)
+
+
+def own_folder(folder, **changes):
+    """Settings that name `folder` for class images and leave their number open."""
+    return settings(folder, prior__class_data_dir=str(folder), **changes)
+
+
+def test_a_folder_of_ones_own_is_used_whole_and_nothing_is_drawn_into_it(parts, texts, tmp_path):
+    mine, cache = folder_of(tmp_path / "mine", 2), tmp_path / "cache"
+    config = own_folder(mine)
+    where = prior.folder_for(parts, config, cache)
+    events, photos = ensure(parts, {}, where, None, config)
+    assert (
+        drawn(events) == 0
+        and len(photos.photos) == 2
+        and sorted(p.name for p in mine.iterdir()) == ["00.png", "01.png"]
+    )
+    config.settle("prior.num_class_images", 4, "flag --num_class_images")  # asked for, they are drawn: elsewhere
+    events, photos = ensure(parts, texts, where, None, config)
+    assert drawn(events) == 2 * 2 and len(photos.photos) == 4 and cache in where.parents
+    assert sorted(path.name for path in mine.iterdir()) == ["00.png", "01.png"]
+
+
+def test_kohyas_folders_of_class_images_bring_words_repeats_and_captions(parts, texts, tmp_path):
+    folder_of(tmp_path / "reg" / "1_dog", 2)
+    folder_of(tmp_path / "reg" / "3_a puppy", 4)
+    (tmp_path / "reg" / "3_a puppy" / "03.txt").write_text("a puppy on grass")
+    config = own_folder(tmp_path / "reg")
+    where = prior.folder_for(parts, config, tmp_path / "cache")
+    events, found = ensure(parts, {}, where, None, config)
+    assert drawn(events) == 0, "nothing is drawn where somebody keeps pictures of their own"
+    told = [(photo.name, photo.prompt, photo.repeats) for photo in found.photos]
+    assert told[:3] == [("00.png", "dog", 1), ("01.png", "dog", 1), ("00.png", "a puppy", 3)]
+    assert told[-1] == ("03.png", "a puppy on grass", 3)
+    config.settle("prior.class_prompt", "a photo of a dog", "flag --class_prompt")  # what was typed counts before names
+    prompts = [photo.prompt for photo in ensure(parts, {}, where, None, config)[1].photos]
+    assert prompts == ["a photo of a dog"] * 3 + ["a puppy on grass"]  # two of the puppies are the dogs again
+
+
+def test_class_images_sorted_into_plain_folders_count_too(parts, texts, tmp_path):
+    folder_of(tmp_path / "class" / "small", 1)
+    folder_of(tmp_path / "class" / "2023_large", 3)
+    config = own_folder(tmp_path / "class")
+    events, found = ensure(parts, {}, prior.folder_for(parts, config, tmp_path / "cache"), None, config)
+    # the small one is byte for byte the first of the large ones
+    assert drawn(events) == 0 and [photo.repeats for photo in found.photos] == [1, 1, 1]
+    assert found.prompts == ["a photo of a dog"]
+
+
+def test_another_seed_of_training_draws_no_class_image_anew(parts, texts, tmp_path):
+    config = own_folder(tmp_path / "class", prior__class_seed=3)
+    first = ensure(parts, texts, tmp_path / "class", 2, config, batch=1)[1]
+    config = own_folder(tmp_path / "class", train__seed=7)
+    manifest.check_early(config, 64)
+    events, again = ensure(parts, texts, tmp_path / "class", 3, config, batch=1)  # the folder goes on as it was begun
+    assert drawn(events) == 2 and [p.digest for p in again.photos[:2]] == [p.digest for p in first.photos]
+    assert prior.folder_for(parts, settings(tmp_path), tmp_path) == prior.folder_for(
+        parts, settings(tmp_path, train__seed=7), tmp_path
+    )
+
+
+def test_black_and_blank_class_images_are_named_together(parts, texts, tmp_path):
+    folder_of(tmp_path / "class", 4)
+    for index, level in enumerate((0, 0, 255)):
+        Image.new("RGB", (64, 64), (level, level, index)).save(tmp_path / "class" / f"blank{index}.png")
+    for index in range(3):
+        dark = np.random.default_rng(index).integers(0, 12, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(dark).save(tmp_path / "class" / f"dark{index}.png")
+    config = own_folder(tmp_path / "class")
+    events, found = ensure(parts, {}, prior.folder_for(parts, config, tmp_path / "cache"), None, config)
+    said = [event.text for event in events if isinstance(event, Notice)]
+    assert len(found.photos) == 7
+    assert any("3 class images" in text and "one colour" in text and "blank1.png" in text for text in said)
+    assert any("3 of 7 pictures" in text and "nearly black" in text and "dark2.png" in text for text in said)
+
+
+def test_every_class_picture_of_a_run_is_written_down(parts, texts, tmp_path):
+    folder_of(tmp_path / "reg" / "2_dog", 2)
+    config = own_folder(tmp_path / "reg")
+    found = ensure(parts, texts, prior.folder_for(parts, config, tmp_path / "cache"), 3, config)[1]
+    manifest.record(tmp_path, found)
+    rows = json.loads((tmp_path / manifest.USED).read_text())["images"]
+    assert [(row["prompt"], row["repeats"]) for row in rows] == [("dog", 2), ("dog", 2), ("a photo of a dog", 1)]
+    assert all(hashlib.sha256(Path(row["file"]).read_bytes()).hexdigest() == row["digest"] for row in rows)
 
 
 @pytest.mark.parametrize(
     ("knob", "value"),
     [
         ("prior__class_prompt", "a dog"),
-        ("train__seed", 1),
+        ("prior__class_seed", 1),
         ("data__resolution", 32),
         ("prior__sample_steps", 3),
         ("prior__guidance_scale", 5.0),
@@ -249,11 +335,14 @@ def test_a_kill_at_any_file_leaves_pictures_that_the_next_start_knows_as_drawn(p
         assert not list(moment.glob(".*"))
 
 
-def test_copies_among_ones_own_pictures_are_named(parts, texts, tmp_path):
+def test_a_copy_among_ones_own_pictures_is_named_and_one_more_is_drawn_for_it(parts, texts, tmp_path):
     folder_of(tmp_path, 2)
     shutil.copy(tmp_path / "00.png", tmp_path / "again.png")
-    events, _ = ensure(parts, texts, tmp_path, 3)
-    assert any(isinstance(event, Notice) and "sees 2 different class images, 3 were" in event.text for event in events)
+    noise_picture((96, 80), 1).save(tmp_path / "saved again.bmp")
+    events, found = ensure(parts, texts, tmp_path, 3)
+    said = [event.text for event in events if isinstance(event, Notice)]
+    assert any("2 class images" in text and "again.png, saved again.bmp" in text for text in said)
+    assert drawn(events) == 2 and len(found.photos) == len({photo.digest for photo in found.photos}) == 3
 
 
 def test_an_interrupted_run_keeps_what_was_drawn(parts, texts, tmp_path, monkeypatch):

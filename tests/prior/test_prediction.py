@@ -90,7 +90,8 @@ def test_the_cache_depends_on_model_prompt_seed_and_size_but_not_on_learning(par
         return any(isinstance(event, PhaseStarted) for event in ensure(model, tmp_path, config)[0])
 
     assert not made_again(settings(tmp_path, train__learning_rate=1e-3))
-    assert made_again(settings(tmp_path, train__seed=4))
+    assert not made_again(settings(tmp_path, train__seed=4))  # their seed is their own
+    assert made_again(settings(tmp_path, prior__class_seed=4))
     assert made_again(settings(tmp_path, data__resolution=128))
     assert made_again(settings(tmp_path, prior__guidance_scale=2.0))
     assert made_again(model=SD1.tiny(seed=1))

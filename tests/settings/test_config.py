@@ -305,3 +305,33 @@ def test_effective_settings_are_those_that_somebody_decided():
         ("train.max_train_steps", "800", "sd1 default"),
         ("train.seed", "3", "flag --seed"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"prior.class_data_dir": "photos"}, "one place"),
+        ({"prior.class_data_dir": "photos/class"}, "inside one another"),
+        ({"prior.class_data_dir": "."}, "inside one another"),
+        ({"prior.class_data_dir": "link"}, "one place"),
+        ({"run.output_dir": "photos/run"}, "inside one another"),
+        ({"run.output_dir": "link/run"}, "inside one another"),
+        ({"run.cache_dir": "photos/../photos"}, "one place"),
+        ({"run.output_dir": "out", "run.cache_dir": "out/cache"}, "inside one another"),
+        ({"prior.class_data_dir": "out/class", "run.output_dir": "out"}, "inside one another"),
+    ],
+)
+def test_photos_class_images_output_and_cache_are_four_places(tmp_path, monkeypatch, more, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "link").symlink_to("photos")
+    flags = {"data.instance_data_dir": "photos", "data.class_name": "dog"} | more
+    error = refused(flags)
+    assert words in error.what and "name another folder with --" in error.fix
+
+
+def test_neighbours_are_four_places(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    flags = {"data.instance_data_dir": "photos", "data.class_name": "dog", "prior.class_data_dir": "photos-class"}
+    check(overlay.load(flags | {"run.output_dir": "runs/one", "run.cache_dir": "runs/cache"}))

@@ -17,7 +17,7 @@ from trainer.data.words import listed
 class Photo:
     """size: (width, height) upright; digest: of the bytes, as `pictures.read` gives it; mask: "", "alpha" or the mask
     file's path; repeats: how often an epoch shows it (kohya folders; else 1); words: where the prompt comes from;
-    size_cut: of the plain crop, kept: the share of the picture inside it."""
+    size_cut: of the plain crop, kept: the share of the picture inside it; bits: what it looks like (`looks`)."""
 
     path: str
     prompt: str
@@ -28,6 +28,7 @@ class Photo:
     words: str = ""
     size_cut: Size = (0, 0)
     kept: float = 1.0
+    bits: int | None = None
 
     @property
     def name(self) -> str:

@@ -105,10 +105,11 @@ class ClassRows:
     """Class images from a deck of their own, noised as photos are."""
 
     def __init__(self, dataset: Dataset, objective: Objective):
-        self.dataset, self.objective, self.deck = dataset, objective, Deck(dataset.class_count)
+        self.dataset, self.objective, self.order = dataset, objective, dataset.class_deck
+        self.deck = Deck(len(self.order))
 
     def take(self, count: int, generator: torch.Generator) -> MicroBatch:
-        examples = [self.dataset.cls(self.deck.draw(generator)) for _ in range(count)]
+        examples = [self.dataset.cls(self.order[self.deck.draw(generator)]) for _ in range(count)]
         return noised_rows(self.dataset, self.objective, examples, generator)
 
     def state(self) -> list[int]:

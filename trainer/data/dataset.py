@@ -4,7 +4,7 @@ ids, in RAM."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -28,7 +28,8 @@ class Example:
 
 @dataclass(frozen=True)
 class Dataset:
-    """instances: the views of each photo; classes: one example of each class image; repeats: of each photo in an epoch.
+    """instances: the views of each photo; classes: one example of each class image; repeats: of each photo in an epoch;
+    class_repeats: of each class image, one where it is empty.
 
     texts:  prompt -> {"text": (77, C), ...}; empty where the text encoder is trained
     tokens: prompt -> {"input_ids": (77,), ...}
@@ -43,10 +44,17 @@ class Dataset:
     family: Family
     square: tuple[int, int]
     scaling: float = 1.0
+    class_repeats: list[int] = field(default_factory=list)
 
     @property
     def class_count(self) -> int:
         return len(self.classes)
+
+    @property
+    def class_deck(self) -> list[int]:
+        """Indices of class images, each as often as it repeats."""
+        repeats = self.class_repeats or [1] * self.class_count
+        return [index for index, times in enumerate(repeats) for _ in range(times)]
 
     @property
     def groups(self) -> dict[tuple[int, int], list[int]]:

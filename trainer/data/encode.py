@@ -80,6 +80,7 @@ class Encoder:
             self.parts.family,
             square,
             self.parts.vae.config.scaling_factor,
+            [photo.repeats for photo in class_images.photos] if class_images else [],
         )
 
     def prompts(self, prompts: Iterable[str]) -> Stage[dict[str, dict[str, Tensor]]]:

@@ -18,6 +18,7 @@ from trainer.data.pictures import PICTURE_SUFFIXES
 from trainer.errors import ConfigError
 
 NUMBERED = re.compile(r"(\d+)_(.+)")
+DRAWN = re.compile(r"(?P<index>\d{5,})-(?P<digest>[0-9a-f]{12})(-\d+)?\.png")  # what this program calls class images
 MOST_REPEATS = 999  # kohya's guides use 1 to 200; four digits are years and dates
 NEVER_MEANT = {"__macosx", "@eadir", "masks", "mask", "thumbnails", "thumbs", ".thumbnails"}
 CAMERA_RAW = frozenset(".3fr .arw .cr2 .cr3 .dng .nef .nrw .orf .pef .raf .raw .rw2 .srw".split())
@@ -74,9 +75,17 @@ def is_mask(name: str) -> bool:
     return Path(name).stem.lower().endswith(".mask")
 
 
+def drawn_here(path: Path, digest: str) -> bool:
+    """Whether a picture is a class image that this program drew: its name carries the checksum of its bytes."""
+    name = DRAWN.fullmatch(path.name)
+    return name is not None and digest.startswith(name["digest"])
+
+
 def find(folder: Path, which: str, flag: str) -> Found:
-    """The folders of `folder` that count, as `which` says ("auto", "loose", "numbered", "all"). Raises ConfigError where
-    only the person can know."""
+    """The folders of `folder` that count, as `which` says ("auto", "loose", "numbered", "all", "class"). Raises ConfigError
+    where only the person can know."""
+    if which == "class":  # whoever names a folder of class images means all that is in it
+        which = "all"
     loose, below = candidates(folder), _below(folder)
     numbered = {sub: meant_as_repeats(sub.name) for sub in below}
     kohya = [Place(sub, *numbered[sub]) for sub in below if numbered[sub]]
@@ -86,7 +95,6 @@ def find(folder: Path, which: str, flag: str) -> Found:
         which = _only_meaning(folder, flag, len(loose), kohya, plain, below)
     taken = {
         "loose": [own] if own else [],
-        "class": [*([own] if own else []), *kohya],
         "numbered": [Place(sub, *_any_number(sub.name)) for sub in below if NUMBERED.fullmatch(sub.name)],
         "kohya": kohya,
         "all": [*([own] if own else []), *kohya, *plain],

@@ -40,6 +40,15 @@ class Look:
     contrast: float
     blank: bool
 
+    @property
+    def bits(self) -> int | None:
+        """The difference hash as a number, for whoever compares pictures later; None without imagehash."""
+        return None if self.hash is None else int(str(self.hash), 16)
+
+    def spoiled(self) -> bool:
+        """Whether there is hardly anything to see."""
+        return self.contrast < FLAT or (self.brightness < BLACK and self.contrast < 2 * FLAT)
+
     def complaint(self) -> str:
         """What is wrong and what it does, as the end of a sentence; empty: nothing."""
         if self.brightness < BLACK and self.contrast < 2 * FLAT:
@@ -111,6 +120,11 @@ class Album:
         self.names.append(name)
         self.looks.append(look)
         self.tiny = np.vstack([self.tiny, look.tiny.reshape(1, -1)])
+
+
+def same(one: int | None, other: int | None) -> bool:
+    """Whether two pictures are alike by their bits (`Look.bits`)."""
+    return one is not None and other is not None and (one ^ other).bit_count() <= ALIKE
 
 
 def bursts(looks: Sequence[Look]) -> Iterator[list[int]]:

@@ -16,13 +16,13 @@ from trainer.data.account import Left, Photo, PhotoSet, counted
 from trainer.data.crops import Size, View
 from trainer.data.folders import candidates
 from trainer.data.prompts import class_prompt, fill, instance_prompt
-from trainer.data.reading import MUCH, SQUARE_MUCH, Wanted, read_folder, smallest_side
+from trainer.data.reading import MUCH, SQUARE_MUCH, Wanted, read_folder
 from trainer.data.words import CAPTION_SUFFIXES, Table, Words
 from trainer.errors import ConfigError
 from trainer.settings.config import Config
 from trainer.settings.subsets import subset
 
-__all__ = ["Left", "Photo", "PhotoSet", "candidates", "class_prompt", "instance_prompt", "scan", "smallest_side"]
+__all__ = ["Left", "Photo", "PhotoSet", "candidates", "class_prompt", "instance_prompt", "scan", "scan_class"]
 
 
 def scan(config: Config, resolution: int | None = None, divides: int = 64) -> PhotoSet:
@@ -96,16 +96,51 @@ def _read(config: Config, wanted: Wanted) -> PhotoSet:
     )
 
 
-def scan_folder(
-    folder: Path, prompt: str, resolution: int, *, captions: bool = True, flag: str = "the folder"
-) -> PhotoSet:
-    """All pictures of a class in `folder`, cut to squares. Raises as `read_folder`."""
+def scan_class(folder: Path, config: Config, resolution: int) -> PhotoSet:
+    """All pictures of the class in `folder`, cut to squares; there need not be any. A prompt that was typed counts before
+    the names of numbered folders, captions before both. Raises as `read_folder`."""
 
     def views(size: Size, digest: str) -> list[View]:
         return [crops.center(size, (resolution, resolution))]
 
-    wanted = Wanted(prompt, resolution, views, captions=captions, flag=flag, places="class", critical=False)
+    wanted = Wanted(
+        class_prompt(config),
+        resolution,
+        views,
+        words="class_prompt" if config.chosen("prior.class_prompt") else "class_name",
+        typed=config.chosen("prior.class_prompt"),
+        captions=config.data.captions,
+        places="class",
+        flag="--class_data_dir",
+        subject=False,
+        replace_in=lambda caption: fill(caption, config.data),
+    )
     return read_folder(folder, wanted)
+
+
+def class_words(folder: Path) -> tuple[str, str]:
+    """(prompt, folder) of the first of kohya's numbered folders among class images; two empty strings without any."""
+    if folder.is_dir():
+        for place in folders.find(folder, "class", "--class_data_dir").places:
+            if place.numbered:
+                return place.words, place.folder.name
+    return "", ""
+
+
+def in_both(photos: PhotoSet, class_images: PhotoSet) -> list[str]:
+    """Pictures that stand in both halves: a sentence each. The halves then pull one picture two ways."""
+    found = []
+    for photo in photos.photos:
+        twin = next(
+            (p for p in class_images.photos if p.digest == photo.digest or looks.same(p.bits, photo.bits)), None
+        )
+        if twin is not None:
+            same = "is" if twin.digest == photo.digest else "looks like"
+            found.append(
+                f"{photo.name} {same} {twin.name} among the class images: the subject is taught as the class, too; "
+                f"remove one of them"
+            )
+    return found
 
 
 def captions_in(folder: Path, which: str, flag: str = "--instance_data_dir") -> list[str]:

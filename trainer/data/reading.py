@@ -33,7 +33,8 @@ class Wanted:
     prompt, words: of pictures without words of their own, and where it comes from; typed: it counts before folders' names
     views:         a picture's crops, by size and digest
     places:        which folders count: "auto", "loose", "numbered", "all", "class"
-    critical:      name what is blurred, dark or alike: said of photos, but not of two hundred class images
+    subject:       photos of the subject, of which one without any is no run, blurred ones and bursts are named, and class
+                   images of ours are left out; of two hundred class images only black and blank ones are worth a word
     """
 
     prompt: str
@@ -45,7 +46,7 @@ class Wanted:
     masks: bool = False
     places: str = "auto"
     flag: str = "the folder"
-    critical: bool = True
+    subject: bool = True
     replace_in: Callable[[str], str] = field(default=lambda caption: caption)
 
 
@@ -64,7 +65,7 @@ def read_folder(folder: Path, wanted: Wanted) -> PhotoSet:
         reader.read(place)
     for sub, _, why in found.left:
         reader.left += [Left(str(path), why) for path in candidates(sub)]
-    if not reader.photos:
+    if not reader.photos and wanted.subject:
         raise _empty(folder, wanted.flag, reader)
     reader.finish(found)
     return PhotoSet(tuple(reader.photos), reader.ignored, tuple(reader.problems), (), str(folder), tuple(reader.left))
@@ -119,6 +120,8 @@ class _Reader:
     def _one(self, path: Path, prompt: str, origin: str, repeats: int, masks: dict[str, Path]) -> None:
         """Take the picture, or leave it with the reason. Raises Unreadable where it cannot be decoded."""
         wanted, picture = self.wanted, read(path)
+        if wanted.subject and folders.drawn_here(path, picture.digest):
+            return self._leave(path, "it is a class image that this program drew; rename it to train on it")
         if (twin := self.digests.get((picture.digest, prompt))) is not None:
             return self._leave(path, f"the same picture as {twin}")
         if min(picture.size) < smallest_side(wanted.resolution):
@@ -138,7 +141,9 @@ class _Reader:
         self.looks.append(look)
         kept = kept_share(picture.size, crops.center(picture.size, views[0].size))
         self.photos.append(
-            Photo(str(path), prompt, picture.size, picture.digest, mask, repeats, origin, views[0].size, kept)
+            Photo(
+                str(path), prompt, picture.size, picture.digest, mask, repeats, origin, views[0].size, kept, look.bits
+            )
         )
 
     def _leave(self, path: Path, why: str) -> None:
@@ -188,8 +193,16 @@ class _Reader:
                 self.problems.append(f"{counted(count, 'picture')} in {sub.name} left out: {why}")
         if said := folders.others(self.unread):
             self.problems.append(f"not read: {said}; save them as JPEG or PNG to train on them")
-        if self.wanted.critical:
-            self.problems += self._complaints()
+        self.problems += self._complaints() if self.wanted.subject else self._spoiled()
+
+    def _spoiled(self) -> Iterator[str]:
+        """Pictures that a model without numbers, or without light, leaves behind."""
+        bad = [photo.name for photo, look in zip(self.photos, self.looks, strict=True) if look.spoiled()]
+        if bad:
+            yield (
+                f"{len(bad)} of {counted(len(self.photos), 'picture')} in {self.root} are nearly black or of one colour "
+                f"({listed(bad)}): the class learns that; delete them"
+            )
 
     def _complaints(self) -> Iterator[str]:
         """What is worth saying about pictures that are used all the same."""

@@ -34,4 +34,5 @@ def hold_out_class(dataset: Dataset) -> tuple[Dataset, list[Example]]:
     """Two class images are kept back where ten or more remain."""
     if dataset.class_count < 12:
         return dataset, []
-    return replace(dataset, classes=dataset.classes[:-2]), dataset.classes[-2:]
+    rest = replace(dataset, classes=dataset.classes[:-2], class_repeats=dataset.class_repeats[:-2])
+    return rest, dataset.classes[-2:]

@@ -3,21 +3,23 @@
 
 Picture i is always drawn from seed base + i and in the same company, so topping a folder up, or going on after a kill,
 gives the pictures of making all at once. A manifest beside them says how they were made (`manifest`); a folder is only
-added to when that is how they would be made now. Pictures that are not in the manifest are the user's own: they count,
-and nothing is ever overwritten.
+added to when that is how they would be made now. Pictures that are not in the manifest are the user's own: they are used
+whole, none is drawn among them, and nothing is ever overwritten.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
 
-from trainer.data.photos import PhotoSet, candidates, class_prompt, scan_folder, smallest_side
-from trainer.data.pictures import Unreadable, read
+from trainer.data.account import counted
+from trainer.data.folders import find
+from trainer.data.photos import PhotoSet, candidates, class_prompt, scan_class
+from trainer.data.words import listed
 from trainer.draw.painter import Painter
 from trainer.draw.preview import slug
 from trainer.draw.sampler import Look
@@ -27,60 +29,65 @@ from trainer.files.store import key
 from trainer.files.whole import whole
 from trainer.machine.phase import Phase
 from trainer.models.base import Parts
-from trainer.prior.manifest import Manifest, digest, digest_of, opened, settings
+from trainer.prior.manifest import Manifest, digest, digest_of, opened, settings, theirs
 from trainer.settings.config import Config
 
 CHUNK = 16  # pictures between two moves of the denoiser off the card: little is lost when somebody interrupts
 
 
 def folder_for(parts: Parts, config: Config, cache: Path) -> Path:
-    """--class_data_dir, or a folder in the cache named by the class prompt and by how its pictures are made."""
-    if config.prior.class_data_dir:
-        return Path(config.prior.class_data_dir)
+    """Where class images are drawn: --class_data_dir, or a folder in the cache named by the class prompt and by how its
+    pictures are made; the latter, too, where somebody keeps pictures of their own, among which nothing is drawn."""
+    named = config.prior.class_data_dir
+    if named and not theirs(Path(named)):
+        return Path(named)
     made = settings(parts, config, config.data.resolution or parts.family.resolution)
     return Path(cache) / "class_images" / f"{slug(class_prompt(config))}-{key(**made)[:10]}"
 
 
 def ensure(painter: Painter, config: Config, folder: Path, *, count: int | None = None) -> Stage[PhotoSet]:
-    """Fill `folder` up to `count` class images, which are returned.
+    """The class images to train on: all of somebody's own, then drawn ones up to `count`. Without a count (here or in the
+    settings) nothing is drawn beside one's own.
 
     painter: draws with the untouched model; knows the embeddings of `class_prompt(config)` and "" where one is missing
     folder:  `folder_for(parts, config, cache)`
     """
     parts, folder = painter.parts, Path(folder)
     resolution = config.data.resolution or parts.family.resolution
-    count = count or config.prior.num_class_images or parts.family.defaults.class_images
-    manifest = opened(folder, settings(parts, config, resolution), ours=config.prior.class_data_dir is None)
-    own, standing = _own(folder, manifest, resolution), manifest.standing(folder)
-    missing = [i for i in range(max(0, count - own)) if i not in standing]
+    manifest = opened(folder, settings(parts, config, resolution), config)
+    own, standing = _own(folder, config, manifest, resolution), manifest.standing(folder)
+    asked = count or (config.prior.num_class_images if config.chosen("prior.num_class_images") or not own.photos else 0)
+    wanted = range(max(0, (asked or parts.family.defaults.class_images) - len(own.photos)))
+    indices = sorted(standing) if own.photos and not asked else list(wanted)
+    missing = [i for i in indices if i not in standing]
     look = Look((resolution, resolution), config.prior.sample_steps, config.prior.guidance_scale)
     painter, prompt = replace(painter, look=look), class_prompt(config)
-    chunks = list(_chunks(missing, max(0, count - own), painter.drawing.batch))
-    total, mine = sum(map(len, chunks)), f", {own} your own" if own else ""
+    chunks = list(_chunks(missing, len(indices), painter.drawing.batch))
+    mine = f", {len(own.photos)} your own" if own.photos else ""
     phase = Phase("class images", painter.device)
-    yield phase.start(total * look.steps, f"{len(missing)} to draw, {len(standing)} reused{mine}")
-    if own and (missing or standing):
-        yield Notice(f"{folder} holds {own} of your own pictures; {count - own} drawn by the model make up {count}.")
+    yield phase.start(sum(map(len, chunks)) * look.steps, f"{len(missing)} to draw, {len(standing)} reused{mine}")
+    yield from _about_own(own, len(indices), asked)
     if changed := manifest.changed(folder, standing):
         yield Notice(_about_changed(folder, changed), "put them into another folder if you want to train on them")
     done = 0
-    for indices in chunks:
-        seeds = [config.train.seed + i for i in indices]
-        pictures = yield from painter.paint([prompt] * len(indices), seeds, phase, done * look.steps)
-        done += len(indices)
-        for index, picture in zip(indices, pictures, strict=True):
+    for chunk in chunks:
+        seeds = [manifest.settings["seed"] + i for i in chunk]
+        pictures = yield from painter.paint([prompt] * len(chunk), seeds, phase, done * look.steps)
+        done += len(chunk)
+        for index, picture in zip(chunk, pictures, strict=True):
             if index in missing:
                 _save(picture, folder, index, manifest)
-    chosen = _chosen(folder, config, manifest, count, resolution)
-    different = len({photo.digest for photo in chosen.photos})
+    drawn = _drawn(folder, config, manifest, resolution, set(indices))
+    yield from _about(drawn)
+    chosen = replace(own, photos=(*own.photos, *drawn.photos), left=(*own.left, *drawn.left))
     yield phase.end(
-        f"{len(missing)} class images drawn, {len(standing)} reused{mine}: {different} different", str(folder)
+        f"{len(missing)} class images drawn, {len(standing)} reused{mine}: {len(chosen.photos)} different",
+        str(folder if drawn.photos else config.prior.class_data_dir or folder),
     )
-    if different < count:
-        yield Notice(
-            f"Training sees {different} different class images, {count} were asked for: some in {folder} are the same picture.",
-            "remove the copies among your own",
-            "warning",
+    if not chosen.photos:
+        raise ConfigError(
+            f"no class image in {folder} can be used: {drawn.left[0].why}",
+            "look at them, and name another --class_data_dir",
         )
     return chosen
 
@@ -98,32 +105,70 @@ def _chunks(missing: Sequence[int], count: int, batch: int) -> Iterator[list[int
         yield [index for each in batches[start : start + together] for index in each]
 
 
-def _own(folder: Path, manifest: Manifest, resolution: int) -> int:
-    """How many pictures of the user's are there that scanning will keep: one that cannot be opened is made up for."""
+def _own(folder: Path, config: Config, manifest: Manifest, resolution: int) -> PhotoSet:
+    """The account of the user's own pictures: those in the named folder, and in `folder`, that were not drawn."""
+    named = Path(config.prior.class_data_dir or folder)
+    if not named.is_dir() or all(_is_drawn(path, folder, manifest) for path in _pictures_in(named)):
+        return PhotoSet(())  # two hundred drawn pictures need not be opened to know that
+    return _only(scan_class(named, config, resolution), lambda path: not _is_drawn(path, folder, manifest))
 
-    def usable(path: Path) -> bool:
-        try:
-            return min(read(path).size) >= smallest_side(resolution)
-        except Unreadable:
-            return False
 
-    return sum(path.name not in manifest.images and usable(path) for path in candidates(folder))
+def _drawn(folder: Path, config: Config, manifest: Manifest, resolution: int, wanted: set[int]) -> PhotoSet:
+    """The account of the pictures that were drawn, as `wanted` names them, by index."""
+    index = {name: i for i, name in manifest.standing(folder).items() if i in wanted}
+    if not index:
+        return PhotoSet(())
+    found = scan_class(folder, config, resolution)
+    found = _only(found, lambda path: _is_drawn(path, folder, manifest) and path.name in index)
+    return replace(found, photos=tuple(sorted(found.photos, key=lambda photo: index[photo.name])))
+
+
+def _is_drawn(path: Path, folder: Path, manifest: Manifest) -> bool:
+    return path.name in manifest.images and path.parent.resolve() == folder.resolve()
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    return [path for place in find(folder, "class", "--class_data_dir").places for path in candidates(place.folder)]
+
+
+def _only(account: PhotoSet, which: Callable[[Path], bool]) -> PhotoSet:
+    return replace(
+        account,
+        photos=tuple(photo for photo in account.photos if which(Path(photo.path))),
+        left=tuple(left for left in account.left if which(Path(left.path))),
+    )
+
+
+def _about_own(own: PhotoSet, drawn: int, asked: int | None) -> Iterator[Notice]:
+    if not own.photos:
+        return
+    count = len(own.photos)
+    rest = f"{drawn} drawn by the model make up {count + drawn}" if drawn else "all are used, and none is drawn"
+    yield Notice(f"{own.folder} holds {count} of your own pictures; {rest}.")
+    yield from (Notice(line) for line in own.lines())
+    if asked and asked < count:
+        yield Notice(f"--num_class_images {asked} draws none beside them; it takes none away.")
+    yield from _about(own)
+
+
+def _about(account: PhotoSet) -> Iterator[Notice]:
+    """What the scan found wrong. Of two hundred pictures alike mistakes are told together."""
+    why: dict[str, list[str]] = {}
+    for left in account.left:
+        twin = left.why.startswith("the same picture as")
+        why.setdefault("the same picture as another" if twin else left.why, []).append(left.name)
+    for reason, names in why.items():
+        yield Notice(
+            f"{counted(len(names), 'class image')} in {account.folder} left out: {reason} ({listed(names)}).",
+            "delete them, or put others in their place",
+            "warning",
+        )
+    yield from (Notice(text, level="warning") for text in account.problems if " is left out: " not in text)
 
 
 def _about_changed(folder: Path, changed: list[str]) -> str:
     some = ", ".join(changed[:3]) + (" ..." if len(changed) > 3 else "")
     return f"{len(changed)} class images in {folder} have changed since they were drawn and are left out ({some})."
-
-
-def _chosen(folder: Path, config: Config, manifest: Manifest, count: int, resolution: int) -> PhotoSet:
-    """The user's own pictures first, then drawn ones by index, `count` together."""
-    found = scan_folder(
-        folder, class_prompt(config), resolution, captions=config.data.captions, flag="--class_data_dir"
-    )
-    drawn = {name: index for index, name in manifest.standing(folder).items()}
-    own = [photo for photo in found.photos if photo.name not in manifest.images]
-    made = sorted((photo for photo in found.photos if photo.name in drawn), key=lambda photo: drawn[photo.name])
-    return PhotoSet((*own, *made)[:count], found.ignored, found.problems, (), str(folder))
 
 
 def _save(picture: Image.Image, folder: Path, index: int, manifest: Manifest) -> None:

@@ -2,18 +2,18 @@
 
 A row is written before its picture, so a drawn picture never stands there without one, where it would be taken for the
 user's own. A row whose picture is missing, or has other bytes than were written, counts for nothing: that picture is
-drawn again. Pictures that have no row are the user's own.
+drawn again. Pictures that have no row are the user's own. Which of all these a run trained on stands in the run's folder.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from trainer.data.photos import class_prompt
+from trainer.data.folders import DRAWN, find
+from trainer.data.photos import PhotoSet, candidates, class_prompt
 from trainer.draw.sampler import Look
 from trainer.errors import ConfigError
 from trainer.files.regular import data
@@ -21,8 +21,7 @@ from trainer.files.whole import tidy, whole
 from trainer.models.base import Parts
 from trainer.settings.config import Config
 
-MANIFEST = "manifest.json"
-DRAWN = re.compile(r"(?P<index>\d{5,})-(?P<digest>[0-9a-f]{12})(-\d+)?\.png")
+MANIFEST, USED = "manifest.json", "class_images.json"
 
 
 class Damaged(ValueError):
@@ -105,7 +104,7 @@ def _asked(config: Config, resolution: int) -> dict[str, object]:
     """The part of it that is known before a model is loaded."""
     return {
         "prompt": class_prompt(config),
-        "seed": config.train.seed,
+        "seed": config.prior.class_seed or 0,
         "size": resolution,
         "sampler": Look.sampler,
         "steps": config.prior.sample_steps,
@@ -121,14 +120,41 @@ def check_early(config: Config, resolution: int) -> None:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--class_data_dir {folder} is a file", f"name its folder: {folder.parent}")
     if folder.is_dir() and (manifest := _read_own(folder)) is not None:
-        _refuse_differences(folder, manifest, _asked(config, resolution))
+        _refuse_differences(folder, manifest, _as_begun(manifest, _asked(config, resolution), config))
 
 
-def opened(folder: Path, made: dict[str, object], ours: bool) -> Manifest:
+def theirs(folder: Path) -> bool:
+    """Whether somebody keeps pictures of their own in `folder`, and none of ours: nothing is drawn there."""
+    try:
+        manifest = Manifest.read(folder)
+    except Damaged:
+        return False  # `opened` refuses it with the way out
+    if not folder.is_dir() or (manifest is not None and manifest.images):
+        return False
+    return any(candidates(place.folder) for place in find(folder, "class", "--class_data_dir").places)
+
+
+def record(run: Path, chosen: PhotoSet) -> None:
+    """Every class picture that a run trains on, with its words, beside the run's settings."""
+    rows = [
+        {
+            "file": str(Path(photo.path).resolve()),
+            "digest": photo.digest,
+            "prompt": photo.prompt,
+            "words": photo.words,
+            "repeats": photo.repeats,
+        }
+        for photo in chosen.photos
+    ]
+    with whole(run / USED) as part:
+        part.write_text(json.dumps({"images": rows}, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def opened(folder: Path, made: dict[str, object], config: Config) -> Manifest:
     """The manifest of `folder`, which is made where it is missing, and tidied of what a killed run left.
 
-    ours: the folder lies in the cache, under a name that stands for `made`: there a manifest that is lost or damaged is
-    made again. In a folder that somebody named it is refused, for nobody knows which pictures are whose.
+    In the cache, where the folder's name stands for `made`, a manifest that is lost or damaged is made again. In a folder
+    that somebody named it is refused, for nobody knows which pictures are whose.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -138,7 +164,8 @@ def opened(folder: Path, made: dict[str, object], ours: bool) -> Manifest:
             f"the folder of class images {folder} cannot be made ({error.strerror})",
             "name a writable one with --class_data_dir",
         ) from error
-    if ours:
+    named = config.prior.class_data_dir
+    if named is None or Path(named) != folder:
         try:
             manifest = Manifest.read(folder) or Manifest(made)
         except Damaged:
@@ -146,8 +173,15 @@ def opened(folder: Path, made: dict[str, object], ours: bool) -> Manifest:
         manifest.images = Manifest.recovered(folder, made).images | manifest.images
     else:
         manifest = _read_own(folder) or Manifest(made)
-    _refuse_differences(folder, manifest, made)
+    _refuse_differences(folder, manifest, _as_begun(manifest, made, config))
     return manifest
+
+
+def _as_begun(manifest: Manifest, made: dict[str, object], config: Config) -> dict[str, object]:
+    """`made` with the seed that the folder was begun with, unless somebody names one: another --seed is another order of
+    training, and no reason to draw the class again."""
+    begun = manifest.settings.get("seed", made["seed"])
+    return made if config.prior.class_seed is not None else made | {"seed": begun}
 
 
 def _read_own(folder: Path) -> Manifest | None:

@@ -125,7 +125,7 @@ def ensure(
     parts, prompt = painter.parts, class_prompt(config)
     side = config.data.resolution or parts.family.resolution
     look = Look((side, side), sample_steps, config.prior.guidance_scale, sampler="ddim")
-    noise, seed = parts.noise(), config.train.seed
+    noise, seed = parts.noise(), config.prior.class_seed or 0
     store = Store(Path(folder) / "predictions")
     facts = {
         "model": parts.digest,

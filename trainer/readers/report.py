@@ -161,7 +161,7 @@ def photos(state: RunState, run: Path) -> str:
     named = next((span.folder for span in reversed(left) if span.folder), None) or state.setting("prior.class_data_dir")
     folder = locate(named, state, run) if named and left else None
     if folder is not None and folder.is_dir():
-        found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+        found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
         parts += ["<h3>Class images</h3>", f'<p class="muted">{escape(left[-1].detail)}</p>']
         parts.append(_strip([(p, p.name) for p in found], len(found)))
     return section("Photos", *parts)

@@ -27,7 +27,7 @@ from trainer.machine.team import ALONE, Team
 from trainer.models import Parts, adapters
 from trainer.objective.loss import Objective
 from trainer.policy import Policy
-from trainer.prior import identifier, images, prediction
+from trainer.prior import identifier, images, manifest, prediction
 from trainer.prior.prediction import PredictedRows, Predictions
 from trainer.run import resuming
 from trainer.run.prepare import Run
@@ -86,7 +86,10 @@ def class_images(run: Run, painter: Painter) -> Stage[Keep]:
         draws = min(prediction.DRAWS, max(rows, 16))  # a short run cannot use more
         latents = min(prediction.LATENTS, draws // 4)
         return (yield from prediction.ensure(painter, config, run.cache, draws=draws, latents=latents))
-    return (yield from images.ensure(painter, config, images.folder_for(painter.parts, config, run.cache)))
+    found = yield from images.ensure(painter, config, images.folder_for(painter.parts, config, run.cache))
+    manifest.record(run.folder, found)
+    yield from (Notice(text, level="warning") for text in data.in_both(run.photos, found))
+    return found
 
 
 def cache(run: Run, parts: Parts, keep: Keep) -> Stage[Cached]:

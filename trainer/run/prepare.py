@@ -74,6 +74,7 @@ def prepare(config: Config) -> Run:
         models.check_vae(config.model.vae)
     if config.guard.watch:
         checks.judge(config.guard.judge)
+    settle.class_words(config)
     mended = list(data.mend(config))
     settle.learning(config, family)
     photos = data.scan(config, family.resolution, facts.divides)
@@ -83,6 +84,7 @@ def prepare(config: Config) -> Run:
     team, device = choose_device(config)
     _share_out(config, team)
     settle.places(config)
+    checks.places(config)
     if config.prior.with_prior_preservation and config.prior.by == "images":
         manifest.check_early(config, config.data.resolution)
     folder = Path(team.tell(config.run.output_dir))

@@ -6,6 +6,7 @@ which that script ignores too; those become notices, so that the line runs uncha
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import tempfile
 from pathlib import Path
@@ -15,6 +16,7 @@ from trainer.settings.config import Config
 from trainer.settings.dialects.programs import TOLERATED
 from trainer.settings.effect import idle, prior_is_on
 from trainer.settings.overlay import nearest, presets
+from trainer.settings.subsets import subset
 
 
 def check(config: Config, tolerant: bool = False, files: bool = True) -> list[str]:
@@ -27,6 +29,7 @@ def check(config: Config, tolerant: bool = False, files: bool = True) -> list[st
     _numbers(config)
     if files:
         _photos(config)
+        places(config)
         _output(config)
     return notices
 
@@ -35,7 +38,8 @@ def _contradictions(config: Config) -> None:
     train, data, prior = config.train, config.data, config.prior
     if train.max_train_steps is not None and train.num_train_epochs is not None:
         raise ConfigError("max_train_steps and num_train_epochs contradict each other", "keep one of them")
-    if prior.with_prior_preservation and not on_demo(config) and not (data.class_name or prior.class_prompt):
+    named = data.class_name or prior.class_prompt or prior.class_data_dir  # its folders may name the class
+    if prior.with_prior_preservation and not on_demo(config) and not named:
         raise ConfigError(
             "prior preservation needs to know what the subject is",
             "add --class_name dog (or --class_prompt 'a photo of a dog')",
@@ -143,6 +147,34 @@ def _photos(config: Config) -> None:
             f"{config.prior.class_data_dir} is a file, not a folder of class images",
             "name a folder after --class_data_dir; it may be new",
         )
+
+
+def places(config: Config) -> None:
+    """ConfigError where photos, class images, output and cache are not four different places, none inside another."""
+    data, prior, run = config.data, config.prior, config.run
+    folders = [folder for _, folder, _ in map(subset, data.subsets)] or [data.instance_data_dir]
+    wanted = [
+        *(("the photos", "--instance_data_dir", folder) for folder in folders),
+        ("the class images", "--class_data_dir", prior.class_data_dir if prior_is_on(config) else None),
+        ("the run's output", "--output_dir", run.output_dir),
+        ("the cache", "--cache_dir", run.cache_dir),
+    ]
+    named = [(what, flag, Path(path)) for what, flag, path in wanted if path]
+    for (one, _, here), (other, flag, there) in itertools.combinations(named, 2):
+        if one != other and (_inside(there, here) or _inside(here, there)):
+            how = "are in one place" if _inside(there, here) and _inside(here, there) else "lie inside one another"
+            raise ConfigError(
+                f"{one} ({here}) and {other} ({there}) {how}: what is written for one would be read as the other",
+                f"name another folder with {flag}",
+            )
+
+
+def _inside(path: Path, folder: Path) -> bool:
+    """Whether `path` is `folder` or lies below it; links are followed, and names that differ in case alone are one where
+    the disk says so."""
+    real, root = path.resolve(), folder.resolve()
+    places = [real, *real.parents]
+    return root in places or (root.exists() and any(place.exists() and place.samefile(root) for place in places))
 
 
 def _output(config: Config) -> None:

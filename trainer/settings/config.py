@@ -86,10 +86,19 @@ class Prior(Section):
     by: Literal["images", "prediction"] = knob(
         "images", "class images made by the base model, or its cached predictions on noised class latents"
     )
-    class_data_dir: str | None = knob(None, "folder of class images; missing ones are generated into it")
+    class_data_dir: str | None = knob(
+        None,
+        "folder of class images: your own are used whole; without any, it is filled with generated ones",
+    )
     class_prompt: str | None = knob(None, "prompt of the class images; default 'a photo of a {class_name}'")
     num_class_images: int | None = knob(
-        None, "how many class images there must be; default by family (200)", ge=1, le=100_000
+        None,
+        "how many class images there must be; default by family (200), or those of your own",
+        ge=1,
+        le=100_000,
+    )
+    class_seed: int | None = knob(
+        None, "seed of generated class images; default their folder's, else 0", gt=-(2**32), lt=2**32
     )
     prior_loss_weight: float = knob(1.0, "weight of the class half of the loss", ge=0, le=1000)
     sample_batch_size: int | None = knob(None, "class images generated at once; default what the budget holds", ge=1)
