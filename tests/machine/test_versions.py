@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 from trainer.machine import versions
 
@@ -64,11 +65,21 @@ def test_whatever_the_two_commands_install_has_a_pin():
             continue
         seen.add((name, *extras))
         assert name in pinned, f"{name} has no pin: run .ci/constrain"
+        if not is_tested(name, pinned[name]):
+            continue
         for text in metadata.requires(name) or []:
             needs = Requirement(text)
             if needs.marker is None or any(needs.marker.evaluate({"extra": extra}) for extra in extras):
                 waiting.append(Requirement(str(needs).partition(";")[0]))
-    assert len(seen) > 50
+    assert len(seen) > 20
+
+
+def is_tested(name: str, pin: str) -> bool:
+    """Another version than the tested one (`.ci/versions` installs such sets) may need what the file need not know."""
+    try:
+        return Version(metadata.version(name)).public == pin
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def test_the_build_backend_is_pinned_to_the_same_version():
