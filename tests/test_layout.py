@@ -80,13 +80,13 @@ TESTED_IN = {
     "readers/tui": "readers/watch readers/view/charts readers/view/dashboard readers/view/ink readers/view/keys "
     "readers/view/lines readers/view/painter readers/view/panels readers/view/pictures readers/view/state",
     "run/stages": "run/assemble",
-    "settings/config": "errors settings/checks settings/effect settings/overlay",
+    "settings/config": "errors settings/checks settings/effect settings/knob settings/overlay",
     "step/engine": "step/residency step/updates units",
 }
 
 # these answer without torch
 LIGHT = (
-    *(TRAINER / f"settings/{stem}.py" for stem in "config overlay effect checks".split()),
+    *(TRAINER / f"settings/{stem}.py" for stem in "config knob overlay effect checks".split()),
     *(TRAINER / "settings" / "dialects").glob("*.py"),
     *(TRAINER / f"cli/{stem}.py" for stem in "parse flags foreign_files help explain commands".split()),
     TRAINER / "events.py",
@@ -155,8 +155,10 @@ def test_what_answers_at_once_never_imports_torch():
 
 
 def test_config_and_events_know_only_the_standard_library_and_the_config_library():
-    for path in (TRAINER / "settings" / "config.py", TRAINER / "events.py"):
-        assert roots(imports(path)) <= {*sys.stdlib_module_names, "pydantic"}
+    settings = TRAINER / "settings"
+    for path in (settings / "config.py", settings / "knob.py", TRAINER / "events.py"):
+        foreign = {found for found in imports(path) if not found.startswith("trainer.settings.knob")}
+        assert roots(foreign) <= {*sys.stdlib_module_names, "pydantic"}, name(path)
 
 
 def test_kernels_import_torch_and_triton_and_nothing_of_ours():

@@ -9,18 +9,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import Field, PrivateAttr
 
-
-def knob(default: Any, help: str, *aliases: str, **limits: Any) -> Any:
-    """A field whose `aliases` are flag names of diffusers' and kohya's scripts; `limits` are pydantic's (gt, ge, le ...)."""
-    return Field(default, description=help, json_schema_extra={"aliases": list(aliases)}, **limits)
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", validate_assignment=True, protected_namespaces=(), defer_build=True, allow_inf_nan=False
-    )
+from trainer.settings.knob import Section, knob
 
 
 class Model(Section):
