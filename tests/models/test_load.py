@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from trainer.errors import ConfigError
 from trainer.files.safetensors_stream import Writer, header
-from trainer.models import DEMO, SD1, SD2, SDXL, describe, load
+from trainer.models import DEMO, SD1, SD2, SDXL, check_vae, describe, load
+from trainer.models.describe import check_weights
 from trainer.models.sd import ldm
 from trainer.out import export
 from trainer.out.formats import configurations
@@ -250,6 +251,25 @@ def test_of_several_variants_the_one_that_is_read_decides_the_precision(tmp_path
         assert load(str(tmp_path / "diffusers"), parts=("unet",), dtype=None, variant=variant).unet.dtype == dtype
 
 
+@pytest.mark.parametrize("shard", ["10GB", "500KB"], ids=["whole", "in shards"])
+def test_a_folder_with_one_variant_loads_when_it_is_named_and_the_flag_is_told_when_it_is_not(tmp_path, shard):
+    pipeline = SD1.pipeline(SD1.tiny())
+    pipeline.save_pretrained(tmp_path / "half", variant="fp16", max_shard_size=shard)
+    pipeline.save_pretrained(tmp_path / "plain", max_shard_size=shard)
+    for folder, variant in (("half", "fp16"), ("plain", None)):
+        check_weights(describe(str(tmp_path / folder))[1], variant)
+        found = load(str(tmp_path / folder), variant=variant, parts=("unet", "text")).modules()
+        for name, module in found.items():
+            expected = dict(SD1.tiny().modules()[name].named_parameters())
+            assert all(torch.equal(tensor, expected[key]) for key, tensor in module.named_parameters())
+    with pytest.raises(ConfigError, match="fp16") as error:
+        check_weights(describe(str(tmp_path / "half"))[1], None)
+    assert "--variant fp16" in error.value.fix
+    with pytest.raises(ConfigError, match="no weights of the variant 'fp16'") as error:
+        check_weights(describe(str(tmp_path / "plain"))[1], "fp16")
+    assert "leave --variant out" in error.value.fix
+
+
 def test_the_digest_follows_the_weights_not_what_was_loaded(tmp_path, exported):
     whole, part = load(str(exported / "diffusers")), load(str(exported / "diffusers"), parts=("unet",))
     assert whole.digest == part.digest
@@ -271,6 +291,52 @@ def test_another_vae_takes_the_place_of_the_model_s(tmp_path, exported):
         load(str(exported / "diffusers"), vae=str(tmp_path / "nothing"))
     with pytest.raises(ConfigError, match="not a VAE"):
         load(str(exported / "diffusers"), vae=checkpoint(tmp_path / "v.safetensors", original()))
+
+
+@pytest.mark.parametrize("scale", [0.18215, 0.13025], ids=["of 1.x", "of SDXL"])
+def test_latents_of_a_vae_that_lies_in_a_file_are_scaled_as_the_model_knows_them(tmp_path, exported, scale):
+    """A file says nothing of the scale; SDXL's latents by the number of 1.x would be 1.4 times too large."""
+    model = shutil.copytree(exported / "diffusers", tmp_path / "model")
+    config = json.loads((model / "vae" / "config.json").read_text())
+    (model / "vae" / "config.json").write_text(json.dumps(config | {"scaling_factor": scale}))
+    list(export.write(SD1.tiny(seed=1), None, tmp_path, ["single_file"], "fp32"))
+    whole = load_file(tmp_path / "model.safetensors")
+    alone = {key.removeprefix(ldm.VAE): tensor for key, tensor in whole.items() if key.startswith(ldm.VAE)}
+    save_file(alone, tmp_path / "vae.safetensors")
+    for file in ("vae.safetensors", "model.safetensors"):
+        found = load(str(model), parts=("vae",), vae=str(tmp_path / file)).vae
+        assert found.config.scaling_factor == scale
+        assert torch.equal(found.decoder.conv_in.weight, SD1.tiny(seed=1).vae.decoder.conv_in.weight)
+
+
+def test_a_vae_of_another_kind_of_latents_is_refused_and_one_that_says_nothing_takes_the_models_scale(
+    tmp_path, exported
+):
+    place = shutil.copytree(exported / "diffusers" / "vae", tmp_path / "vae")
+    facts = describe(str(exported / "diffusers"))[1]
+    config = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps(config | {"scaling_factor": 0.13025}))
+    for ask in (lambda: check_vae(str(place), facts), lambda: load(str(facts.path), parts=("vae",), vae=str(place))):
+        with pytest.raises(ConfigError, match="another kind") as error:
+            ask()
+        assert "Stable Diffusion 1.x" in error.value.fix
+    del config["scaling_factor"]
+    (place / "config.json").write_text(json.dumps(config))
+    other = tmp_path / "model"
+    shutil.copytree(exported / "diffusers", other)
+    (other / "vae" / "config.json").write_text(json.dumps(config | {"scaling_factor": 0.5}))
+    assert load(str(other), parts=("vae",), vae=str(place)).vae.config.scaling_factor == 0.5
+
+
+def test_a_vae_that_is_a_pickle_or_lacks_its_configuration_is_named_with_the_way_out(tmp_path, exported):
+    facts = describe(str(exported / "diffusers"))[1]
+    (tmp_path / "x.vae.pt").write_bytes(b"")
+    with pytest.raises(ConfigError, match="pickle"):
+        check_vae(str(tmp_path / "x.vae.pt"), facts)
+    weights = exported / "diffusers" / "vae" / "diffusion_pytorch_model.safetensors"
+    with pytest.raises(ConfigError, match="diffusers' key names") as error:
+        load(str(exported / "diffusers"), parts=("vae",), vae=str(weights))
+    assert str(weights.parent) in error.value.fix
 
 
 def test_a_checkpoint_without_a_vae_says_so(tmp_path):

@@ -7,6 +7,7 @@ what the thing is instead and what would work.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -65,20 +66,34 @@ def guess(name: str) -> Family:
     return next((family for family in families if any(word in name.lower() for word in family.words)), SD1)
 
 
-def check_weights(facts: Facts) -> None:
-    """Refuse a folder's missing and broken weights by their headers, before a run has begun."""
+def check_weights(facts: Facts, variant: str | None = None) -> None:
+    """Refuse a folder's missing and broken weights by their names and headers, before a run has begun."""
     for part in (part for part in facts.configs if part != "scheduler" and facts.kind == "folder"):
-        files = sorted((facts.path / part).glob("*.safetensors"))
+        place = facts.path / part
+        files = sorted(place.glob("*.safetensors"))
         if not files:
             raise ConfigError(
-                f"{facts.path / part} has no .safetensors weights",
+                f"{place} has no .safetensors weights",
                 "take a version of the model with safetensors files; pickled .bin files are not read",
+            )
+        there = {variant_of(file.name) for file in files}
+        if variant not in there:
+            named = ", ".join(sorted(f"--variant {name}" for name in there if name))
+            raise ConfigError(
+                f"{place} has no weights of the variant {variant!r}" if variant else f"{place} has only {named}",
+                "leave --variant out" if None in there else f"add {named}",
             )
         for file in files:
             try:
                 header(file)
             except ValueError as error:
                 raise ConfigError(str(error), AGAIN) from error
+
+
+def variant_of(name: str) -> str | None:
+    """The variant in a file's name: model.fp16-00001-of-00002.safetensors is of "fp16", model.safetensors of none."""
+    stem = re.sub(r"-\d+-of-\d+$", "", name.removesuffix(".safetensors"))
+    return stem.partition(".")[2] or None
 
 
 def _folder(kind: str, path: Path, source: str) -> tuple[StableDiffusion, Facts]:

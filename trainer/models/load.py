@@ -6,7 +6,6 @@ A single file needs no network: the configurations and the vocabulary are ours, 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,18 +21,20 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from trainer.errors import ConfigError
 from trainer.files import hub
+from trainer.files.regular import json_object
 from trainer.files.safetensors_stream import header
 from trainer.models import clip_skip
 from trainer.models.base import Facts, Parts
-from trainer.models.describe import describe
+from trainer.models.describe import PICKLES, describe, variant_of
 from trainer.models.sd import ldm, text
 from trainer.models.sd.family import StableDiffusion, build_encoder
-from trainer.models.sound import require_numbers, understood
+from trainer.models.sound import AGAIN, require_numbers, understood
 from trainer.settings.config import Model
 
 ALL = ("unet", "vae", "text", "tokenizer")
 WHOLE_BYTES = 64 * 2**20  # files up to this size are hashed whole
 EDGE_BYTES = 2**20
+SCALE = 0.18215  # of latents, where a VAE's configuration says nothing
 NAMES = {"unet": "unet", "vae": "vae", "text_encoder": "text", "text_encoder_2": "text_2"}  # folder -> our name
 CLASSES = {
     "unet": UNet2DConditionModel,
@@ -71,7 +72,7 @@ def load(
         else _from_folder(path, wanted, dtype, variant)
     )
     if vae and "vae" in parts:
-        modules["vae"] = _another_vae(vae, dtype)
+        modules["vae"] = _another_vae(vae, facts, dtype)
     require_numbers(modules, source)
     for module in modules.values():
         module.eval().requires_grad_(True)
@@ -132,9 +133,7 @@ def _from_folder(path: Path, wanted: list[str], dtype: torch.dtype | None, varia
 def _stored(place: Path, variant: str | None = None) -> torch.dtype:
     """The precision of a part's files; where several variants lie there, of the one that will be read."""
     files = sorted(place.glob("*.safetensors"))
-    mine = [
-        file for file in files if (variant in re.split(r"[.-]", file.name) if variant else file.name.count(".") == 1)
-    ]
+    mine = [file for file in files if variant_of(file.name) == variant]
     return widest(word for file in mine or files for word, _ in header(file).tensors.values())
 
 
@@ -207,22 +206,32 @@ def _fill(module: nn.Module, model: str, tensors: dict[str, torch.Tensor], path:
     module.load_state_dict(state, assign=True)
 
 
-def check_vae(source: str) -> None:
-    """ConfigError where there is no VAE at `source`; of one on the hub only the configuration is fetched."""
+def check_vae(source: str, facts: Facts) -> None:
+    """ConfigError where there is no VAE at `source` for this model; of one on the hub only the configuration is fetched."""
     path = Path(source).expanduser()
+    if path.suffix in PICKLES:
+        raise ConfigError(
+            f"{path.name} is a pickle, which can run any program when it is opened",
+            "take the VAE as a .safetensors file, or as a folder with config.json",
+        )
     if path.suffix == ".safetensors" and path.is_file():
         return
-    if not path.is_dir() and hub.is_id(source):
-        hub.small(source)
-    else:
-        _vae_folder(path, source)
+    on_hub = not path.is_dir() and hub.is_id(source)
+    place = hub.small(source) if on_hub else _vae_folder(path, source)
+    config = next((file for file in (place / "config.json", place / "vae" / "config.json") if file.is_file()), None)
+    if config is not None:
+        _require_scale(json_object(config, AGAIN), facts, source)
 
 
-def _another_vae(source: str, dtype: torch.dtype | None) -> nn.Module:
-    """A VAE from its own folder, a `vae` subfolder, a diffusers-format .safetensors file's folder, or the hub."""
+def _another_vae(source: str, facts: Facts, dtype: torch.dtype | None) -> nn.Module:
+    """A VAE from its own folder, a `vae` subfolder, a file in the original key names, or the hub.
+
+    Its latents are scaled as the denoiser knows them: SDXL's by 0.13025, those of 1.x and 2.x by 0.18215. A file does not
+    say, and a folder of before 2023 may not, so the model's own number holds.
+    """
     path = Path(source).expanduser()
     if path.suffix == ".safetensors" and path.is_file():
-        return _vae_file(path, dtype)
+        return _vae_file(path, facts.configs["vae"], dtype)
     if not path.is_dir() and hub.is_id(source):
         path = hub.fetch(
             source,
@@ -235,8 +244,23 @@ def _another_vae(source: str, dtype: torch.dtype | None) -> nn.Module:
             ],
         )
     place = _vae_folder(path, source)
+    scale = _require_scale(json_object(place / "config.json", AGAIN), facts, source)
     dtype = dtype or _stored(place)
-    return AutoencoderKL.from_pretrained(place, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
+    vae = AutoencoderKL.from_pretrained(place, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
+    vae.register_to_config(scaling_factor=scale)
+    return vae
+
+
+def _require_scale(config: dict[str, Any], facts: Facts, source: str) -> float:
+    """The model's scale of latents. Raises ConfigError where a VAE says that its latents have another."""
+    wanted = facts.configs["vae"].get("scaling_factor", SCALE)
+    told = config.get("scaling_factor", wanted)
+    if abs(told - wanted) > 1e-6:
+        raise ConfigError(
+            f"the VAE at {source!r} makes latents of another kind (scaling_factor {told}, and {wanted} is the model's)",
+            f"name a VAE that was made for {facts.family.title}, or leave --vae out",
+        )
+    return wanted
 
 
 def _vae_folder(path: Path, source: str) -> Path:
@@ -252,12 +276,15 @@ def _vae_folder(path: Path, source: str) -> Path:
     return place
 
 
-def _vae_file(path: Path, dtype: torch.dtype | None) -> nn.Module:
-    """A VAE in the original key names, alone (`encoder.down...`) or inside a checkpoint (`first_stage_model....`)."""
-    from trainer.models.sd.sd1 import SD1
-
-    module = empty("vae", SD1.config("vae"))
-    inside = f"{ldm.VAE}encoder.conv_in.weight" in header(path).tensors
+def _vae_file(path: Path, config: dict[str, Any], dtype: torch.dtype | None) -> nn.Module:
+    """A VAE of the model's own kind in the original key names, alone (`encoder.down...`) or inside a checkpoint
+    (`first_stage_model....`)."""
+    module, names = empty("vae", config), header(path).tensors
+    if any(name.startswith("encoder.down_blocks.") for name in names):
+        raise ConfigError(
+            f"{path.name} is a VAE in diffusers' key names", f"name the folder that has its config.json: {path.parent}"
+        )
+    inside = f"{ldm.VAE}encoder.conv_in.weight" in names
     try:
         tensors = _read(path, ldm.layout({"vae": module}, "sd1"), "" if inside else ldm.VAE, dtype)
     except KeyError as error:

@@ -67,11 +67,11 @@ def prepare(config: Config) -> Run:
         variant=config.model.variant,
         prediction_type=config.model.prediction_type,
     )
-    models.check_weights(facts)
+    models.check_weights(facts, config.model.variant)
     checks.space(config, family.export_gb)
     clip_skip.check(family.name, config.model.clip_skip)
     if config.model.vae:
-        models.check_vae(config.model.vae)
+        models.check_vae(config.model.vae, facts)
     if config.guard.watch:
         checks.judge(config.guard.judge)
     settle.class_words(config)
