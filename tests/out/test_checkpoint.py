@@ -203,3 +203,43 @@ def test_a_checkpoint_that_was_set_aside_is_found_again(tmp_path):
     only = save(tmp_path, 6)
     only.rename(tmp_path / ".step-000006.99999.aside")  # its successor was to take its name, and the run was killed
     assert checkpoint.locate(tmp_path, "latest") == only and checkpoint.damage(only) == ""
+
+
+def test_a_folder_in_which_two_runs_lie_mixed_shows_the_one_that_wrote_last_and_prunes_that_one_only(tmp_path):
+    for step, run, written in ((2, "new", 20.0), (4, "old", 10.0), (8, "old", 11.0), (12, None, None)):
+        place = checkpoint.folder(tmp_path, step)
+        place.mkdir()
+        said = {"run": run, "written": written} if run else {}
+        (place / "state.json").write_text(json.dumps({"step": step} | said))
+    assert [checkpoint.step_of(path) for path in checkpoint.found(tmp_path)] == [12, 4, 8, 2]
+    assert checkpoint.locate(tmp_path, "latest").name == "step-000002"
+    assert checkpoint.prune(tmp_path, 1) == []
+    place = checkpoint.folder(tmp_path, 1)
+    place.mkdir()
+    (place / "state.json").write_text(json.dumps({"step": 1, "run": "new", "written": 19.0}))
+    assert checkpoint.prune(tmp_path, 1) == [place] and len(checkpoint.found(tmp_path)) == 4
+
+
+def test_a_clock_that_was_set_back_reorders_no_run_and_a_damaged_newest_one_is_not_passed_over(tmp_path):
+    for step, written in ((2, 30.0), (4, 10.0), (6, 11.0)):
+        place = checkpoint.folder(tmp_path, step)
+        place.mkdir()
+        (place / "state.json").write_text(json.dumps({"step": step, "run": "a", "written": written}))
+    assert [checkpoint.step_of(path) for path in checkpoint.found(tmp_path)] == [2, 4, 6]
+    (tmp_path / "step-000006" / "state.json").write_text("{")
+    assert checkpoint.locate(tmp_path, "latest").name == "step-000006", (
+        "it is refused by name, with the one that is whole"
+    )
+
+
+def test_checkpoints_after_the_one_gone_on_from_are_left_behind_with_their_settings(tmp_path):
+    for step in (4, 8, 12):
+        save(tmp_path, step)
+    (tmp_path / "config.toml").write_text("[train]")
+    left = checkpoint.leave_behind(tmp_path / "step-000004")
+    assert left == tmp_path / "left-after-000004"
+    assert sorted(path.name for path in left.iterdir()) == ["config.toml", "step-000008", "step-000012"]
+    assert checkpoint.locate(tmp_path, "latest") == tmp_path / "step-000004"
+    assert checkpoint.leave_behind(tmp_path / "step-000004") is None, "nothing more to leave"
+    save(tmp_path, 6)
+    assert checkpoint.leave_behind(tmp_path / "step-000004").name == "left-after-000004-2"

@@ -9,9 +9,10 @@ from safetensors.torch import load_file
 from tiny_run import events, of
 
 from trainer.errors import ConfigError
-from trainer.events import CheckpointSaved, Notice, Step
+from trainer.events import CheckpointSaved, Finished, Notice, Step
 from trainer.models import SD1
 from trainer.out import checkpoint
+from trainer.run import resuming
 
 SAVING = ("--checkpointing_steps", 2)
 
@@ -124,3 +125,83 @@ def test_a_checkpoint_of_a_version_that_said_nothing_is_gone_on_from(again):
     path.write_text(json.dumps(older))
     assert [event.step for event in of(Step, again())] == [3, 4]
     assert checkpoint.read_state(again.run / "step-000004")["made_of"]
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_an_earlier_run_is_set_aside_whole_and_the_persons_files_stay(tmp_path):
+    for name in ("config.toml", "log.jsonl", "notes.txt", "report.html"):
+        (tmp_path / name).write_text(name)
+    for name in ("model", "samples", "drawn-2", "model-000004-fp16", "step-by-step", "unet"):
+        (tmp_path / name).mkdir()
+    mine = ["notes.txt", "step-by-step", "unet"]
+    assert resuming.written(tmp_path) == sorted({*names(tmp_path)} - {*mine})
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline", "unet": []}')
+    assert {"unet", "model_index.json"} <= {*resuming.written(tmp_path)}, "of a run that leaves its pipeline there"
+
+
+@pytest.fixture(scope="module")
+def two_runs(place):
+    """Four steps, and over them a run of two with one checkpoint kept and other formats."""
+    events(place, *SAVING, run="twice")
+    more = ("--overwrite", "--max_train_steps", 2, "--checkpointing_steps", 1, "--checkpoints_total_limit", 1)
+    return place / "twice", events(place, *more, "--formats", "diffusers", "--seed", 5, run="twice")
+
+
+def test_a_shorter_run_in_the_same_folder_keeps_its_checkpoint_and_is_the_latest(place, two_runs):
+    run, found = two_runs
+    assert of(Finished, found)[0].status == "done"
+    assert [e.step for e in of(CheckpointSaved, found)] == [1, 2]
+    assert [path.name for path in checkpoint.found(run)] == ["step-000002"]
+    assert [path.name for path in checkpoint.found(run / "earlier-1")] == ["step-000002", "step-000004"]
+    assert {"config.toml", "log.jsonl", "model", "samples"} <= {*names(run / "earlier-1")}
+    assert names(run / "model") == ["diffusers"], "nothing of the earlier run beside the new model"
+    assert sum('"RunStarted"' in line for line in (run / "log.jsonl").read_text().splitlines()) == 1
+    ids = [checkpoint.read_state(checkpoint.found(folder)[-1])["run"] for folder in (run, run / "earlier-1")]
+    assert len(set(ids)) == 2
+
+
+def test_going_on_from_an_earlier_step_leaves_the_later_ones_behind_and_is_the_same_run(place):
+    run = place / "branch"
+    events(place, "--checkpointing_steps", 1, run="branch")
+    before = checkpoint.read_state(run / "step-000001")["run"]
+    more = ("--resume_from_checkpoint", "step-000001", "--learning_rate", 1e-5, "--max_train_steps", 2)
+    found = events(place, *more, "--formats", "diffusers", run="branch")
+    assert [path.name for path in checkpoint.found(run)] == ["step-000001", "step-000002"]
+    assert {"config.toml", "step-000002", "step-000003", "step-000004"} == {*names(run / "left-after-000001")}
+    assert checkpoint.read_state(run / "step-000002")["run"] == before
+    assert any("left-after-000001" in event.text for event in of(Notice, found))
+    assert names(run / "model") == ["diffusers"] and names(run / "model-older") == ["model.safetensors"]
+    assert any("model-older" in event.text for event in of(Notice, found))
+
+
+def test_going_on_from_another_runs_checkpoint_sets_the_run_that_is_there_aside(place, two_runs):
+    events(place, "--max_train_steps", 1, run="guest")
+    found = events(
+        place,
+        "--resume_from_checkpoint",
+        two_runs[0] / "step-000002",
+        "--max_train_steps",
+        3,
+        "--overwrite",
+        run="guest",
+    )
+    assert [e.step for e in of(CheckpointSaved, found)] == [3]
+    assert [path.name for path in checkpoint.found(place / "guest")] == ["step-000003"]
+    assert [path.name for path in checkpoint.found(place / "guest" / "earlier-1")] == ["step-000001"]
+    other = checkpoint.read_state(two_runs[0] / "step-000002")["run"]
+    assert checkpoint.read_state(place / "guest" / "step-000003")["run"] != other, "elsewhere it is a run of its own"
+
+
+def test_an_average_that_begins_on_resume_begins_from_the_weights_as_they_are(place):
+    fp32 = ("--formats", "diffusers", "--export.precision", "fp32")
+    events(place, *fp32, run="averaged")
+    folder = place / "averaged" / "model" / "diffusers" / "unet"
+    weights = {
+        name: tensor.clone() for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()
+    }
+    events(place, *fp32, "--ema", "--resume_from_checkpoint", "latest", run="averaged")
+    average = {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+    assert all(weights[name].equal(average[name]) for name in weights)

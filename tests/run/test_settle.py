@@ -4,9 +4,10 @@ import pytest
 from photos import folder_of
 
 from trainer.data.photos import Photo, PhotoSet
+from trainer.errors import ConfigError
 from trainer.models import DEMO, SD1
 from trainer.run import settle
-from trainer.settings import overlay
+from trainer.settings import checks, overlay
 
 
 def config(**flags: object):
@@ -148,3 +149,29 @@ def test_a_numbered_folder_of_class_images_names_the_class(tmp_path):
     named = overlay.load(flags | {"data.class_name": "cat"})
     settle.class_words(named)
     assert named.prior.class_prompt is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"train__num_train_epochs": 4, "train__lr_warmup_steps": 500, "train__lr_scheduler": "cosine"}, "of 8 steps"),
+        ({"train__lr_warmup_steps": 900, "train__lr_scheduler": "linear"}, "leaves nothing of 800 steps"),
+        (
+            {"train__num_train_epochs": 4, "train__train_text_encoder": True, "train__text_encoder_stop_step": 8},
+            "would have no effect",
+        ),
+    ],
+)
+def test_what_depends_on_the_steps_is_checked_when_they_are_known(flags, words):
+    made = config(data__class_name="dog", **flags)
+    checks.check(made, files=False)
+    settle.learning(made, SD1)
+    with pytest.raises(ConfigError, match=words):
+        settle.schedule(made, SD1, photos("a", "b"))
+
+
+def test_a_resumed_run_keeps_the_precisions_it_was_begun_with_unless_somebody_names_others():
+    state = {"policy": {"weights": "24bit", "moments": "8bit", "optimizer": "adamw"}}
+    made = config(memory__moments="4bit")
+    settle.as_begun(made, state)
+    assert (made.memory.weights, made.memory.moments) == ("24bit", "4bit") and not made.chosen("memory.weights")

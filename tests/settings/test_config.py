@@ -335,3 +335,14 @@ def test_neighbours_are_four_places(tmp_path, monkeypatch):
     (tmp_path / "photos").mkdir()
     flags = {"data.instance_data_dir": "photos", "data.class_name": "dog", "prior.class_data_dir": "photos-class"}
     check(overlay.load(flags | {"run.output_dir": "runs/one", "run.cache_dir": "runs/cache"}))
+
+
+def test_what_the_planner_decided_is_no_wish_when_the_settings_are_read_back(tmp_path):
+    made = overlay.load({"memory.moments": "8bit", "data.class_name": "dog"})
+    made.settle("memory.weights", "24bit", overlay.PLANNER)
+    made.settle("sample.batch_size", 2, overlay.PLANNER)
+    overlay.write(made, made.provenance, tmp_path / "config.toml")
+    text, again = (tmp_path / "config.toml").read_text(), overlay.load(file=tmp_path / "config.toml")
+    assert '# weights = "24bit"  # planner' in text
+    assert again.memory.weights == "auto" and again.sample.batch_size is None and again.memory.moments == "8bit"
+    assert again.chosen("memory.moments") and not again.chosen("memory.weights")

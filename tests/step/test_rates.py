@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 
 from trainer.settings.config import Train
 from trainer.step.rates import Rates, factor
@@ -21,6 +22,18 @@ from trainer.step.rates import Rates, factor
 )
 def test_schedules_have_their_textbook_values(settings, step, expected):
     assert factor(Train(**settings), 100)(step) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_the_polynomial_ends_where_diffusers_ends(power):
+    from diffusers.optimization import get_polynomial_decay_schedule_with_warmup as theirs
+
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1e-4)
+    expected = theirs(optimizer, 10, 100, power=power).lr_lambdas[0]
+    ours = factor(Train(lr_scheduler="polynomial", lr_power=power, lr_warmup_steps=10, learning_rate=1e-4), 100)
+    assert [ours(step) for step in range(101)] == [expected(step) for step in range(101)]
+    assert ours(100) * 1e-4 == pytest.approx(1e-7)
+    assert factor(Train(lr_scheduler="polynomial", learning_rate=5e-8), 100)(100) == 0, "a rate that is below that end"
 
 
 def test_rates_follow_the_schedule_and_text_encoders_stop_when_asked():

@@ -8,7 +8,7 @@ would go on as another run without a word.
     run/step-000400/engine.safetensors   the engine's state, by unit
                     ema.safetensors      where an average is kept
                     random.safetensors   generator states
-                    state.json           step, policy, decks, what the run is made of, checksums, format version
+                    state.json           step, run, time, policy, decks, what the run is made of, checksums, format version
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import itertools
 import json
 import re
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,33 @@ def folder(run: Path, step: int) -> Path:
 
 
 def found(run: Path) -> list[Path]:
-    """The finished checkpoints of a run, oldest first."""
+    """The finished checkpoints in a folder, oldest first: by step, and where runs lie mixed, as in older folders, all of the
+    run that wrote last come last."""
     named = (path for path in run.glob("*-*") if NAME.fullmatch(path.name))
-    return sorted((path for path in named if (path / "state.json").is_file()), key=step_of)
+    about = {path: says(path) for path in named if (path / "state.json").is_file()}
+    last: dict[str, float] = {}  # when each run wrote for the last time
+    for said in filter(None, about.values()):
+        last[_run(said)] = max(last.get(_run(said), 0.0), _written(said))
+    newest = max(last.values(), default=0.0)  # what cannot be read is taken for the newest run's, so that it is missed
+    return sorted(about, key=lambda path: (last.get(_run(about[path]), newest), step_of(path)))
+
+
+def says(checkpoint: Path) -> dict[str, Any]:
+    """state.json, or nothing of it where it cannot be read: whoever wants that checkpoint is told by `read_state`."""
+    try:
+        return json_object(checkpoint / "state.json", WAY_OUT)
+    except ConfigError:
+        return {}
+
+
+def _run(said: Mapping[str, Any]) -> str:
+    """Which run wrote it; versions before did not say."""
+    return str(said.get("run", "" if said else "unreadable"))
+
+
+def _written(said: Mapping[str, Any]) -> float:
+    written = said.get("written")
+    return written if isinstance(written, (int, float)) else 0.0
 
 
 def at(run: Path, step: int) -> Path | None:
@@ -76,17 +101,35 @@ def locate(run: Path, wanted: str) -> Path | None:
 
 
 def set_aside(run: Path, *beside: str) -> Path | None:
-    """An earlier run's checkpoints, and what is named in `beside`, moved to a folder of their own in `run`: a new run there
-    would count them among its own, prune its own for them and go on from the wrong one. Returns where they are, if any were."""
-    left = found(run)
+    """An earlier run, and what is named in `beside`, moved to a folder of its own in `run`: a new run there would count its
+    checkpoints among its own, prune its own for them and go on from the wrong one. Returns where it is, if there was one."""
+    left = [path for path in (*found(run), *(run / name for name in beside)) if path.exists()]
     if not left:
         return None
     place = next(place for n in itertools.count(1) if not (place := run / f"earlier-{n}").exists())
-    place.mkdir()
-    for path in (*left, *(run / name for name in beside)):
-        if path.exists():
-            path.rename(place / path.name)
+    _move(left, place)
     return place
+
+
+def leave_behind(point: Path) -> Path | None:
+    """Checkpoints after `point` belong to a way that is not gone on with. Moved beside it, with the settings they were made
+    with, to a folder whose name says so; returns where they are, if there were any."""
+    run, step = point.parent, step_of(point)
+    later = [path for path in found(run) if step_of(path) > step]
+    if not later:
+        return None
+    names = (f"left-after-{step:06d}" + (f"-{n}" if n > 1 else "") for n in itertools.count(1))
+    place = next(place for name in names if not (place := run / name).exists())
+    _move(later, place)
+    if (run / "config.toml").is_file():
+        shutil.copy2(run / "config.toml", place)
+    return place
+
+
+def _move(paths: Iterable[Path], place: Path) -> None:
+    place.mkdir()
+    for path in paths:
+        path.rename(place / path.name)
 
 
 def require_space(path: Path, size_bytes: int, what: str) -> None:
@@ -137,7 +180,7 @@ def save(run: Path, state: State, name: str = "") -> Path:
     run.mkdir(parents=True, exist_ok=True)
     give_back()  # what the steps freed
     decks = {name: value for name, value in state.batches.items() if name != "generator"}
-    written = {"format": FORMAT, "step": state.step, "batches": decks} | state.facts
+    written = {"format": FORMAT, "step": state.step, "written": time.time(), "batches": decks} | state.facts
     with whole_folder(final) as part:
         _write(part / "engine.safetensors", state.engine)
         if state.average is not None:
@@ -212,11 +255,12 @@ def load(checkpoint: Path) -> State:
 
 
 def prune(run: Path, limit: int | None, keep: Path | None = None, kind: str = "step") -> list[Path]:
-    """Delete the oldest checkpoints of a kind of name ("step", "checkpoint") beyond `limit`, never `keep` (the best one);
-    returns what went."""
+    """Delete the oldest checkpoints of a kind of name ("step", "checkpoint") beyond `limit`, never `keep` (the best one) and
+    never another run's than that which wrote last; returns what went."""
     if limit is None:
         return []
-    named = [path for path in found(run) if path.name.startswith(f"{kind}-")]
+    there = found(run)
+    named = [path for path in there if path.name.startswith(f"{kind}-") and _run(says(path)) == _run(says(there[-1]))]
     old = [path for path in named[:-limit] if path != keep]
     for path in old:
         remove(path)

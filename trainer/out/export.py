@@ -12,6 +12,7 @@ tensor by tensor before it gets its name.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ from trainer.files.whole import tidy, whole, whole_folder
 from trainer.machine.vitals import Vitals
 from trainer.models import adapters, clip_skip, load
 from trainer.models.base import Parts
-from trainer.out.formats import File, files
+from trainer.out.formats import NAMES, File, files
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 LORA = ("lora_diffusers", "lora_kohya")
@@ -71,6 +72,20 @@ def write(
             yield PhaseProgress("export", done, len(formats), name)
     vitals = Vitals(torch.device("cuda" if torch.cuda.is_initialized() else "cpu"))
     yield PhaseEnded("export", time.time() - began, vitals.peak(), vitals.ram(), f"{len(formats)} formats in {folder}")
+
+
+def set_others_aside(folder: Path, formats: Sequence[str]) -> Path | None:
+    """What lies in `folder` in other formats is of an earlier export, with other weights, and somebody would take the two for
+    one model. Moved beside it as a whole once the new one stands; returns where it is, if there was any."""
+    others = [folder / name for format, name in NAMES.items() if format not in formats and (folder / name).exists()]
+    if not others:
+        return None
+    names = (f"{folder.name}-older" + (f"-{n}" if n > 1 else "") for n in itertools.count(1))
+    older = next(place for name in names if not (place := folder.with_name(name)).exists())
+    older.mkdir()
+    for path in others:
+        path.rename(older / path.name)
+    return older
 
 
 def _complete(parts: Parts) -> Parts:

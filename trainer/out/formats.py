@@ -23,6 +23,12 @@ from trainer.out import card as cards
 from trainer.out.card import card
 
 Change = Callable[[Tensor], Tensor]
+NAMES = {  # of each format in the folder of an export
+    "diffusers": "diffusers",
+    "single_file": "model.safetensors",
+    "lora_diffusers": "pytorch_lora_weights.safetensors",
+    "lora_kohya": "lora_kohya.safetensors",
+}
 
 
 def same(tensor: Tensor) -> Tensor:
@@ -79,7 +85,7 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _diffusers(parts: Parts, folder: Path, precision: str, settings: dict[str, str]) -> Iterator[File]:
-    target = folder / "diffusers"
+    target = folder / NAMES["diffusers"]
     pipeline = parts.family.pipeline_class
     variant = {"fp16": "torch.float16", "bf16": "torch.bfloat16", "fp32": "torch.float32"}[precision]
     usage = f"{pipeline}.from_pretrained({str(target)!r}, torch_dtype={variant})"
@@ -163,7 +169,7 @@ def _json(path: Path, value: Any, indent: int | None = 2) -> None:
 
 
 def _single_file(parts: Parts, folder: Path, precision: str, settings: dict[str, str]) -> Iterator[File]:
-    target = folder / "model.safetensors"
+    target = folder / NAMES["single_file"]
     pipeline, config = parts.family.pipeline_class, f", config={str(folder / 'diffusers')!r}"
     usage = f"put {target} into ComfyUI's models/checkpoints, or {pipeline}.from_single_file({str(target)!r}"
     if not parts.family.names.known:
@@ -218,7 +224,7 @@ def configurations(parts: Parts, settings: Mapping[str, str] = MappingProxyType(
 def _lora_diffusers(parts: Parts, folder: Path, precision: str, settings: dict[str, str]) -> Iterator[File]:
     """peft's names below unet., text_encoder., text_encoder_2.; alpha / rank is multiplied into B, so that readers which
     take alpha = rank (the format does not carry it) are right."""
-    target = folder / "pytorch_lora_weights.safetensors"
+    target = folder / NAMES["lora_diffusers"]
     usage = f"pipeline.load_lora_weights({str(folder)!r})"
     metadata = card(parts, precision, settings, lora=True, original=False) | cards.network(parts, settings)
     file = File("lora_diffusers", target, "", usage, metadata)
@@ -240,7 +246,7 @@ def _times(scale: float) -> Change:
 
 def _lora_kohya(parts: Parts, folder: Path, precision: str, settings: dict[str, str]) -> Iterator[File]:
     """lora_unet_..., lora_te_... (lora_te1_, lora_te2_ for SDXL) with an alpha beside each; SDXL's UNet under its original names."""
-    target = folder / "lora_kohya.safetensors"
+    target = folder / NAMES["lora_kohya"]
     names, renamed = parts.family.names, parts.family.adapter_path(parts.denoiser)
     scales = adapters.scales(parts)
     usage = f"put {target} into ComfyUI's models/loras"

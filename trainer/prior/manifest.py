@@ -146,6 +146,7 @@ def record(run: Path, chosen: PhotoSet) -> None:
         }
         for photo in chosen.photos
     ]
+    run.mkdir(parents=True, exist_ok=True)
     with whole(run / USED) as part:
         part.write_text(json.dumps({"images": rows}, indent=1, ensure_ascii=False), encoding="utf-8")
 

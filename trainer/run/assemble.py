@@ -6,6 +6,7 @@ and the engine only when they have gone. A denoiser that does not fit the card w
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -87,7 +88,8 @@ def class_images(run: Run, painter: Painter) -> Stage[Keep]:
         latents = min(prediction.LATENTS, draws // 4)
         return (yield from prediction.ensure(painter, config, run.cache, draws=draws, latents=latents))
     found = yield from images.ensure(painter, config, images.folder_for(painter.parts, config, run.cache))
-    manifest.record(run.folder, found)
+    if run.team.leads:
+        manifest.record(run.folder, found)
     yield from (Notice(text, level="warning") for text in data.in_both(run.photos, found))
     return found
 
@@ -137,6 +139,7 @@ def trained(run: Run, painter: Painter, cached: Cached, keep: Keep) -> Stage[tup
         Rates.of(train, parts.family.names.denoiser),
         train.max_train_steps,
         {
+            "run": uuid.uuid4().hex,
             "policy": run.plan.policy.as_json(),
             "drawing": run.plan.drawing.as_json(),
             "model": parts.digest,

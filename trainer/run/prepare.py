@@ -25,7 +25,7 @@ from trainer.plan import planner
 from trainer.plan.plan import Plan
 from trainer.prior import manifest
 from trainer.run import settle
-from trainer.settings import checks
+from trainer.settings import checks, overlay
 from trainer.settings.config import Config
 from trainer.settings.effect import prior_is_on
 
@@ -96,11 +96,13 @@ def prepare(config: Config) -> Run:
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         checks.card(config, properties.total_memory, properties.name)
+    if resume is not None:
+        settle.as_begun(config, checkpoint.says(resume))
     plan = planner.plan(config, facts, device)
     memory.check(plan.policy)
     for key, value in plan.settings.items():
-        if "." in key and value is not None and not config.chosen(key):
-            config.settle(key, value, "planner")
+        if "." in key and value is not None and not config.chosen(key) and config.value(key) != value:
+            config.settle(key, value, overlay.PLANNER)
     notices = [Notice(text, level="warning") for text in (*mended, *odd, *photos.problems)]
     notices += [Notice(text) for text in photos.advice]
     if config.checkpoint.resume_from_checkpoint == "latest" and resume is None:

@@ -7,6 +7,7 @@ beyond the run's end, or decks that name photos which are gone cannot be gone on
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from trainer.data.photos import PhotoSet
 from trainer.errors import ConfigError
 from trainer.events import Notice
+from trainer.files.regular import json_object
 from trainer.models import Parts
 from trainer.out import checkpoint
 from trainer.prior.prediction import Predictions
@@ -29,6 +31,10 @@ PLACES = {
     "model.name",
     "train.num_train_epochs",
 }
+WRITTEN = re.compile(
+    r"config\.toml|log\.jsonl|report\.html|samples|guard|trackers|model(-older(-\d+)?|-\d+-\w+)?|drawn(-\d+)?"
+    r"|pytorch_lora_weights\.safetensors|class_images\.json|left-after-.+"
+)
 FIXED = (
     "train.method",
     "train.optimizer",
@@ -77,6 +83,29 @@ def check(run: Run) -> None:
         )
     if "made_of" in state:  # older checkpoints do not say
         run.notices += [Notice(text, level="warning") for text in _differences(run, state["made_of"])]
+
+
+def make_room(run: Run) -> Iterator[Notice]:
+    """Leave in the run's folder only what belongs to the run that starts now; called before it writes there."""
+    wanted, folder = run.config.checkpoint.resume_from_checkpoint, run.folder
+    if not run.team.leads or not folder.is_dir():
+        return
+    if run.resume is not None and run.resume.resolve().parent == folder.resolve():
+        if left := checkpoint.leave_behind(run.resume):
+            yield Notice(f"What was trained after {run.resume.name} before is in {left} now.")
+        return
+    begun = checkpoint.found(folder)
+    if not begun and (wanted == "latest" or not (folder / "config.toml").is_file()):
+        return  # a run that never came to its first checkpoint begins again; a folder without a run stays as it is
+    if earlier := checkpoint.set_aside(folder, *written(folder)):
+        yield Notice(f"An earlier run is in {earlier} now, whole.")
+
+
+def written(folder: Path) -> list[str]:
+    """What a run left in `folder` beside its checkpoints, by name; anything else there is the person's."""
+    index = folder / "model_index.json"
+    pipeline = {*json_object(index, checkpoint.WAY_OUT), index.name} if index.is_file() else set()
+    return [path.name for path in sorted(folder.iterdir()) if path.name in pipeline or WRITTEN.fullmatch(path.name)]
 
 
 def same_model(run: Run, parts: Parts) -> None:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from trainer.data import photos as data
 from trainer.data.photos import PhotoSet, class_prompt, instance_prompt
 from trainer.models.base import Family
+from trainer.settings import checks, overlay
 from trainer.settings.config import Config
 
 DEMO_GUIDANCE = 3.5  # what the built-in model draws best with; 7.5 burns its colours
@@ -96,8 +99,18 @@ def schedule(config: Config, family: Family, photos: PhotoSet) -> None:
         steps = round(train.lr_warmup_share * train.max_train_steps)
         config.settle("train.lr_warmup_steps", steps, f"{train.lr_warmup_share:g} of {train.max_train_steps} steps")
         config.settle("train.lr_warmup_share", 0.0, "counted in lr_warmup_steps")
+    checks.of_steps(config)
     if not config.sample.validation_prompt and config.sample.num_validation_images:
         config.settle("sample.validation_prompt", photos.prompts[:4], "the photos' prompts")
+
+
+def as_begun(config: Config, state: Mapping[str, Any]) -> None:
+    """A resumed run keeps the precisions that it was begun with, where nobody names others: another card, or less of it
+    free, changes where bytes lie, not what is learned."""
+    policy = state.get("policy", {})
+    for name in ("weights", "moments"):
+        if getattr(config.memory, name) == "auto" and config.train.optimizer == policy.get("optimizer") == "adamw":
+            config.settle(f"memory.{name}", policy[name], overlay.CHECKPOINT)
 
 
 def places(config: Config) -> None:

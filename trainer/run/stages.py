@@ -18,7 +18,7 @@ from trainer.draw.preview import preview
 from trainer.events import CheckpointSaved, Controls, Event, Notice, PhotosScanned, RunStarted, Stage, Step, watched
 from trainer.machine.phase import Phase
 from trainer.models import Parts
-from trainer.out import as_diffusers, checkpoint, export
+from trainer.out import as_diffusers, export
 from trainer.out.metadata import metadata
 from trainer.run import assemble, limit, loop, probe, resuming, saving
 from trainer.run.ending import Ending, Quit
@@ -44,6 +44,7 @@ def run(config: Config, controls: Controls) -> Iterator[Event]:
 def announce(run: Run) -> Iterator[Event]:
     """The settings as they will be, in the run's folder; what is there and what is planned; the budget kept."""
     config, photos = run.config, run.photos
+    moved = list(resuming.make_room(run))
     if run.team.leads:
         run.folder.mkdir(parents=True, exist_ok=True)
         overlay.write(config, config.provenance, run.folder / "config.toml")
@@ -58,9 +59,7 @@ def announce(run: Run) -> Iterator[Event]:
     )
     paths = [photo.path for photo in photos.photos]
     yield PhotosScanned(photos.summary, paths, photos.ignored, list(photos.problems), list(photos.lines()))
-    yield from run.notices
-    if run.team.leads and run.resume is None and (earlier := checkpoint.set_aside(run.folder, "guard")):
-        yield Notice(f"An earlier run's checkpoints and readings are in {earlier} now.")
+    yield from (*moved, *run.notices)
     yield from run.plan.events()
     yield limit.enforce(run.plan.budget_bytes, run.device)
 
@@ -163,11 +162,11 @@ def draw(run: Run, painter: Painter, step: int) -> Stage[None]:
 
 def write(run: Run, trained: Trained, parts: Parts) -> Stage[None]:
     """The model in every format that was asked for: the moving average, where one was kept."""
-    settings, facts = run.config.export, metadata(run.config, run.photos)
-    events = export.write(
-        parts, trained.weights, run.folder / "model", settings.formats, settings.precision, facts, replace=True
-    )
+    settings, facts, place = run.config.export, metadata(run.config, run.photos), run.folder / "model"
+    events = export.write(parts, trained.weights, place, settings.formats, settings.precision, facts, replace=True)
     yield from as_diffusers.spread(events, run.folder) if run.config.run.layout == "diffusers" else events
+    if older := export.set_others_aside(place, settings.formats):
+        yield Notice(f"Files of an earlier export, with other weights, are in {older} now.")
 
 
 def device_name(device: torch.device) -> str:

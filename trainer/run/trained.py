@@ -22,7 +22,7 @@ class Trained:
     """One object that resumes: `state` is all of it, `restore` puts all of it back.
 
     folder: of the run, where its checkpoints lie; total: steps to take; step: steps taken
-    facts:  what a checkpoint says about itself beside that: policy, way of drawing, the model's digest
+    facts:  what a checkpoint says about itself beside that: its run, policy, way of drawing, the model's digest
     """
 
     folder: Path
@@ -54,8 +54,12 @@ class Trained:
             yield from self.guard.go_on(point.parent / self.guard.folder.name, state.step)
         self.engine.load_state_dict(state.engine)
         self.batches.restore(state.batches)
+        if point.resolve().parent == self.folder.resolve():
+            self.facts = self.facts | {"run": state.facts.get("run", "")}  # elsewhere it is a run of its own
         if self.average is not None and state.average is not None:
             self.average.restore(state.average, state.facts["ema_steps"])
+        elif self.average is not None:  # begun only now: from the weights as they are, not from the base model
+            self.average = Average(self.engine.master(), self.average.decay)
         torch.set_rng_state(state.generators["torch"])
         if "cuda" in state.generators and torch.cuda.is_available():
             torch.cuda.set_rng_state(state.generators["cuda"])

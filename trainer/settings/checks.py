@@ -56,12 +56,7 @@ def _contradictions(config: Config) -> None:
             "constant_with_warmup with lr_warmup_steps = 0 has no warm-up",
             "choose --lr_warmup_steps, or --lr_scheduler constant",
         )
-    warms = train.lr_scheduler != "constant"
-    if warms and train.max_train_steps is not None and train.lr_warmup_steps >= train.max_train_steps:
-        raise ConfigError(
-            f"lr_warmup_steps = {train.lr_warmup_steps} leaves nothing of {train.max_train_steps} steps",
-            "shorten --lr_warmup_steps",
-        )
+    of_steps(config)
     formats = config.export.formats or []
     lora = [name for name in formats if name.startswith("lora")]
     if lora and train.method == "full":
@@ -72,6 +67,29 @@ def _contradictions(config: Config) -> None:
         raise ConfigError(
             f"memory.weights = {config.memory.weights} needs the optimizer that understands it",
             "use --optimizer adamw, or --weights fp32",
+        )
+
+
+def of_steps(config: Config) -> None:
+    """ConfigError where something comes after the last step; asked again once the photos have said how many there are."""
+    train, steps = config.train, config.train.max_train_steps
+    if steps is None:
+        return
+    counted = f"{steps} steps ({config.provenance.get('train.max_train_steps', 'default')})"
+    if train.lr_scheduler != "constant" and train.lr_warmup_steps >= steps:
+        raise ConfigError(
+            f"lr_warmup_steps = {train.lr_warmup_steps} leaves nothing of {counted}", "shorten --lr_warmup_steps"
+        )
+    stop = train.text_encoder_stop_step
+    if (
+        train.train_text_encoder
+        and config.chosen("train.text_encoder_stop_step")
+        and stop is not None
+        and stop >= steps
+    ):
+        raise ConfigError(
+            f"text_encoder_stop_step = {stop} would have no effect: training ends after {counted}",
+            f"choose less than {steps}, or leave it out",
         )
 
 

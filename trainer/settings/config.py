@@ -281,9 +281,7 @@ class Run(Section):
     report_to: list[Literal["tensorboard", "wandb"]] = knob([], "trackers beside log.jsonl", "log_with")
     logging_dir: str | None = knob(None, "where trackers write; default <run>/trackers")
     dashboard: Literal["auto", "on", "off"] = knob("auto", "full-screen view; auto where the output is a terminal")
-    overwrite: bool = knob(
-        False, "accept a non-empty output folder; an earlier run's checkpoints move to earlier-1 there"
-    )
+    overwrite: bool = knob(False, "accept a non-empty output folder; an earlier run moves to earlier-1 there, whole")
     layout: Literal["own", "diffusers"] = knob(
         "own", "names in the run folder; a line of diffusers' scripts finds its pipeline and its checkpoint-N there"
     )

@@ -185,6 +185,7 @@ def effective(settings: Mapping[str, Any], provenance: Mapping[str, str]) -> lis
     return rows
 
 
+PLANNER, CHECKPOINT = "planner", "the checkpoint"  # who decided what a repetition decides again
 NOT_REPEATED = {  # settings of one run that its repetition must not inherit
     "run.output_dir": "a repeated run gets its own folder",
     "run.overwrite": "asked for this run only",
@@ -210,6 +211,8 @@ def write(config: Config, provenance: Mapping[str, str], path: Path) -> None:
             lines.append(f"# {name} is left open")
         elif key in silent:
             lines.append(f"# {name} = {_toml(value)}  # {origin}; {silent[key]}")
+        elif origin in (PLANNER, CHECKPOINT):  # read back, it would count as a wish that another card cannot grant
+            lines.append(f"# {name} = {_toml(value)}  # {origin}; planned anew for the card at hand")
         else:
             lines.append(f"{name} = {_toml(value)}  # {origin}")
     with whole(path) as part:

@@ -13,6 +13,8 @@ import torch
 
 from trainer.settings.config import Train
 
+POLYNOMIAL_END = 1e-7  # where diffusers' polynomial schedule ends
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -45,11 +47,14 @@ def factor(train: Train, total_steps: int) -> Callable[[int], float]:
     """`factor(train, total)(k)`: what the learning rate is multiplied by in the step after `k` finished ones."""
     from transformers import get_scheduler
 
+    rate = train.learning_rate or 1.0
+    if train.scale_lr:
+        rate *= train.train_batch_size * train.gradient_accumulation_steps
     extra = {
         "cosine_with_restarts": {"num_cycles": train.lr_num_cycles},
-        "polynomial": {"power": train.lr_power},
+        "polynomial": {"power": train.lr_power, "lr_end": POLYNOMIAL_END if rate > POLYNOMIAL_END else 0.0},
     }.get(train.lr_scheduler, {})
     warmup = 0 if train.lr_scheduler == "constant" else train.lr_warmup_steps
-    throwaway = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    throwaway = torch.optim.SGD([torch.zeros(1)], lr=rate)  # the polynomial's end is a rate, no share
     scheduler = get_scheduler(train.lr_scheduler, throwaway, warmup, total_steps, scheduler_specific_kwargs=extra)
     return scheduler.lr_lambdas[0]
