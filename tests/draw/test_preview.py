@@ -1,9 +1,11 @@
 """Pictures from any denoiser: the same as diffusers draws, the same in any batch, saved with a contact sheet."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from photos import finish, noise_picture
 from PIL import Image
 
@@ -46,6 +48,40 @@ def test_latents_equal_those_of_the_diffusers_pipeline(family, name):
     expected = pipeline(PROMPT, height=64, width=64, num_inference_steps=4, guidance_scale=5.0, output_type="latent",
                         latents=sampler.noise_of([7], (4, 8, 8))).images  # fmt: skip
     assert torch.allclose(latents_of(parts, look), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_that_begins_in_pure_noise_is_drawn_with_rescaled_guidance_as_the_paper_has_it():
+    parts = SDXL.tiny()
+    parts.prediction_type = "v_prediction"
+    parts.scheduler_config = parts.scheduler_config | {"rescale_betas_zero_snr": True}
+    look = sampler.Look((64, 64), steps=3, guidance=6.0)
+    schedule = {k: parts.scheduler_config[k] for k in ("beta_start", "beta_end", "beta_schedule")}
+    pipeline = SDXL.pipeline(parts)
+    pipeline.scheduler = DDIMScheduler(
+        **schedule,
+        clip_sample=False,
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        rescale_betas_zero_snr=True,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    expected = pipeline(PROMPT, height=64, width=64, num_inference_steps=3, guidance_scale=6.0, guidance_rescale=0.7,
+                        output_type="latent", latents=sampler.noise_of([7], (4, 8, 8))).images  # fmt: skip
+    assert torch.allclose(latents_of(parts, look), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_flow_matching_model_is_drawn_along_its_straight_lines():
+    parts, steps = SDXL.tiny(), 4
+    parts.prediction_type, parts.scheduler_config = "flow", {"num_train_timesteps": 1000, "shift": 2.0}
+    look = sampler.Look((64, 64), steps, guidance=1.0)
+    values = sampler.conditions(parts, texts_of(parts, PROMPT), [PROMPT], look, "cpu")
+    x = sampler.noise_of([7], (4, 8, 8))
+    levels = torch.linspace(1000, FlowMatchEulerDiscreteScheduler(shift=2.0).sigma_min * 1000, steps) / 1000
+    levels = torch.cat([2.0 * levels / (1 + levels), torch.zeros(1)])
+    with torch.no_grad():
+        for now, after in pairwise(levels):
+            x = x + (after - now) * SDXL.call(parts.unet, x, 1000 * now[None], values)
+    assert torch.allclose(latents_of(parts, look), x, atol=1e-4, rtol=1e-4)
 
 
 def test_a_negative_prompt_changes_the_picture():

@@ -7,6 +7,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from diffusers import DDIMScheduler, DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from trainer.errors import ConfigError
@@ -14,10 +15,12 @@ from trainer.files.safetensors_stream import Writer, header
 from trainer.models import DEMO, SD1, SD2, SDXL, check_vae, describe, load
 from trainer.models.describe import check_weights
 from trainer.models.sd import ldm
+from trainer.objective import noise
 from trainer.out import export
 from trainer.out.formats import configurations
 
 ROOT = ldm.UNET
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +74,79 @@ def test_the_prediction_of_an_sd2_file_is_read_guessed_or_told(tmp_path):
     said = checkpoint(tmp_path / "said.safetensors", narrow, {"modelspec.prediction_type": "v"})
     assert describe(said)[1].prediction_type == "v_prediction"
     assert describe(said, prediction_type="epsilon")[1].prediction_type == "epsilon"
+
+
+def marked(tmp_path, *marks):
+    """A small SDXL file as a merge leaves it: the marks of one model, the metadata of another."""
+    list(export.write(SDXL.tiny(), None, tmp_path, ["single_file"], "fp32"))
+    plain = tmp_path / "model.safetensors"
+    tensors = load_file(plain) | {mark: torch.empty(0) for mark in marks}
+    return checkpoint(tmp_path / "marked.safetensors", tensors, header(plain).metadata)
+
+
+def test_marks_of_a_file_tell_its_prediction_and_its_schedule_before_any_metadata(tmp_path):
+    source = marked(tmp_path, "v_pred", "ztsnr")
+    facts = describe(source)[1]
+    assert facts.prediction_type == "v_prediction" and "mark" in facts.prediction_from
+    parts = load(source)
+    scheduler = DDIMScheduler(**SCHEDULE, rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    process, timesteps = parts.noise(), torch.tensor([0, 400, 999])
+    assert process.ends_in_noise and torch.allclose(process.abar.float(), scheduler.alphas_cumprod, atol=2e-6)
+    x, eps = (torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    torch.testing.assert_close(
+        process.mix(x, eps, timesteps), scheduler.add_noise(x, eps, timesteps), atol=2e-5, rtol=0
+    )
+    torch.testing.assert_close(
+        process.target(x, eps, timesteps), scheduler.get_velocity(x, eps, timesteps), atol=2e-5, rtol=0
+    )
+    assert torch.equal(process.mix(x, eps, timesteps)[2], eps[2]), "nothing of the picture is left"
+    walk = process.sampler(4)
+    assert walk.config.rescale_betas_zero_snr and walk.timesteps[0] == 999, "previews begin where training ends"
+    list(export.write(parts, None, tmp_path / "again", ["single_file"], "fp32"))
+    assert {"v_pred", "ztsnr"} <= set(header(tmp_path / "again" / "model.safetensors").tensors)
+
+
+def test_a_velocity_mark_alone_leaves_the_usual_schedule(tmp_path):
+    parts = load(marked(tmp_path, "v_pred"))
+    assert parts.prediction_type == "v_prediction" and not parts.noise().ends_in_noise
+
+
+def test_a_unet_that_was_trained_along_straight_lines_says_so_by_its_scheduler(tmp_path):
+    list(export.write(SD1.tiny(), None, tmp_path, ["diffusers"], "fp32"))
+    folder = tmp_path / "diffusers"
+    for scheduler in (
+        {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True, "flow_shift": 2.5},
+        {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 2.5},
+    ):
+        (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+        facts = describe(str(folder))[1]
+        assert facts.prediction_type == "flow"
+        assert noise.of(facts.configs["scheduler"], "flow").sampler(4).config.shift == 2.5
+    refused(folder, "flow-matching", prediction_type="v_prediction")
+    parts = load(str(folder))
+    list(export.write(parts, None, tmp_path / "again", ["diffusers", "single_file"], "fp32"))
+    again = json.loads((tmp_path / "again" / "diffusers" / "scheduler" / "scheduler_config.json").read_text())
+    assert again["_class_name"] == "FlowMatchEulerDiscreteScheduler" and "prediction_type" not in again
+    file = tmp_path / "again" / "model.safetensors"
+    assert describe(str(file))[1].prediction_type == "flow"
+    assert "modelspec.prediction_type" not in header(file).metadata and "v_pred" not in header(file).tensors
+
+
+def test_a_single_file_trained_along_straight_lines_is_told_so_and_diffusers_draws_from_its_export(tmp_path):
+    list(export.write(SD1.tiny(), None, tmp_path, ["single_file"], "fp32"))
+    parts = load(str(tmp_path / "model.safetensors"), prediction_type="flow")
+    (written,) = [
+        event
+        for event in export.write(parts, None, tmp_path / "again", ["diffusers"], "fp32")
+        if hasattr(event, "usage")
+    ]
+    pipeline = DiffusionPipeline.from_pretrained(written.path, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline.scheduler.config.prediction_type == "flow_prediction" and pipeline.scheduler.config.use_flow_sigmas
+    drawn = pipeline("a dog", num_inference_steps=2, height=64, width=64, output_type="pt").images
+    assert drawn.isfinite().all()
+    with pytest.raises(ConfigError, match="no effect"):
+        parts.noise(zero_terminal_snr=True)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from small_data import small_data
 from trainer.data.texts import encode_prompts
 from trainer.draw.painter import Painter
 from trainer.draw.sampler import Look
-from trainer.errors import ConfigError
 from trainer.events import PhaseEnded, PhaseProgress, PhaseStarted
 from trainer.models import SD1, SD2, SDXL
 from trainer.objective.loss import Objective
@@ -105,9 +104,22 @@ def test_size_and_progress_are_told(parts, tmp_path):
     assert progress == sorted(progress) and progress[-1] == 2 * 2 + 6
 
 
-def test_a_rescaled_noise_schedule_is_refused(parts, tmp_path):
-    with pytest.raises(ConfigError, match="zero_terminal_snr"):
-        ensure(parts, tmp_path, settings(tmp_path, train__zero_terminal_snr=True))
+def test_where_training_rescales_the_schedule_the_base_model_is_told_its_own_equally_noisy_timestep(tmp_path):
+    parts = SD2.tiny()
+    _, plain = ensure(parts, tmp_path)
+    _, made = ensure(parts, tmp_path, settings(tmp_path, train__zero_terminal_snr=True))
+    own, rescaled = parts.noise(), parts.noise(zero_terminal_snr=True)
+    assert torch.equal(made.timesteps, plain.timesteps) and torch.equal(made.latents, plain.latents)
+    told = own.as_strong_as(rescaled, made.timesteps)
+    for i in range(len(made)):
+        distance = (own.abar - rescaled.abar[made.timesteps[i]]).abs()
+        assert distance[told[i]] == distance.min()
+        values = parts.family.encode_text(parts, ["a photo of a dog"])
+        values |= {"sample": made[i].sample[None], "timestep": told[i][None]}
+        with torch.no_grad():
+            expected = parts.family.denoise(parts, values)[0]
+        assert torch.allclose(made[i].target, expected, atol=2e-3, rtol=1e-3)
+    assert (told > made.timesteps).any(), "the rescaled schedule is noisier"
 
 
 def test_predictions_made_in_half_precision_leave_the_model_as_it_was(parts, tmp_path):

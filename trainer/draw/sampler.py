@@ -1,6 +1,6 @@
 """Drawing pictures with any denoiser: prompts and seeds in, latents out, a few lines around a diffusers scheduler.
 
-    eps = eps(x, t, negative) + guidance (eps(x, t, prompt) - eps(x, t, negative))        (arXiv 2207.12598)
+    e = e(x, t, negative) + guidance (e(x, t, prompt) - e(x, t, negative))        (arXiv 2207.12598)
 
 Each picture's noise comes from its own CPU generator, so pictures do not depend on the batch they are drawn in
 or on the card. The loop needs only the denoiser and cached embeddings; text encoders and VAE may be anywhere,
@@ -94,21 +94,27 @@ def draw(
     factor, channels = latent_geometry(parts)
     guided = look.guided
     values = conditions(parts, texts, [*([look.negative] * len(prompts) if guided else []), *prompts], look, device)
-    scheduler = parts.noise(look.zero_terminal_snr).sampler(look.steps, look.sampler)
-    latents = (
-        noise_of(seeds, (channels, look.size[1] // factor, look.size[0] // factor)).to(device)
-        * scheduler.init_noise_sigma
-    )
+    process = parts.noise(look.zero_terminal_snr)
+    scheduler = process.sampler(look.steps, look.sampler)
+    latents = noise_of(seeds, (channels, look.size[1] // factor, look.size[0] // factor)).to(device)
     on_card = scheduler.timesteps.to(device)  # once: a copy in each step would wait for the step before
     for done, timestep in enumerate(scheduler.timesteps, 1):
-        rows = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, timestep)
+        rows = torch.cat([latents] * 2) if guided else latents
         output = predict(parts, denoiser, rows, on_card[done - 1].expand(len(rows)), values)
         if guided:
             negative, positive = output.chunk(2)
-            output = negative + look.guidance * (positive - negative)
+            output = rescaled(negative + look.guidance * (positive - negative), positive, process.guidance_rescale)
         latents = scheduler.step(output, timestep, latents, return_dict=False)[0]
         yield done
     yield latents
+
+
+def rescaled(guided: Tensor, positive: Tensor, share: float) -> Tensor:
+    """`guided` with `share` of its contrast replaced by that of the unguided prediction, picture by picture."""
+    if not share:
+        return guided
+    wanted, found = (each.std(dim=(1, 2, 3), keepdim=True) for each in (positive, guided))
+    return guided * (1 - share + share * wanted / found)
 
 
 def latent_geometry(parts: Parts) -> tuple[int, int]:

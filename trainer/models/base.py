@@ -134,7 +134,7 @@ class Parts:
     text_encoders: list[nn.Module] = field(default_factory=list)  # one, or two for SDXL
     tokenizers: list[Any] = field(default_factory=list)  # CLIPTokenizer, as many
     scheduler_config: dict[str, Any] = field(default_factory=dict)
-    prediction_type: str = "epsilon"  # or "v_prediction"
+    prediction_type: str = "epsilon"  # or "v_prediction", "flow"
     options: dict[str, Any] = field(default_factory=dict)  # keywords with which `load` reads the same model again
     spare: list[nn.Module] = field(default_factory=list)  # layers that clip_skip took off the text encoder
 

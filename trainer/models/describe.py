@@ -26,6 +26,14 @@ from trainer.models.sd.sdxl import SDXL
 from trainer.models.sound import AGAIN, understood
 
 WHAT_WORKS = "give a Stable Diffusion 1.x, 2.x or XL text-to-image model: a hub id, a diffusers folder, or one .safetensors checkpoint"
+ZERO_TERMINAL_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}  # of a scheduler of diffusers
+FLOW = {
+    "_class_name": "DPMSolverMultistepScheduler",  # diffusers' pipelines of UNets cannot draw with FlowMatchEuler...
+    "num_train_timesteps": 1000,
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "flow_shift": 1.0,
+}
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
 
@@ -55,8 +63,15 @@ def describe(
             f"{source} is {found.title}, not {family}",
             f"leave --family out, or set it to {'sd1' if found is DEMO else found.name}",
         )
-    if prediction_type != "auto":
+    if prediction_type not in ("auto", facts.prediction_type):
         facts = replace(facts, prediction_type=prediction_type, prediction_from="model.prediction_type")
+        if prediction_type == "flow":  # a bare UNet says nothing of how it was trained
+            facts = replace(facts, configs=facts.configs | {"scheduler": FLOW})
+        elif _scheduled(source, facts.configs["scheduler"]) == "flow":
+            raise ConfigError(
+                f"{source} is a flow-matching model, which predicts velocities along straight lines",
+                "leave --prediction_type out",
+            )
     return facts.family, facts
 
 
@@ -120,16 +135,23 @@ def _folder(kind: str, path: Path, source: str) -> tuple[StableDiffusion, Facts]
     configs = {part: json_object(file, AGAIN) for part, file in files.items()}
     found = _family(source, configs["unet"])
     scale = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
-    prediction = configs["scheduler"].get("prediction_type", "epsilon")
-    known = configs["scheduler"].get("beta_schedule") in ("scaled_linear", "linear")
-    if not known or prediction not in ("epsilon", "v_prediction"):
-        raise ConfigError(
-            f"{source} has a noise schedule or prediction that is unknown here "
-            f"({configs['scheduler'].get('_class_name')}, {configs['scheduler'].get('beta_schedule')}, {prediction})",
-            WHAT_WORKS,
-        )
+    prediction = _scheduled(source, configs["scheduler"])
     own = replace(found, resolution=configs["unet"]["sample_size"] * scale)
     return found, Facts(own, kind, path, prediction, "the scheduler's configuration", configs)
+
+
+def _scheduled(source: str, scheduler: dict[str, Any]) -> str:
+    """What a scheduler's configuration says that the denoiser predicts."""
+    kind, betas = scheduler.get("_class_name", ""), scheduler.get("beta_schedule")
+    if scheduler.get("use_flow_sigmas") or (kind.startswith("FlowMatch") and not scheduler.get("use_dynamic_shifting")):
+        return "flow"
+    prediction = scheduler.get("prediction_type", "epsilon")
+    if betas not in ("scaled_linear", "linear") or prediction not in ("epsilon", "v_prediction"):
+        raise ConfigError(
+            f"{source} has a noise schedule or prediction that is unknown here ({kind}, {betas}, {prediction})",
+            WHAT_WORKS,
+        )
+    return prediction
 
 
 def _what_lies_in(path: Path, source: str) -> str:
@@ -184,6 +206,8 @@ def _file(path: Path) -> tuple[StableDiffusion, Facts]:
     found, configs = _inside(path, head)
     scale = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
     prediction, origin = _prediction(path, head, found, configs)
+    if "ztsnr" in head.tensors:
+        configs["scheduler"] = configs["scheduler"] | ZERO_TERMINAL_SNR
     if found is SD2 and prediction == "epsilon":
         configs["unet"]["sample_size"] = min(configs["unet"]["sample_size"], 64)  # the base model; 768 pixels is v
     own = replace(found, resolution=configs["unet"]["sample_size"] * scale)
@@ -226,13 +250,13 @@ def _inside(path: Path, head: Header) -> tuple[StableDiffusion, dict[str, Any]]:
 
 
 def _prediction(path: Path, head: Header, found: StableDiffusion, configs: dict[str, Any]) -> tuple[str, str]:
+    if "v_pred" in head.tensors:  # before the metadata: a mark stays when a merge copies another file's metadata
+        return "v_prediction", "the file's v_pred mark"
     if "trainer.parts" in head.metadata:
-        return configs["scheduler"].get("prediction_type", "epsilon"), "the file's metadata"
+        return _scheduled(path.name, configs["scheduler"]), "the file's metadata"
     said = head.metadata.get("modelspec.prediction_type", "").lower()
     if said in ("v", "v_prediction", "epsilon"):
         return ("epsilon" if said == "epsilon" else "v_prediction"), "the file's metadata"
-    if "v_pred" in head.tensors:
-        return "v_prediction", "the file's v_pred mark"
     if found is SD2:
         return _sd2_prediction(path, head), "the weights (a guess; set model.prediction_type if it is wrong)"
     return "epsilon", f"the custom of {found.title}"

@@ -19,8 +19,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from trainer.errors import ConfigError
+
 T = 1000  # noise levels of every public model, and the denoiser's timestep for pure noise
 GOLDEN = (5**0.5 - 1) / 2
+GUIDANCE_RESCALE = 0.7  # arXiv 2305.08891, section 3.4
 
 SAMPLERS = {
     "ddim": ("DDIMScheduler", {"timestep_spacing": "trailing", "clip_sample": False}),
@@ -29,7 +32,12 @@ SAMPLERS = {
 
 
 class Noise(Protocol):
-    """timesteps are (B,), latents, noise and what is made of them (B, C, h, w); everything on the CPU."""
+    """timesteps are (B,), latents, noise and what is made of them (B, C, h, w); everything on the CPU.
+
+    guidance_rescale: how far guidance is pulled back to the contrast of the unguided prediction; 0 is not at all
+    """
+
+    guidance_rescale: float
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Timesteps as training sees them."""
@@ -46,9 +54,12 @@ class Noise(Protocol):
     def weights(self, timesteps: Tensor, gamma: float | None) -> Tensor:
         """Loss weight of each timestep, (B,) fp32: min-SNR's (arXiv 2303.09556), or ones where `gamma` is None."""
 
+    def as_strong_as(self, other: Noise, timesteps: Tensor) -> Tensor:
+        """The timesteps at which this noise comes nearest to what `other` is at `timesteps`."""
+
     def sampler(self, steps: int, name: str = "dpm++") -> Any:
-        """A scheduler of diffusers with its timesteps set, the way from noise to a picture. `name`: for models with
-        more than one way, of SAMPLERS."""
+        """A scheduler of diffusers with its timesteps set, the way from noise to a picture: it begins at unit noise and
+        its samples are what `mix` makes. `name`: for models with more than one way, of SAMPLERS."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +92,11 @@ class DDPM:
         """Zero terminal SNR: nothing of the picture is left at the last timestep."""
         return bool(self.abar[-1] == 0)
 
+    @property
+    def guidance_rescale(self) -> float:
+        """Models that begin in pure noise keep a picture's mean, and guidance overexposes them (arXiv 2305.08891)."""
+        return GUIDANCE_RESCALE if self.ends_in_noise else 0.0
+
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         return torch.randint(len(self.abar), (count,), generator=generator)
 
@@ -108,6 +124,13 @@ class DDPM:
         if self.prediction == "v_prediction":
             return (capped / (snr + 1)).float()
         return torch.where(snr > 0, capped / snr.clamp(min=torch.finfo(snr.dtype).tiny), 1.0).float()
+
+    def as_strong_as(self, other: Noise, timesteps: Tensor) -> Tensor:
+        assert isinstance(other, DDPM)
+        levels = other.abar[timesteps]
+        after = torch.searchsorted(-self.abar, -levels).clamp(1, len(self.abar) - 1)  # abar falls
+        nearer = (self.abar[after - 1] - levels).abs() < (self.abar[after] - levels).abs()
+        return after - nearer.long()
 
     def sampler(self, steps: int, name: str = "dpm++") -> Any:
         """At zero terminal SNR sigma begins at infinity, where only DDIM is defined."""
@@ -140,6 +163,7 @@ class Flow:
     deviation: float = 1.0
     schedule: Mapping[str, Any] = field(default_factory=dict, repr=False)
     walk: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    guidance_rescale: float = 0.0
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         return self.at(1 - torch.rand(count, generator=generator))  # in (0, 1]: without noise there is no velocity
@@ -165,11 +189,15 @@ class Flow:
         sigma = timesteps.double() / T
         return torch.minimum((1 - sigma) ** 2, gamma * sigma**2).float()
 
+    def as_strong_as(self, other: Noise, timesteps: Tensor) -> Tensor:
+        return timesteps  # which are the noise levels themselves
+
     def sampler(self, steps: int, name: str = "dpm++") -> Any:
         """Euler's method along the straight lines, as the models' own pipelines draw."""
         import diffusers
 
-        scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(dict(self.schedule))
+        config = {"shift": self.shift} | self.schedule
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(config)
         scheduler.set_timesteps(steps, **self.walk)
         return scheduler
 
@@ -178,7 +206,14 @@ class Flow:
 
 
 def of(schedule: Mapping[str, Any], prediction: str = "epsilon", zero_terminal_snr: bool = False) -> Noise:
-    """Noise as a model's scheduler configuration has it."""
+    """Noise as a model's scheduler configuration has it. `prediction`: "epsilon", "v_prediction" or "flow"."""
+    if prediction == "flow":
+        if zero_terminal_snr:
+            raise ConfigError(
+                "train.zero_terminal_snr has no effect: a flow-matching model begins in pure noise anyway",
+                "leave --zero_terminal_snr out",
+            )
+        return Flow(shift=schedule.get("shift", schedule.get("flow_shift", 1.0)), schedule=schedule)
     return DDPM.of(schedule, prediction, zero_terminal_snr)
 
 

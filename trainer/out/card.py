@@ -39,12 +39,13 @@ def card(
         "modelspec.title": settings.get("title") or "DreamBooth model",
         "modelspec.date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S"),
         "modelspec.resolution": f"{side}x{side}",
-        "modelspec.prediction_type": "v" if velocity else "epsilon",
         "trainer.precision": precision,
         "trainer.base_model": public(parts.source),
         "trainer.base_digest": parts.digest,
         **{f"trainer.{key}": str(value) for key, value in settings.items() if key not in NOT_SHOWN},
     }
+    if not is_flow(parts):  # which the specification has no word for
+        found["modelspec.prediction_type"] = "v" if velocity else "epsilon"
     if trigger := trigger_phrase(settings):
         found["modelspec.trigger_phrase"] = trigger
         found["modelspec.usage_hint"] = f"say {trigger!r} in the prompt"
@@ -138,6 +139,10 @@ def is_velocity(parts: Parts) -> bool:
     return parts.prediction_type == "v_prediction"
 
 
+def is_flow(parts: Parts) -> bool:
+    return parts.prediction_type == "flow"
+
+
 def is_rescaled(parts: Parts, settings: Mapping[str, str]) -> bool:
     """Whether the schedule that was trained on ends at zero signal: the model's own, or asked for."""
     asked = settings.get("train.zero_terminal_snr") == "True"
@@ -147,6 +152,8 @@ def is_rescaled(parts: Parts, settings: Mapping[str, str]) -> bool:
 def scheduler(parts: Parts, settings: Mapping[str, str]) -> dict[str, Any]:
     """The scheduler's configuration of an export. Only some of diffusers' schedulers know a rescaled schedule, whose first
     step must be the last timestep ("trailing", arXiv 2305.08891); the others would drop both marks without a word."""
+    if is_flow(parts):
+        return dict(parts.scheduler_config)
     config = parts.scheduler_config | {"prediction_type": parts.prediction_type}
     if not is_rescaled(parts, settings):
         return config
@@ -166,4 +173,4 @@ def marks(parts: Parts, settings: Mapping[str, str]) -> tuple[str, ...]:
 def unlike_the_rest(parts: Parts, settings: Mapping[str, str]) -> bool:
     """Whether a reader that goes by the family alone would draw wrongly: diffusers takes every SD 2 file for one that
     predicts velocities, and every other file for one that predicts noise on the usual schedule."""
-    return is_velocity(parts) != parts.family.names.velocities or is_rescaled(parts, settings)
+    return is_flow(parts) or is_velocity(parts) != parts.family.names.velocities or is_rescaled(parts, settings)

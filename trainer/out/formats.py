@@ -176,7 +176,9 @@ def _single_file(parts: Parts, folder: Path, precision: str, settings: dict[str,
         usage = f"{pipeline}.from_single_file({str(target)!r}{config})"
     elif cards.unlike_the_rest(parts, settings):
         usage += f"{config}), which brings the scheduler that the weights need"
-        if not parts.family.names.marked:
+        if cards.is_flow(parts):
+            usage += "; ComfyUI needs its ModelSamplingSD3 node, which tells it of straight lines"
+        elif not parts.family.names.marked:
             usage += "; ComfyUI needs its ModelSamplingDiscrete node (" + ", ".join(cards.marks(parts, settings)) + ")"
     else:
         usage += ")"

@@ -97,7 +97,9 @@ def digest_of(path: Path) -> str:
 
 def settings(parts: Parts, config: Config, resolution: int) -> dict[str, object]:
     """Everything class images depend on, as the manifest keeps it."""
-    return {"model": parts.digest, "predicts": parts.prediction_type} | _asked(config, resolution)
+    made = {"model": parts.digest, "predicts": parts.prediction_type} | _asked(config, resolution)
+    rescale = parts.noise().guidance_rescale
+    return made | ({"guidance_rescale": rescale} if rescale else {})
 
 
 def _asked(config: Config, resolution: int) -> dict[str, object]:

@@ -8,6 +8,9 @@ The class half of the loss then asks the learner to equal the base model there, 
 prior preservation regresses onto the noise of 200 pictures, whose irreducible error teaches nothing, this
 target is the model's own answer, so its loss starts at zero and only measures drift. All draws are made before
 training and cached: no second model on the card.
+
+Where training rescales the schedule to zero terminal SNR, the untouched model is told the timestep of its own schedule
+that is as noisy; its last one where there is none.
 """
 
 from __future__ import annotations
@@ -24,7 +27,6 @@ from trainer.data.dataset import Dataset
 from trainer.data.photos import class_prompt
 from trainer.draw.painter import Brush, Painter
 from trainer.draw.sampler import Look, noise_of
-from trainer.errors import ConfigError
 from trainer.events import Notice, Stage
 from trainer.files.store import Store, key
 from trainer.machine.phase import Phase
@@ -99,15 +101,6 @@ class PredictedRows:
         pass
 
 
-def check(config: Config) -> None:
-    """Refuse a rescaled schedule, where a timestep has another noise level than the base model learned."""
-    if config.train.zero_terminal_snr:
-        raise ConfigError(
-            "prior by prediction holds on to the noise schedule that zero_terminal_snr changes",
-            "use --by images, or leave --zero_terminal_snr out",
-        )
-
-
 def ensure(
     painter: Painter,
     config: Config,
@@ -121,11 +114,10 @@ def ensure(
 
     painter: draws with the untouched model; knows the embeddings of `class_prompt(config)` and ""
     """
-    check(config)
     parts, prompt = painter.parts, class_prompt(config)
     side = config.data.resolution or parts.family.resolution
     look = Look((side, side), sample_steps, config.prior.guidance_scale, sampler="ddim")
-    noise, seed = parts.noise(), config.prior.class_seed or 0
+    noise, seed = parts.noise(config.train.zero_terminal_snr), config.prior.class_seed or 0
     store = Store(Path(folder) / "predictions")
     facts = {
         "model": parts.digest,
@@ -138,6 +130,8 @@ def ensure(
         "latents": latents,
         "dtype": str(painter.drawing.denoiser_dtype),
     }
+    if config.train.zero_terminal_snr:
+        facts["levels"] = "zero terminal SNR"
     name = key(kind="predictions 1", **facts)
     found = store.get(name, ("latents", "timesteps", "targets"))
     if store.remade:
@@ -170,7 +164,8 @@ def _more(brush: Brush, made: Predictions, draws: int, phase: Phase) -> Stage[Pr
     for start in range(len(made), draws, batch):
         rows = range(start, min(start + batch, draws))
         samples = torch.stack([made.sample(i, timesteps[i]) for i in rows])
-        answers = brush.predict(samples, timesteps[rows.start : rows.stop], [made.prompt] * len(rows))
+        told = brush.painter.parts.noise().as_strong_as(made.noise, timesteps[rows.start : rows.stop])
+        answers = brush.predict(samples, told, [made.prompt] * len(rows))
         targets.append(answers.half().cpu())
         yield phase.progress(phase.total - (draws - rows.stop))
     return replace(made, timesteps=timesteps, targets=torch.cat(targets))

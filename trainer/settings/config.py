@@ -25,7 +25,7 @@ class Model(Section):
         "model",
     )
     family: Literal["auto", "sd1", "sd2", "sdxl"] = knob("auto", "model family; auto reads it from the model")
-    prediction_type: Literal["auto", "epsilon", "v_prediction"] = knob(
+    prediction_type: Literal["auto", "epsilon", "v_prediction", "flow"] = knob(
         "auto", "what the denoiser predicts; auto reads the scheduler's configuration"
     )
     revision: str | None = knob(None, "hub revision (branch, tag or commit)", "revision")

@@ -160,7 +160,7 @@ class StableDiffusion:
     ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         factor, config, real, whole = parts.latent_factor, parts.denoiser.config, torch.float32, torch.int64
         given = {"sample": ((rows, config.in_channels, size[1] // factor, size[0] // factor), real)}
-        given["timestep"] = ((rows,), whole)
+        given["timestep"] = ((rows,), real if parts.prediction_type == "flow" else whole)
         if text:
             given |= dict.fromkeys(("input_ids", "input_ids_2")[: len(self.pads)], ((rows, LENGTH), whole))
         else:
@@ -185,7 +185,9 @@ class StableDiffusion:
         return lambda path: ldm.renamed(path, paths)
 
     def pipeline(self, parts: Parts, **overrides: Any) -> diffusers.DiffusionPipeline:
-        config = parts.scheduler_config | {"prediction_type": parts.prediction_type}
+        config = parts.scheduler_config
+        if parts.prediction_type != "flow":
+            config = config | {"prediction_type": parts.prediction_type}
         scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
         modules = {"unet": parts.denoiser, "vae": parts.vae, "scheduler": scheduler}
         for i, suffix in enumerate(("", "_2")[: len(self.pads)]):  # None where they were not loaded
