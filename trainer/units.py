@@ -7,7 +7,8 @@ Forward, recompute, backward, streaming and the planner's simulation are all loo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -31,6 +32,19 @@ class Unit:
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     run: Callable[..., Tensor | tuple[Tensor, ...]]
+
+
+@contextmanager
+def still(dropouts: Iterable[nn.Module]) -> Iterator[None]:
+    """These switched off, for whoever only looks: dropout changes what is seen, and draws from training's random numbers."""
+    active = [dropout for dropout in dropouts if dropout.training]
+    for dropout in active:
+        dropout.training = False
+    try:
+        yield
+    finally:
+        for dropout in active:
+            dropout.training = True
 
 
 def holder(modules: dict[str, nn.Module]) -> nn.Module:

@@ -147,8 +147,8 @@ def trained(run: Run, painter: Painter, cached: Cached, keep: Keep) -> Stage[tup
         },
         Average(engine.master(), train.ema_decay) if train.ema and run.team.leads else None,
     )
-    torch.manual_seed(train.seed)  # what dropout draws from; every other draw has a generator of its own
     made.guard = _guard(run, made, painter, cached) if config.guard.watch and run.team.leads else None
+    torch.manual_seed(train.seed)  # what dropout draws from, whatever a judge drew when it was made
     return made, painter
 
 

@@ -15,7 +15,8 @@ from trainer.run.trained import Trained
 
 def measure(run: Run, trained: Trained, painter: Painter) -> Stage[None]:
     """Correct the run's plan, and say what came out."""
-    run.plan = measured.probe(run.plan, run.device, probes(run, trained, painter))
+    with torch.random.fork_rng():  # a step's dropout draws, and no step was taken
+        run.plan = measured.probe(run.plan, run.device, probes(run, trained, painter))
     yield from run.plan.events()
 
 

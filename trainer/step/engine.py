@@ -37,7 +37,7 @@ from trainer.step.residency import Holding
 from trainer.step.route import Route, needed
 from trainer.step.standin import StandIn
 from trainer.step.updates import Updates
-from trainer.units import EXACT, Unit
+from trainer.units import EXACT, Unit, still
 
 __all__ = ["AdamHyper", "Engine", "Policy", "StepResult"]
 
@@ -60,6 +60,7 @@ class Engine:
         memory.check(policy)
         optim.check(policy)
         self.units, self.policy, self.device, self.team = units, policy, torch.device(device), team
+        self.dropouts = [m for unit in units for m in unit.module.modules() if isinstance(m, nn.Dropout)]
         self.traffic = Traffic(self.device)
         stay = _staying(units, policy.resident_units if policy.stream != "off" else len(units))
         self.holdings = [
@@ -316,7 +317,8 @@ class Engine:
             holding.use_weights()
             if position + 1 < len(order):
                 self.holdings[order[position + 1]].bring()
-            known.update(zip(unit.writes, self._run(k, [known[name] for name in unit.reads]), strict=True))
+            with still(self.dropouts):
+                known.update(zip(unit.writes, self._run(k, [known[name] for name in unit.reads]), strict=True))
             holding.leave(changed=False)
             later = {name for j in order[position + 1 :] for name in self.units[j].reads} | {wanted}
             known = {name: value for name, value in known.items() if name in later}
