@@ -170,7 +170,9 @@ def test_what_was_said_comes_before_the_event_that_followed_and_before_a_fault(t
     with stray.caught(), pytest.raises(ValueError, match="broke"):
         for _ in log.record(heard(run(), stray)):
             pass
-    assert [getattr(event, "text", "") for event in log.read(tmp_path)] == ["", "first", "second", "third"]
+    *before, last = log.read(tmp_path)
+    assert [getattr(event, "text", "") for event in before] == ["", "first", "second", "third"]
+    assert last.status == "failed" and "the run broke" in last.error, "nobody waits for more of it"
 
 
 def test_without_anything_said_a_report_has_no_such_section(tmp_path: Path) -> None:

@@ -101,6 +101,17 @@ def test_a_frame_fills_any_screen_and_never_more(recorded: list[Event], width: i
                     assert all(end < start for end, (start, _) in zip(ends, row[1:], strict=False)), "pieces overlap"
 
 
+@pytest.mark.parametrize(("width", "height"), [(0, 0), (1, 1), (2, 50), (5, 24), (11, 3), (200, 1)])
+def test_a_window_that_is_dragged_to_nothing_has_a_frame_too(recorded: list[Event], width: int, height: int) -> None:
+    state = RunState()
+    for i, event in enumerate(recorded):
+        state = apply(state, event)
+        if i % 250 == 100 or event is recorded[-1]:
+            for view in (View(), View(help=True), View(large=True)):
+                rows = frame(state, width, height, view)
+                assert len(rows) <= height and all(c + piece.cell_len <= width for row in rows for c, piece in row)
+
+
 def test_instance_and_class_loss_are_smoothed_apart() -> None:
     def step(n: int, instance: float, cls: float) -> Step:
         return Step(n, 9, instance + cls, instance, cls, 1e-6, 1.0, 0.5, 2, 0, 0, 0, 0)
@@ -204,7 +215,7 @@ def test_only_changed_lines_are_sent(recorded: list[Event]) -> None:
 def test_drawing_takes_at_most_one_percent_of_the_time(recorded: list[Event]) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, color_system="truecolor", width=160, height=48)
     with Stray().caught():
-        screen = tui.Screen(console, Controls(), watching=False)
+        screen = tui.Screen(console, Controls(), False, Stray())
         screen.state = until(recorded, MOMENTS["train"])
         costs: list[float] = []
         draw = screen.draw
@@ -347,6 +358,42 @@ def test_on_a_real_terminal_keys_work_resizing_works_and_everything_is_put_back(
         os.write(ours, b"p")
         os.write(ours, b"q")
         assert "\x1b[?1049l" in seen(ours, "checkpoint: step=10")
+        assert run.wait(60) == 0
+    finally:
+        run.kill()
+    assert termios.tcgetattr(theirs) == before
+
+
+BROKEN = """
+import time
+from trainer.events import Controls, Finished, Notice
+from trainer.readers import tui
+
+def frame(state, width, height, view):
+    return 1 // 0
+
+def run(controls):
+    while not controls.quit:
+        yield Notice("waiting")
+        time.sleep(0.1)
+    yield Notice("left with a key")
+    yield Finished("interrupted", 0, 1.0, "runs/x", "bye")
+
+tui.frame = frame
+controls = Controls()
+tui.show(run(controls), controls, "on")
+"""
+
+
+def test_a_frame_that_cannot_be_drawn_leaves_plain_lines_and_the_keys(terminal) -> None:  # type: ignore[no-untyped-def]
+    theirs, ours = terminal
+    before = termios.tcgetattr(theirs)
+    run = start(["-c", BROKEN], theirs)
+    try:
+        assert "\x1b[?1049l" in seen(ours, "note: waiting"), "the picture's screen was left first"
+        os.write(ours, b"q")
+        said = seen(ours, "bye")
+        assert "note: left with a key" in said and "could not be drawn (ZeroDivisionError" in said
         assert run.wait(60) == 0
     finally:
         run.kill()

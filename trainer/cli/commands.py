@@ -9,13 +9,19 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainer.cli.parse import Command
 from trainer.errors import ConfigError
 from trainer.events import Controls, Event, Finished, Notice, RunStarted
+from trainer.files import disk
 from trainer.machine import libraries, versions
+from trainer.readers.lasting import lasting
 from trainer.settings.checks import check
 from trainer.settings.config import Config
+
+if TYPE_CHECKING:
+    from trainer.readers import stray
 
 
 def train(command: Command) -> int:
@@ -45,11 +51,25 @@ def train(command: Command) -> int:
                 run_dir[:] = [event.run_dir]
             yield event
 
+    code = 1
     with ExitStack() as stack:
+        stack.enter_context(lasting(lambda why: _without_reader(said, why)))
+        stack.push(lambda kind, error, trace: _ours(error, run_dir))
         stack.push(lambda kind, error, trace: _report(error, run_dir))
-        stack.push(lambda kind, error, trace: _say_where(error, run_dir))
         finished = tui.show(log.record(stray.heard(events(), said), config), controls, config.run.dashboard, said)
-    return {"done": 0, "interrupted": 130}.get(finished.status if finished else "failed", 1)
+        assert finished is not None, "the last event of a run"
+        code = _code(finished)
+    return code
+
+
+def _code(finished: Finished | None) -> int:
+    """What became of a run, as exit code. One that "failed" met something a person can mend: a fault of ours is raised."""
+    return {"done": 0, "interrupted": 130, "failed": 2}[finished.status if finished else "done"]
+
+
+def _without_reader(said: stray.Stray, why: str) -> None:
+    text = f"Nobody reads this output any more ({why}): the run goes on, and its log has everything."
+    said.hear(Notice(text, level="warning"), text)
 
 
 def _follow(config: Config, rank: int) -> int:
@@ -63,7 +83,7 @@ def _follow(config: Config, rank: int) -> int:
     assert isinstance(last, Finished), "the last event of a run"
     if last.error:
         print(f"card {rank}: {last.error}", file=sys.stderr)
-    return {"done": 0, "interrupted": 130}.get(last.status, 1)
+    return _code(last)
 
 
 def plan(command: Command) -> int:
@@ -186,17 +206,24 @@ def _say_libraries() -> None:
         print(f"warning: {what}\n  fix: {fix}", file=sys.stderr)
 
 
-def _say_where(error: BaseException | None, run_dir: list[str]) -> None:
-    """A fault of ours ends in a traceback; its last line says where the rest is written down."""
-    if error is not None and not isinstance(error, (ConfigError, KeyboardInterrupt)):
-        error.add_note(f"The log is {run_dir[0]}/log.jsonl." if run_dir else "Nothing was written yet.")
+def _ours(error: BaseException | None, run_dir: list[str]) -> bool:
+    """Whether this is a fault of this program whose traceback is in the run's log already; then one line says so."""
+    ours = isinstance(error, Exception) and not isinstance(error, ConfigError)
+    if not ours or not run_dir or (isinstance(error, OSError) and disk.refusal(error)):
+        return False  # the command line says what these mean
+    print(
+        f"error: a fault of this program ({type(error).__name__}: {error})\n"
+        f"  fix: please report it, with {run_dir[0]}/log.jsonl, which says where it happened",
+        file=sys.stderr,
+    )
+    return True
 
 
 def _show(events: Iterator[Event], config: Config) -> int:
     from trainer.readers import tui
 
-    finished = tui.show(events, Controls(), "off")
-    return {"interrupted": 130, "failed": 1}.get(finished.status if finished else "done", 0)
+    with lasting(lambda why: None):
+        return _code(tui.show(events, Controls(), "off"))
 
 
 DO: dict[str, Callable[[Command], int]] = {

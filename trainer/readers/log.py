@@ -41,7 +41,9 @@ from __future__ import annotations
 import math
 import os
 import time
+import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -69,27 +71,41 @@ def record(events: Iterable[Event], config: Config | None = None) -> Generator[E
     early: list[Event] = []  # what came before the folder had a name
     file: TextIO | None = None
     trackers: list[GeneralTracker] = []
-    try:
-        for event in events:
-            if isinstance(event, RunStarted) and file is None:
-                file = _open(Path(event.run_dir))
-                trackers = _trackers(config, event) if config is not None else []
-                file.writelines(to_json(e) + "\n" for e in early)
-            if file is None:
-                early.append(event)
-            else:
-                file.write(to_json(event) + "\n")
-                file.flush()
-            for tracker in trackers:
-                _track(tracker, event)
-            yield event
-    finally:
-        if file is not None:
-            file.close()
-        for tracker in trackers:
-            tracker.finish()
+    with ExitStack() as last:  # whoever stops listening stops the run; its `finally` runs now rather than some time
         if isinstance(events, Generator):
-            events.close()  # whoever stops listening stops the run; its `finally` runs now rather than some time
+            last.callback(events.close)
+        ended = Finished("failed", 0, 0.0, "", "")
+        try:
+            for event in events:
+                if isinstance(event, RunStarted) and file is None:
+                    file = last.enter_context(_open(Path(event.run_dir)))
+                    ended = replace(ended, run_dir=event.run_dir)
+                    trackers = _trackers(config, event) if config is not None else []
+                    file.writelines(to_json(e) + "\n" for e in early)
+                    for tracker in trackers:
+                        last.callback(tracker.finish)
+                ended = replace(ended, step=event.step) if isinstance(event, Step) else ended
+                if file is None:
+                    early.append(event)
+                else:
+                    file.write(to_json(event) + "\n")
+                    file.flush()
+                for tracker in trackers:
+                    _track(tracker, event)
+                yield event
+        except GeneratorExit:
+            raise
+        except (
+            BaseException
+        ) as error:  # nobody waits for more of this run, and whoever mends it finds all that is known
+            if file is not None:
+                broken_off = isinstance(error, KeyboardInterrupt)
+                trace = "" if broken_off else "".join(traceback.format_exception(error))
+                status = "interrupted" if broken_off else "failed"
+                with suppress(OSError):  # a disk that took no line takes none now
+                    file.write(to_json(replace(ended, status=status, error=trace, time=time.time())) + "\n")
+                    file.flush()
+            raise
 
 
 def read(run: str | Path) -> Iterator[Event]:

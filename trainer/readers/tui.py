@@ -11,12 +11,14 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import Literal, TextIO
 
 from rich.console import Console
 
-from trainer.events import Controls, Event, Finished
+from trainer.events import Controls, Event, Finished, Notice, Said
 from trainer.readers.log import clean
 from trainer.readers.stray import Stray
 from trainer.readers.view.dashboard import frame
@@ -85,10 +87,12 @@ def dashboard(
     """The full screen until the events end; afterwards its essence as plain lines, which stay in the scrollback."""
     stray = stray or Stray()
     with stray.caught(streams) as output:
-        screen = Screen(console or Console(file=output), controls, watching)
+        screen, thinner = Screen(console or Console(file=output), controls, watching, stray), Thinner()
         with screen:
             for event in map(clean, events):
                 screen.state = apply(screen.state, event)
+                if screen.broken:
+                    screen.say(lines(screen.state, event, thinner))
             while watching and not controls.quit:  # the last frame stays until the person leaves
                 time.sleep(0.1)
     summary(screen.state, stray, console.file if console else sys.stdout)
@@ -118,11 +122,12 @@ def summary(state: RunState, stray: Stray, output: TextIO) -> None:
 
 class Screen:
     """The drawing thread; `state` is replaced from outside. Where a run is only watched, `controls.quit` means leaving
-    the screen.
+    the screen. Once a frame could not be drawn it is `broken`: events are plain lines from then on, and keys work as before.
     """
 
-    def __init__(self, console: Console, controls: Controls, watching: bool):
-        self.console, self.controls, self.watching = console, controls, watching
+    def __init__(self, console: Console, controls: Controls, watching: bool, stray: Stray):
+        self.console, self.controls, self.watching, self.stray = console, controls, watching, stray
+        self.broken = False
         self.state, self.help, self.large = RunState(), False, False
         self.painter = Painter(console)
         self.drawn_seconds = 0.0
@@ -137,20 +142,40 @@ class Screen:
     def __exit__(self, *_: object) -> None:
         self.done.set()
         self.thread.join()
-        self.painter.close()
+        if not self.broken:
+            self.painter.close()
+
+    def say(self, said: Iterable[str]) -> None:
+        """Lines in place of the picture."""
+        for line in said:
+            print(line, file=self.console.file, flush=True)
 
     def _run(self) -> None:
         with keyboard() as read:
             due = 0.0
             while not self.done.is_set():
                 now = time.monotonic()
-                if now >= due or self.size != self.painter.size:  # a new size is answered at once, as a key is
-                    cost = self.draw()
-                    due = now + max(FRAME_SECONDS, cost / SHARE)
+                # a new size is answered at once, as a key is
+                if not self.broken and (now >= due or self.size != self.painter.size):
+                    due = now + FRAME_SECONDS
+                    with ExitStack() as stack:
+                        stack.push(self._break)
+                        due = now + max(FRAME_SECONDS, self.draw() / SHARE)
                 keys = read(min(0.1, max(0.0, due - now)))
                 for key in keys:
                     self.press(key)
                     due = 0.0  # a key is answered at once
+
+    def _break(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        """A frame that cannot be drawn costs the picture, not the hold on the run: drawing is the least of what this does."""
+        if not isinstance(error, Exception):
+            return False
+        text = f"The screen could not be drawn ({type(error).__name__}: {error}): plain lines from here on, keys work as before."
+        self.stray.hear(Notice(text, "please report it, with log.jsonl", "warning"), text)
+        self.stray.hear(Said(trace := "".join(traceback.format_exception(error))), trace)
+        self.painter.close()
+        self.broken = True
+        return True
 
     @property
     def size(self) -> tuple[int, int]:

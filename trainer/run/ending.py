@@ -9,6 +9,7 @@ import torch
 
 from trainer.errors import ConfigError, Diverged
 from trainer.events import CheckpointSaved, Controls, Event, Finished, Notice, PhaseEnded, Stage, Step, watched
+from trainer.files import disk
 from trainer.plan import measured
 from trainer.run.prepare import Run
 
@@ -41,6 +42,10 @@ class Ending:
         except torch.OutOfMemoryError as failure:
             fix = "a smaller --preset (or --vram_gb), or close other programs; then --resume_from_checkpoint latest"
             self.error = f"{str(failure).splitlines()[0]}\n  fix: {fix}"
+        except OSError as failure:
+            if (refused := disk.refusal(failure)) is None:
+                raise
+            self.error = str(refused)
 
     def _see(self, event: Event) -> None:
         if isinstance(event, (Step, CheckpointSaved)):  # a run resumed at its end takes no step

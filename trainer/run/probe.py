@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
+
 from trainer.data.batches import share
 from trainer.draw.painter import Painter
 from trainer.events import Stage, outcome

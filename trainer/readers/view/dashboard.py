@@ -33,10 +33,14 @@ from trainer.readers.view.pictures import gallery
 from trainer.readers.view.state import RunState
 
 GAP = 4  # columns between the two halves of a wide screen
+NARROWEST = 12  # columns that bars and folded lines need; while a window's corner is dragged there may be fewer
 
 
 def frame(state: RunState, width: int, height: int, view: View) -> list[Row]:
     """The screen: `height` rows of pieces none of which reaches beyond `width`."""
+    if width < NARROWEST:
+        wider = frame(state, NARROWEST, height, view)
+        return [tuple((column, cut(text, width - column)) for column, text in row if column < width) for row in wider]
     inner = width - 2
     top = [header(state, inner, view), phase_strip(state, inner)]
     bottom = [*[Text()] * (height >= 30), *notices(state, inner, 7 if height >= 40 else 3), footer(state, inner, view)]
