@@ -1,5 +1,9 @@
 """However a run ends, its last event says how, and what to type next."""
 
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from tiny_run import prepared
@@ -36,6 +40,16 @@ def test_a_run_that_training_ended_early_says_why(run):
 def test_a_run_that_was_asked_to_stop_is_interrupted_and_says_how_to_go_on(run):
     finished = ended(run, lambda: "asked to stop", Controls(quit=True))
     assert finished.status == "interrupted" and f"--config {run.folder}/config.toml" in finished.text
+
+
+def test_lines_to_paste_survive_the_shell(run):
+    photo = replace(run.photos.photos[0], prompt='it\'s $HOME of a "dog"')
+    odd = replace(run, folder=Path("runs/it's mine"), photos=replace(run.photos, photos=(photo,)))
+    line = next(line for line in ended(odd, lambda: "").text.splitlines() if "sample" in line)
+    words = shlex.split(line.partition(":")[2])
+    assert words == ["python", "-m", "trainer", "sample", "runs/it's mine", "--prompt", photo.prompt]
+    again = ended(odd, lambda: "", Controls(quit=True)).text.partition("Go on with: ")[2]
+    assert shlex.split(again)[3:5] == ["--config", "runs/it's mine/config.toml"]
 
 
 @pytest.mark.parametrize(

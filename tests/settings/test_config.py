@@ -1,5 +1,6 @@
 """Settings: layers and their origins, what is refused, and the way into a run folder and back."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -346,3 +347,36 @@ def test_what_the_planner_decided_is_no_wish_when_the_settings_are_read_back(tmp
     assert '# weights = "24bit"  # planner' in text
     assert again.memory.weights == "auto" and again.sample.batch_size is None and again.memory.moments == "8bit"
     assert again.chosen("memory.moments") and not again.chosen("memory.weights")
+
+
+def test_a_runs_settings_name_whole_paths_and_hub_ids_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("a model", "cat", "org/name"):
+        (tmp_path / folder).mkdir(parents=True)
+    made = overlay.load(
+        {
+            "model.name": "a model",
+            "model.vae": "stabilityai/sd-vae-ft-mse",
+            "data.subsets": ["3 x cat = a photo of hta cat"],
+            "run.cache_dir": "not/there/yet",
+        }
+    )
+    overlay.write(made, made.provenance, tmp_path / "config.toml")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = overlay.load(file=tmp_path / "config.toml")
+    assert again.model.name == str(tmp_path / "a model") and again.model.vae == "stabilityai/sd-vae-ft-mse"
+    assert again.data.subsets == [f"3 x {tmp_path / 'cat'} = a photo of hta cat"]
+    assert again.run.cache_dir == str(tmp_path / "not" / "there" / "yet")
+    named = overlay.load({"model.name": "org/name"})
+    overlay.write(named, named.provenance, tmp_path / "config.toml")
+    assert overlay.load(file=tmp_path / "config.toml").model.name == "org/name"
+
+
+def test_the_line_that_repeats_a_run_can_be_pasted_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made, place = overlay.load({"data.class_name": "dog"}), Path("it's a run")
+    place.mkdir()
+    overlay.write(made, made.provenance, place / "config.toml")
+    line = (place / "config.toml").read_text().splitlines()[0].partition("Repeat it: ")[2]
+    assert shlex.split(line) == ["python", "-m", "trainer", "--config", str(tmp_path / "it's a run" / "config.toml")]

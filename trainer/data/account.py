@@ -4,6 +4,7 @@ and why. Whoever wants to know anything about the photos asks this; what it says
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -113,7 +114,7 @@ class PhotoSet:
             yield f"{count} x '{prompt}' ({words})"
         rest = len({(photo.prompt, _origin(photo)) for photo in self.photos}) - 8
         if rest > 0:
-            yield f"and {rest} more prompts: python -m trainer photos {self.folder} shows all"
+            yield f"and {rest} more prompts: python -m trainer photos {shlex.quote(self.folder)} shows all"
 
     def _by_bucket(self) -> Iterator[str]:
         sizes = Counter(photo.size_cut for photo in self.photos)

@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from trainer.data.pictures import PICTURE_SUFFIXES
 from trainer.errors import ConfigError
@@ -140,12 +141,12 @@ def _only_meaning(
         sub = plain[0].folder
         if len(plain) == 1:
             raise ConfigError(
-                f"{folder} has no photos itself, but its folder {sub.name} has", f"use {flag} {folder / sub.name}"
+                f"{folder} has no photos itself, but its folder {sub.name} has", f"use {flag} {quote(str(sub))}"
             )
         listed = _listed(plain, count)
         raise ConfigError(
             f"{folder} has no photos itself, but its folders have: {listed}",
-            f"name one of them, such as {flag} {folder / sub.name}, or take all with --folders all",
+            f"name one of them, such as {flag} {quote(str(sub))}, or take all with --folders all",
         )
     if not loose:
         return "kohya"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
 
@@ -68,9 +69,8 @@ class Ending:
         """Where everything is, and what to type next."""
         folder = self.run.folder
         if self.status != "done":
-            again = (
-                f"python -m trainer --config {folder}/config.toml --output_dir {folder} --resume_from_checkpoint latest"
-            )
+            words = ["--config", str(folder / "config.toml"), "--output_dir", str(folder)]
+            again = shlex.join(["python", "-m", "trainer", *words, "--resume_from_checkpoint", "latest"])
             return f"The run is in {folder}.\nGo on with: {again}"
         lines = [
             *([f"stopped early: {self.stopped}"] if self.stopped else []),
@@ -78,7 +78,8 @@ class Ending:
             *([f"pictures    {folder / 'samples'}"] if (folder / "samples").is_dir() else []),
             f"settings    {folder / 'config.toml'}",
             f"log         {folder / 'log.jsonl'}",
-            f"draw more:  python -m trainer sample {folder} --prompt {self.run.photos.prompts[0]!r}",
+            "draw more:  "
+            + shlex.join(["python", "-m", "trainer", "sample", str(folder), "--prompt", self.run.photos.prompts[0]]),
         ]
         if self.run.config.model.name == "demo":
             lines.append("your own:   python -m trainer --preset 12gb --instance_data_dir my_photos --class_name dog")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import shlex
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ from trainer.errors import ConfigError
 from trainer.files.whole import whole
 from trainer.settings.config import Config, knobs
 from trainer.settings.effect import idle
-from trainer.settings.subsets import subset
+from trainer.settings.subsets import entry, subset
 
 DEMO = "demo"
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -186,6 +187,13 @@ def effective(settings: Mapping[str, Any], provenance: Mapping[str, str]) -> lis
 
 
 PLANNER, CHECKPOINT = "planner", "the checkpoint"  # who decided what a repetition decides again
+FOLDERS = (  # where a setting is one, relative to wherever the run was started
+    "data.instance_data_dir",
+    "prior.class_data_dir",
+    "run.cache_dir",
+    "run.logging_dir",
+)
+MODELS = ("model.name", "model.vae")  # folders, files, or names of the hub's or of ours
 NOT_REPEATED = {  # settings of one run that its repetition must not inherit
     "run.output_dir": "a repeated run gets its own folder",
     "run.overwrite": "asked for this run only",
@@ -199,14 +207,14 @@ def write(config: Config, provenance: Mapping[str, str], path: Path) -> None:
     silent = {key: f"no effect: {found.why}" for key, found in idle(config).items()} | NOT_REPEATED
     if config.train.max_train_steps is not None:
         silent["train.num_train_epochs"] = "counted in max_train_steps"
-    lines = [f"# Every setting of this run, and where it came from. Repeat it: python -m trainer --config {path}"]
+    lines = [f"# Every setting of this run, and where it came from. Repeat it: {_repeat(path)}"]
     section = ""
     for key in knobs():
         table, _, name = key.rpartition(".")
         if table != section:
             section = table
             lines += ["", f"[{section}]"]
-        value, origin = config.value(key), provenance.get(key, "default")
+        value, origin = whole_path(key, config.value(key)), provenance.get(key, "default")
         if value is None:
             lines.append(f"# {name} is left open")
         elif key in silent:
@@ -217,6 +225,21 @@ def write(config: Config, provenance: Mapping[str, str], path: Path) -> None:
             lines.append(f"{name} = {_toml(value)}  # {origin}")
     with whole(path) as part:
         part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _repeat(path: Path) -> str:
+    return f"python -m trainer --config {shlex.quote(str(path.absolute()))}"
+
+
+def whole_path(key: str, value: Any) -> Any:
+    """The value of a setting, with the whole path where it is one: a run is gone back to from other folders, too. Links
+    stay as they are: the hub's cache keeps a model's file under a name that says nothing of its kind."""
+    model = key in MODELS and value not in (None, DEMO) and Path(value).exists()
+    if value and (key in FOLDERS or model or (key == "preset" and value.endswith(".toml"))):
+        return str(Path(value).absolute())
+    if key == "data.subsets":
+        return [entry(times, Path(folder).absolute(), words) for times, folder, words in map(subset, value)]
+    return value
 
 
 def _toml(value: Any) -> str:
