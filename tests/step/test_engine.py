@@ -104,6 +104,16 @@ def test_what_has_no_learning_rate_is_frozen_and_costs_no_backward():
     assert 0 not in engine.routes[next(iter(engine.routes))].backward
 
 
+@pytest.mark.parametrize("choices", RESIDENCIES.values(), ids=RESIDENCIES.keys())
+def test_a_step_at_rate_zero_changes_nothing_and_the_one_after_it_is_the_first(choices):
+    plain, warmed = (Engine(Model().units(), Policy(**choices), "cpu") for _ in range(2))
+    take_step(warmed, 7, lr=0.0)
+    for step in range(2):
+        for engine in (plain, warmed):
+            take_step(engine, step)
+    assert equal(dict(warmed.master()), dict(plain.master()))
+
+
 def test_a_frozen_denoiser_passes_gradients_to_the_text_encoder():
     engine = Engine(Model().units(text=True), Policy(checkpointing="blocks"), "cpu")
     before = {name: value.clone() for name, value in engine.master()}

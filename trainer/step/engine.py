@@ -104,7 +104,7 @@ class Engine:
         route = self._route(rates)
         if self.policy.cuda_graphs and not self.graphed and self.device.type == "cuda":
             self._capture(route, micro_batches)
-        self.updates.start(update)
+        self.updates.start(update, counts=max(rates, default=0.0) > 0)
         while len(self.shelves) < len(micro_batches):
             self.shelves.append({})
         values = [

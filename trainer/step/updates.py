@@ -72,10 +72,14 @@ class Updates:
         """Whether gradients are kept and applied: our optimizer does all that a step does under a flag that changes nothing."""
         return update or self.policy.optimizer == optim.OURS
 
-    def start(self, update: bool = True) -> None:
+    def start(self, update: bool = True, counts: bool = True) -> None:
         """Before backward. By the previous norm the clip factor is known already; in the first step it is 1, which is
-        harmless because Adam's first update is the same for gradients of every size."""
-        self.taken += update
+        harmless because Adam's first update is the same for gradients of every size.
+
+        counts: whether anything has a rate. A step of warm-up at rate 0 leaves the moments empty, and Adam's correction,
+        which makes up for how empty they are, would take them for fuller: the next step would move 0.744 of its rate.
+        """
+        self.taken += update and counts
         if self.policy.two_passes:
             return
         clip = self._inverse()
