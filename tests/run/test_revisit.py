@@ -42,9 +42,12 @@ def test_pictures_made_later_are_drawn_as_the_plan_of_the_run_draws_them(place, 
 
     paint = Painter.paint
     monkeypatch.setattr(Painter, "paint", lambda self, *words: used.append(self) or paint(self, *words))
-    config = cli.parse(["--config", str(place / "planned" / "config.toml"), "--vae_tile", "64"]).config()
+    asked = ["--config", str(place / "planned" / "config.toml"), "--vae_tile", "64"]
+    config = cli.parse([*asked, "--sample.batch_size", "2"]).config()
     list(revisit.sample_run(place / "planned", ["a photo of sks dog"], [0], place / "tight", config))
-    assert used[0].drawing == replace(tight, batch=config.sample.batch_size, tile=64)
+    assert used[0].drawing == replace(tight, batch=2, tile=64)
+    list(revisit.sample_run(place / "planned", ["a photo of sks dog"], [0], place / "kept", cli.parse(asked).config()))
+    assert used[1].drawing == replace(tight, tile=64), "what the run's planner chose is no wish of the person's"
 
     del state["drawing"]  # as a checkpoint from before it was kept
     rewritten(point, state)
