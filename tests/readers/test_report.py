@@ -86,7 +86,7 @@ def test_the_report_has_the_structure_it_had_when_it_was_looked_at(run: Path, te
     if os.environ.get("UPDATE_SNAPSHOTS"):
         SNAPSHOT.write_text(shown, encoding="utf-8")
     assert shown == SNAPSHOT.read_text(encoding="utf-8"), (
-        "look at it, then UPDATE_SNAPSHOTS=1 pytest tests/test_report.py"
+        "look at it, then UPDATE_SNAPSHOTS=1 pytest tests/readers/test_report.py"
     )
 
 

@@ -71,7 +71,9 @@ def test_the_dashboard_looks_as_it_did_when_it_was_looked_at(
     if os.environ.get("UPDATE_SNAPSHOTS"):
         path.parent.mkdir(exist_ok=True)
         path.write_text(shown, encoding="utf-8")
-    assert shown == path.read_text(encoding="utf-8"), "look at it, then UPDATE_SNAPSHOTS=1 pytest tests/test_tui.py"
+    assert shown == path.read_text(encoding="utf-8"), (
+        "look at it, then UPDATE_SNAPSHOTS=1 pytest tests/readers/test_tui.py"
+    )
 
 
 def test_a_recorded_log_replays_the_dashboard(recorded: list[Event]) -> None:

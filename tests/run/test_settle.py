@@ -175,3 +175,19 @@ def test_a_resumed_run_keeps_the_precisions_it_was_begun_with_unless_somebody_na
     made = config(memory__moments="4bit")
     settle.as_begun(made, state)
     assert (made.memory.weights, made.memory.moments) == ("24bit", "4bit") and not made.chosen("memory.weights")
+
+
+@pytest.mark.parametrize(
+    ("said", "flags", "seed"),
+    [
+        ({}, {}, 7),  # from before class images had a seed of their own: they were drawn from the run's
+        ({"made_of": {"settings": {"prior.class_seed": None}}}, {}, None),
+        ({"made_of": {"settings": {"prior.class_seed": 5}}}, {}, 5),  # the run before this one took it over
+        ({}, {"prior__class_seed": 3}, 3),
+        ({}, {"prior__class_data_dir": "mine"}, None),
+    ],
+)
+def test_a_resumed_run_goes_on_with_its_class_images(said, flags, seed):
+    made = config(train__seed=7, prior__with_prior_preservation=True, **flags)
+    settle.as_begun(made, said)
+    assert made.prior.class_seed == seed

@@ -6,7 +6,7 @@ inside a register. With 4 bits zero is not representable in the second moment, b
 
 Saves: of 8 bytes a weight 5.9 (8bit) or 6.9 (4bit).
 Costs: nothing in speed: the pass is bound by memory, and moves less. Only with the optimizer adamw.
-Exact: no: 8bit stays within 1 % of fp32 Adam's update, 4bit within a few (tests/test_memory_contract.py has the limits).
+Exact: no: 8bit stays within 1 % of fp32 Adam's update, 4bit within a few (tests/memory/test_contract.py has the limits).
 """
 
 from __future__ import annotations

@@ -105,12 +105,19 @@ def schedule(config: Config, family: Family, photos: PhotoSet) -> None:
 
 
 def as_begun(config: Config, state: Mapping[str, Any]) -> None:
-    """A resumed run keeps the precisions that it was begun with, where nobody names others: another card, or less of it
-    free, changes where bytes lie, not what is learned."""
+    """A resumed run keeps what it was begun with, where nobody names something else: the precisions, for another card, or
+    less of it free, changes where bytes lie and not what is learned; and its class images."""
     policy = state.get("policy", {})
     for name in ("weights", "moments"):
         if getattr(config.memory, name) == "auto" and config.train.optimizer == policy.get("optimizer") == "adamw":
             config.settle(f"memory.{name}", policy[name], overlay.CHECKPOINT)
+    prior = config.prior
+    if not prior.with_prior_preservation or prior.class_data_dir or prior.class_seed is not None:
+        return  # a folder that somebody named knows its own seed
+    # class images had the run's seed before there was one of their own
+    seed = state.get("made_of", {}).get("settings", {}).get("prior.class_seed", config.train.seed)
+    if seed is not None:
+        config.settle("prior.class_seed", seed, "the run that goes on")
 
 
 def places(config: Config) -> None:

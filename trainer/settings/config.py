@@ -293,7 +293,7 @@ class Run(Section):
 class Config(Section):
     """All settings of a run; `preset` names the file that was laid under them.
 
-    Built by `trainer.overlay.load`, which also fills `provenance`: "train.learning_rate" -> "default" | "preset 12gb" |
+    Built by `settings.overlay.load`, which also fills `provenance`: "train.learning_rate" -> "default" | "preset 12gb" |
     "file mine.toml" | "flag --lr". Whoever decides a value later writes it with `settle`, so its origin is known too.
     """
 
