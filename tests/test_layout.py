@@ -95,7 +95,7 @@ LIGHT = (
 )
 # beside models/ the rooms that draw pictures, save models or borrow a schedule; the engine and the loop never see diffusers
 DIFFUSERS = {
-    *"prior/images draw/preview objective/noise out/export out/formats step/rates cli/doctor guard/judge".split(),
+    *"prior/images draw/preview objective/noise out/export out/formats step/rates cli/workings guard/judge".split(),
     *"step/standin prior/prediction plan/rehearse step/optim".split(),
 }
 

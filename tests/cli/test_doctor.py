@@ -1,12 +1,17 @@
-"""The doctor: findings come from running things, and every failing line carries its fix."""
+"""The doctor as a whole: every part has its say whatever breaks, the summary says what works, the exit code whether training does."""
 
-from itertools import islice
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-import torch
 
-from trainer.cli import doctor
+from trainer.cli import doctor, installed
+from trainer.cli.finding import Line
 from trainer.settings.overlay import load
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture
@@ -14,85 +19,85 @@ def config():
     return load({"run.device": "cpu"})
 
 
-def by_name(lines) -> dict[str, doctor.Line]:
-    return {line.name: line for line in lines}
+@pytest.fixture
+def only(monkeypatch):
+    """Makes the doctor find these lines and no others."""
+
+    def only(*lines: Line) -> None:
+        monkeypatch.setattr(doctor, "versions", lambda config, hidden: iter(lines))
+        monkeypatch.setattr(doctor, "PARTS", {})
+
+    return only
 
 
-def test_an_old_or_missing_package_is_named_with_the_command_that_mends_it(config, monkeypatch):
-    from importlib import metadata
-
-    real = metadata.version
-
-    def version(name: str) -> str:
-        if name == "rich":
-            raise metadata.PackageNotFoundError(name)
-        if name == "wandb":
-            raise metadata.PackageNotFoundError(name)
-        return "0.0.1" if name == "pydantic" else real(name)
-
-    monkeypatch.setattr(metadata, "version", version)
-    asked = doctor.asked(extras=True)
-    needs = {name: asked[name] for name in ("rich", "wandb", "pydantic", "safetensors")}
-    monkeypatch.setattr(
-        doctor, "asked", lambda extras=False: {n: r for n, r in needs.items() if extras or n != "wandb"}
-    )
-    lines = by_name(doctor.versions(config))
-    assert lines["rich"].state == "bad" and lines["rich"].fix.startswith("pip install 'rich")
-    assert lines["wandb"].state == "off" and lines["wandb"].fix == ""
-    assert lines["pydantic"].state == "bad" and "needs" in lines["pydantic"].detail
-    assert lines["safetensors"].state == "ok"
+def test_nothing_broken_is_exit_code_0(config, only, capsys):
+    only(Line("python", "ok", "3.11.7"), Line("wandb", "off", "not installed"))
+    assert doctor.main(config) == 0
+    assert capsys.readouterr().out.endswith("Everything that training needs works here.\n")
 
 
-def test_attention_is_run_forward_and_backward_and_compared_with_math(config):
-    lines = by_name(doctor.attention(config))
-    assert lines["math"].state == "ok" and lines["sdpa flash"].state == "ok"
-    assert lines["sdpa cuDNN"].state == "off", "cuDNN has no kernel for the CPU"
+def test_what_is_lost_is_red_with_its_fix_and_training_still_works(config, only, capsys):
+    only(Line("peft", "lost", "does not load", "pip install peft", "full fine-tuning works"))
+    assert doctor.main(config) == 0
+    out = capsys.readouterr().out
+    assert "LOST peft" in out and "fix: pip install peft" in out and "Broken: peft" in out
+    assert "without peft: full fine-tuning works" in out and out.endswith("Training works here.\n")
 
 
-def test_a_wrong_attention_kernel_is_found(config, monkeypatch):
-    real = torch.nn.functional.scaled_dot_product_attention
-    calls = []
-
-    def wrong(q, k, v):
-        calls.append(1)
-        return real(q, k, v) * (1.0 if len(calls) == 1 else 1.1)  # the first call is the reference
-
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", wrong)
-    lines = by_name(doctor.attention(config))
-    assert lines["sdpa flash"].state == "bad" and lines["sdpa flash"].fix
-
-
-def test_our_optimizers_take_real_steps(config):
-    lines = list(islice(doctor.optimizers(config), 4))  # the others import their libraries, which takes seconds
-    assert [line.name for line in lines] == ["adamw fp32", "adamw 24bit, 8bit", "adamw 16bit_sr, 4bit", "torch_adamw"]
-    assert all(line.state == "ok" for line in lines)
-
-
-def test_the_exit_code_says_whether_something_needed_is_broken(config, monkeypatch, capsys):
-    def none(config):
-        return iter(())
-
-    for part in ("versions", "attention", "optimizers", "kernels", "disk"):
-        monkeypatch.setattr(doctor, part, none)
-    assert doctor.main(config) == 0 and "works here" in capsys.readouterr().out
-    monkeypatch.setattr(
-        doctor, "disk", lambda config: iter([doctor.Line("run folder", "bad", "full", "free some space")])
-    )
+def test_what_training_needs_broken_is_exit_code_1(config, only, capsys):
+    only(Line("peft", "lost", "gone", "a", "b"), Line("run folder", "bad", "full", "free some space"))
     assert doctor.main(config) == 1
     out = capsys.readouterr().out
-    assert "BAD" in out and "fix: free some space" in out and "Broken: run folder" in out
+    assert "BAD  run folder" in out and "fix: free some space" in out and "Broken: peft, run folder" in out
+    assert out.endswith("Training does not work here until these are mended: run folder\n")
 
 
-def test_disk_names_the_folder_it_looked_at(config, tmp_path):
-    config.settle("run.output_dir", str(tmp_path / "new"), "test")
-    assert str(tmp_path) in by_name(doctor.disk(config))["run folder"].detail
-    assert not (tmp_path / "new").exists()
+def test_a_part_that_cannot_even_be_tried_costs_its_own_line(config, monkeypatch, capsys):
+    def raises(config):
+        raise ImportError("libtorch.so: undefined symbol")
+
+    monkeypatch.setattr(doctor, "versions", lambda config, hidden: iter(()))
+    monkeypatch.setattr(installed, "card", raises)
+    monkeypatch.setattr(doctor, "PARTS", {"Card": ("installed", "card"), "Disk": ("installed", "disk")})
+    assert doctor.main(config) == 1
+    out = capsys.readouterr().out
+    assert "BAD  card" in out and "libtorch.so" in out and "run folder" in out
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
-def test_on_a_card_a_fused_attention_and_triton_work():
-    config = load({})
-    assert any(line.state == "ok" and line.name != "math" for line in doctor.attention(config))
-    assert all(line.state == "ok" for line in doctor.kernels(config))
-    assert by_name(doctor.card(config))["video memory"].state == "ok"
+def diagnosed(folder: Path, *broken: str) -> subprocess.CompletedProcess:
+    """`doctor` where these are installed and raise as they are imported."""
+    for name in broken:
+        (folder / name).mkdir(parents=True)
+        (folder / name / "__init__.py").write_text(f"raise ImportError('{name}: undefined symbol')")
+    surroundings = {**os.environ, "PYTHONPATH": os.pathsep.join((str(folder), str(ROOT))), "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "trainer", "doctor", "--device", "cpu"]
+    return subprocess.run(command, env=surroundings, capture_output=True, text=True, cwd=ROOT)
+
+
+def test_libraries_that_only_some_runs_use_are_named_when_broken_and_training_works(tmp_path):
+    done = diagnosed(tmp_path / "broken", "peft", "bitsandbytes", "prodigyopt", "matplotlib", "triton")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    lost = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("  LOST")}
+    assert lost >= {
+        "peft",
+        "bitsandbytes",
+        "prodigyopt",
+        "matplotlib",
+        "adapters,",
+        "bnb_adamw8bit",
+        "prodigy",
+        "plots",
+    }
+    assert "BAD" not in done.stdout and "full fine-tuning works; --method lora and dora do not" in done.stdout
+    assert done.stdout.endswith("Training works here.\n")
+    for name in ("training step", "pictures", "export, reloaded"):
+        assert f"  ok   {name}" in done.stdout
+
+
+@pytest.mark.parametrize("library", ["torch", "transformers", "diffusers", "safetensors"])
+def test_a_library_that_training_needs_broken_is_named_and_the_doctor_comes_to_its_end(tmp_path, library):
+    done = diagnosed(tmp_path / "broken", library)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-2000:]
+    assert f"BAD  {library} " in done.stdout and f"{library}: undefined symbol" in done.stdout
+    assert "run folder" in done.stdout, "the last part was reached"
+    assert library in done.stdout.splitlines()[-1]

@@ -1,0 +1,37 @@
+"""A finding: what a thing that was tried says, and that a failure costs its own line only."""
+
+import logging
+import warnings
+
+from trainer.cli.finding import first, tried
+
+
+def test_what_works_says_what_it_did_and_remarks_of_libraries_stay_off_the_table(recwarn, caplog):
+    def act() -> str:
+        warnings.warn("a library's reservations", stacklevel=1)
+        logging.getLogger("library").warning("more of them")
+        return "drawn"
+
+    line = tried("pictures", act, "pip install it")
+    assert (line.state, line.detail, line.fix) == ("ok", "drawn", "")
+    assert not recwarn.list and not caplog.records
+    logging.getLogger("library").warning("afterwards all is heard again")
+    assert len(caplog.records) == 1
+
+
+def test_what_fails_is_lost_where_something_works_without_it_and_else_training_is_broken():
+    def act() -> str:
+        raise OSError("libcudart.so.12: cannot open shared object file\nand a second line")
+
+    lost, bad = (
+        tried("8-bit", act, "pip install it", "every other optimizer works"),
+        tried("step", act, "pip install it"),
+    )
+    assert (lost.state, bad.state) == ("lost", "bad")
+    assert lost.detail == "does not work here: libcudart.so.12: cannot open shared object file"
+    assert lost.fix == bad.fix == "pip install it" and lost.without == "every other optimizer works"
+
+
+def test_an_error_without_words_is_called_by_its_kind_and_a_long_one_is_cut():
+    assert first(RuntimeError()) == "RuntimeError"
+    assert len(first(ValueError("x" * 500))) == 90

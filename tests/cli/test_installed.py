@@ -1,0 +1,93 @@
+"""The doctor on what is there: packages against what was tested, and the disk."""
+
+from importlib import metadata
+
+import pytest
+
+from trainer.cli import installed
+from trainer.machine import versions
+from trainer.settings.overlay import load
+
+
+@pytest.fixture
+def config():
+    return load({"run.device": "cpu"})
+
+
+@pytest.fixture
+def seeming(monkeypatch):
+    """Sets the version that a package seems to have; None is not installed. The others have the tested one."""
+    set_here: dict[str, str | None] = {}
+
+    def version(name: str) -> str:
+        found = set_here.get(name, versions.tested().get(name))
+        if found is None:
+            raise metadata.PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr(installed.importlib, "import_module", lambda name: None)
+    return set_here
+
+
+def found(config, hidden=None):
+    return {line.name: line for line in installed.versions(config, hidden)}
+
+
+def test_the_tested_set_is_all_well(config, seeming):
+    assert {line.state for line in found(config).values()} <= {"ok", "off"}
+
+
+@pytest.mark.parametrize("name", ["torch", "diffusers", "transformers", "safetensors", "rich"])
+def test_what_training_needs_is_bad_when_it_is_missing(config, seeming, name):
+    seeming[name] = None
+    line = found(config)[name]
+    assert line.state == "bad" and "missing" in line.detail
+    assert line.fix.endswith(f" -m pip install -c {versions.CONSTRAINTS} {name}")
+
+
+@pytest.mark.parametrize("name", sorted(installed.SPARED))
+def test_what_some_runs_use_is_lost_and_says_what_works_without_it(config, seeming, name):
+    seeming[name] = None
+    line = found(config)[name]
+    assert line.state == "lost" and "works" in line.without and name in line.fix
+
+
+@pytest.mark.parametrize("name", ["peft", "pydantic"])
+def test_a_version_too_old_is_named_and_whether_it_works_is_left_to_what_is_tried(config, seeming, name):
+    seeming[name] = "0.0.1"
+    line = found(config)[name]
+    assert line.state == "lost" and line.detail.startswith("0.0.1 (needs ") and name in line.fix
+
+
+def test_a_version_newer_than_the_tested_one_is_no_fault(config, seeming):
+    seeming["accelerate"] = "1.99"
+    line = found(config)["accelerate"]
+    assert line.state == "off" and "newer than" in line.detail and line.fix
+
+
+def test_an_optional_package_that_is_absent_costs_nothing(config, seeming):
+    line = found(config)["xformers"]
+    assert (line.state, line.fix) == ("off", "") and "optional" in line.detail
+
+
+def test_what_was_set_aside_because_it_does_not_load_says_why(config, seeming):
+    line = found(config, {"peft": "undefined symbol"})["peft"]
+    assert line.state == "lost" and "does not load: undefined symbol" in line.detail
+
+
+def test_a_package_whose_import_raises_costs_its_own_line(config, seeming, monkeypatch):
+    def import_module(name: str) -> None:
+        if name == "safetensors":
+            raise OSError("wrong ELF class")
+
+    monkeypatch.setattr(installed.importlib, "import_module", import_module)
+    lines = found(config)
+    assert lines["safetensors"].state == "bad" and "does not load: wrong ELF class" in lines["safetensors"].detail
+    assert lines["diffusers"].state == "ok"
+
+
+def test_disk_names_the_folder_it_looked_at_and_makes_none(config, tmp_path):
+    config.settle("run.output_dir", str(tmp_path / "new"), "test")
+    (line,) = [line for line in installed.disk(config) if line.name == "run folder"]
+    assert str(tmp_path) in line.detail and not (tmp_path / "new").exists()

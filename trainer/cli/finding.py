@@ -1,0 +1,53 @@
+"""What the doctor says about one thing: works, is absent, or is broken, and then what mends it and what works without it."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+# a bad install shows itself in many ways: compilers and shared libraries have errors of their own
+BROKEN = (Exception,)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One finding.
+
+    state: "ok", "off" (optional and absent), "lost" (broken, and training works without it) or "bad" (training does not work)
+    """
+
+    name: str
+    state: str
+    detail: str
+    fix: str = ""
+    without: str = ""  # of what is lost: what works all the same
+
+
+def tried(name: str, act: Callable[[], str], fix: str, without: str = "") -> Line:
+    """The line of a capability: `act` exercises it and gives the detail, or raises. Without `without`, training needs it."""
+    try:
+        with _quiet():
+            return Line(name, "ok", act())
+    except BROKEN as error:
+        return Line(name, "lost" if without else "bad", f"does not work here: {first(error)}", fix, without)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Remarks of libraries would stand between the lines; what fails is raised, and has its line."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(before)
+
+
+def first(error: BaseException | Warning) -> str:
+    """The first line of an error, short enough for a table."""
+    text = str(error).strip().partition("\n")[0] or type(error).__name__
+    return text if len(text) <= 90 else text[:87] + "..."
