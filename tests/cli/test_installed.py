@@ -1,8 +1,10 @@
 """The doctor on what is there: packages against what was tested, and the disk."""
 
 from importlib import metadata
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from trainer.cli import installed
 from trainer.machine import versions
@@ -91,3 +93,38 @@ def test_disk_names_the_folder_it_looked_at_and_makes_none(config, tmp_path):
     config.settle("run.output_dir", str(tmp_path / "new"), "test")
     (line,) = [line for line in installed.disk(config) if line.name == "run folder"]
     assert str(tmp_path) in line.detail and not (tmp_path / "new").exists()
+
+
+@pytest.fixture
+def cards(monkeypatch):
+    """Makes torch see these cards: (name, GiB) each."""
+
+    def cards(*them: tuple[str, float]) -> None:
+        properties = [SimpleNamespace(name=name, total_memory=int(g * 2**30), major=8, minor=6) for name, g in them]
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(them))
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties[index])
+        total = [each.total_memory for each in properties]
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (total[index], total[index]))
+        monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+
+    return cards
+
+
+def test_one_card_is_called_the_card(config, cards):
+    cards(("RTX 3060", 12))
+    assert [line.name for line in installed.card(config)] == ["card", "video memory", "bf16"]
+
+
+def test_of_several_cards_each_has_its_lines_and_how_to_use_them_together(config, cards):
+    cards(("RTX 3060", 12), ("RTX 4090", 24))
+    lines = {line.name: line for line in installed.card(config)}
+    assert "RTX 4090" in lines["card 1"].detail and "24.0 GiB" in lines["video memory 1"].detail
+    assert "--cards 2" in lines["several cards"].detail and "smallest (12.0 GiB)" in lines["several cards"].detail
+
+
+def test_several_cards_without_nccl_train_one_at_a_time(config, cards, monkeypatch):
+    cards(("RTX 3060", 12), ("RTX 3060", 12))
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
+    *_, line = installed.card(config)
+    assert line.state == "lost" and line.without == "a run on one card works" and "torch" in line.fix

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.version import Version
@@ -77,17 +78,42 @@ def card(config: Config) -> Iterator[Line]:
         else:
             yield Line("CUDA", "off", detail + "; this torch was built without CUDA")
         return
-    properties = torch.cuda.get_device_properties(0)
-    free, total = torch.cuda.mem_get_info(0)
+    count = torch.cuda.device_count()
+    for index in range(count):
+        yield from _one_card(index, "" if count == 1 else f" {index}")
+    if count > 1:
+        yield _together([torch.cuda.get_device_properties(index) for index in range(count)])
+
+
+def _one_card(index: int, which: str) -> Iterator[Line]:
+    import torch
+
+    properties = torch.cuda.get_device_properties(index)
+    free, total = torch.cuda.mem_get_info(index)
     major, minor = properties.major, properties.minor
     gib = 2**30
-    yield Line("card", "ok", f"{properties.name}, compute capability {major}.{minor}")
-    yield Line("video memory", "ok", f"{free / gib:.1f} of {total / gib:.1f} GiB free")
+    yield Line(f"card{which}", "ok", f"{properties.name}, compute capability {major}.{minor}")
+    yield Line(f"video memory{which}", "ok", f"{free / gib:.1f} of {total / gib:.1f} GiB free")
     if free < 0.6 * total:
         held = f"hold {(total - free) / gib:.1f} GiB"
-        yield Line("other programs", "off", held, "close them, or choose a smaller --vram_gb")
+        yield Line(f"other programs{which}", "off", held, "close them, or choose a smaller --vram_gb")
     bf16 = major >= 8
-    yield Line("bf16", "ok" if bf16 else "off", "works" if bf16 else "not on this card: fp16 is used")
+    yield Line(f"bf16{which}", "ok" if bf16 else "off", "works" if bf16 else "not on this card: fp16 is used")
+
+
+def _together(cards: list[Any]) -> Line:
+    """Whether --cards can use them; what their exchange costs only a run can say."""
+    import torch
+
+    count = len(cards)
+    if not (torch.distributed.is_available() and torch.distributed.is_nccl_available()):
+        detail = "this torch was built without NCCL, over which cards add up their gradients"
+        return Line("several cards", "lost", detail, command("torch"), "a run on one card works")
+    detail = f"--cards {count} trains on them together; without it a run uses the first"
+    if len({card.name for card in cards}) > 1:
+        smallest = min(card.total_memory for card in cards) / 2**30
+        detail += f"; each holds the same, so the smallest ({smallest:.1f} GiB) decides what fits, the slowest the pace"
+    return Line("several cards", "ok", detail)
 
 
 def disk(config: Config) -> Iterator[Line]:
