@@ -40,7 +40,7 @@ def test_a_wrong_attention_kernel_is_found(config, monkeypatch):
 def test_our_optimizers_take_real_steps(config):
     lines = list(islice(arithmetic.optimizers(config), 4))
     assert [line.name for line in lines] == ["adamw fp32", "adamw 24bit, 8bit", "adamw 16bit_sr, 4bit", "torch_adamw"]
-    assert all(line.state == "ok" for line in lines)
+    assert all(line.state == "ok" for line in lines), lines
 
 
 @pytest.mark.parametrize(

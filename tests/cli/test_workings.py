@@ -48,6 +48,7 @@ def test_a_library_whose_function_raises_costs_the_line_of_what_needs_it(tmp_pat
     assert found.state == state and f"{library} has changed its mind" in found.detail and found.fix == "the fix"
     assert bool(found.without) == (state == "lost")
     assert line(tmp_path, other).state == "ok"
+    assert torch.get_default_dtype() == torch.float32, "what is tried next computes as it would alone"
 
 
 def test_adapters_that_change_nothing_do_not_pass_for_working(tmp_path, monkeypatch):

@@ -76,7 +76,13 @@ def round_trip(folder: Path) -> str:
 def load_demo() -> str:
     from trainer.models import load
 
-    parts = load("demo", dtype=None)
+    default = torch.get_default_dtype()
+    try:
+        parts = load("demo", dtype=None)
+    finally:
+        torch.set_default_dtype(
+            default
+        )  # diffusers leaves the model's where loading breaks off, to whatever comes next
     count = sum(parameter.numel() for module in parts.modules().values() for parameter in module.parameters())
     return f"loaded, {count / 1e6:.0f} million weights"
 
