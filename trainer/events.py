@@ -47,6 +47,18 @@ def watched(stage: Stage[T], see: Callable[[Event], Iterable[Event] | None]) -> 
         yield from see(event) or ()
 
 
+def while_wanted(stage: Stage[T], controls: Controls) -> Stage[T | None]:
+    """The same events until somebody asks to quit; then `stage` is left where it stands, and None is its result."""
+    while not controls.quit:
+        try:
+            event = next(stage)
+        except StopIteration as end:
+            return end.value
+        yield event
+    stage.close()
+    return None
+
+
 @dataclass(frozen=True)
 class RunStarted(Event):
     run_dir: str

@@ -4,6 +4,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from PIL import Image
 from small_data import small_data
 
 from trainer.data.batches import Batches
@@ -149,6 +150,54 @@ def test_a_run_that_was_not_watched_has_its_base_model_read_when_it_goes_on(smal
     parts, data, held = small
     watch = Guard(tmp_path, Settings(interval=5), losses_of(parts, data, held), None)
     assert [event.step for event in watch.go_on(tmp_path / "guard", 40)] == [0]
+
+
+@pytest.mark.parametrize(
+    "left", ["", "{", "[]", '{"history": 3}', '{"history": [[5, {"seen loss": "low"}]]}', '{"history": [7]}']
+)
+def test_damaged_readings_cost_themselves_and_not_the_run(small, tmp_path, left):
+    parts, data, held = small
+    (tmp_path / "guard").mkdir()
+    (tmp_path / "guard" / "readings.json").write_text(left)
+    watch = Guard(tmp_path, Settings(interval=5), losses_of(parts, data, held), None)
+    said = list(watch.go_on(tmp_path / "guard", 40))
+    assert "damaged" in said[0].text and said[-1].step == 0 and [step for step, _ in watch.rulings.history] == [0]
+
+
+def test_a_reading_that_a_kill_prevented_is_still_to_be_taken(small, tmp_path):
+    parts, data, held = small
+    watch = Guard(tmp_path, Settings(interval=5), losses_of(parts, data, held), None)
+    list(watch.begin())
+    assert watch.missed(5) and not watch.missed(0) and not watch.missed(7)
+    list(watch.read(5))
+    assert not watch.missed(5)
+
+
+class Watched:
+    """What a guard asks of pictures, drawn in one colour that tells which weights drew them."""
+
+    def __init__(self):
+        self.base, self.colour, self.prompts = [], "red", ["one", "two"]
+
+    def read(self):
+        drawn = [Image.new("RGB", (8, 8), self.colour) for _ in self.prompts]
+        self.base = self.base or drawn
+        return {"drift": float(self.base[0].getpixel((0, 0)) != drawn[0].getpixel((0, 0)))}
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b""), lambda path: path.unlink()])
+def test_a_damaged_picture_of_the_base_model_is_drawn_again_before_the_trained_weights_come(small, tmp_path, damage):
+    parts, data, held = small
+    losses = losses_of(parts, data, held)
+    first, again = Watched(), Watched()
+    list(Guard(tmp_path, Settings(interval=5), losses, first).begin())
+    damage(tmp_path / "guard" / "base-1.png")
+    watch = Guard(tmp_path, Settings(interval=5), losses, again)
+    assert "drawn again" in next(iter(watch.go_on(tmp_path / "guard", 5))).text
+    list(watch.go_on(tmp_path / "guard", 5))
+    again.colour = "blue"  # what the trained weights draw
+    assert again.read() == {"drift": 1.0}
+    assert all(Image.open(tmp_path / "guard" / f"base-{n}.png").getpixel((0, 0)) == (255, 0, 0) for n in range(2))
 
 
 def test_without_an_interval_readings_stay_within_their_share(small, tmp_path):

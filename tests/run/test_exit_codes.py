@@ -15,6 +15,7 @@ import pytest
 from trainer.__main__ import main
 from trainer.errors import Diverged
 from trainer.events import Finished
+from trainer.files.claim import claimed
 from trainer.out import checkpoint
 from trainer.readers import log
 from trainer.run import loop, saving
@@ -116,6 +117,15 @@ def test_2_a_photo_that_goes_while_class_images_are_drawn(place, code, monkeypat
     monkeypatch.setattr(assemble, "cache", cache)
     found, told, last = code("--instance_data_dir", place / "going", "--cache_dir", place / "cache-of-going")
     assert found == 2 and "1.png was there and is not any more" in told and last.status == "failed"
+
+
+def test_2_a_folder_that_another_run_is_at_work_in(place, code):
+    config = place / "busy" / "config.toml"
+    with claimed(place / "busy"):
+        config.write_text("of the run that is at work")
+        found, told, _ = code("--output_dir", place / "busy", "--overwrite")
+    assert found == 2 and f"process {os.getpid()} on " in told and "watch" in told
+    assert config.read_text() == "of the run that is at work" and not (place / "busy" / log.NAME).exists()
 
 
 def test_2_a_setting_that_cannot_be(code):

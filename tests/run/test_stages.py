@@ -16,6 +16,7 @@ from trainer.events import (
     Meters,
     Notice,
     PhaseEnded,
+    PhaseProgress,
     PhaseStarted,
     PlanReady,
     Sampled,
@@ -92,6 +93,28 @@ def test_quitting_saves_and_says_how_to_go_on(place):
     (finished,) = of(Finished, found)
     assert finished.status == "interrupted" and "--resume_from_checkpoint latest" in finished.text
     assert [e.step for e in of(CheckpointSaved, found)] == [1] and not of(Exported, found)
+
+
+@pytest.mark.parametrize("phase", ["sample", "export"])
+def test_a_stop_after_the_last_step_ends_at_once_and_the_next_start_goes_on(place, phase):
+    run, controls, found = f"stopped-in-{phase}", Controls(), []
+    for event in stages.run(cli.parse(words(place, run=run)).config(), controls):
+        found.append(event)
+        controls.quit |= isinstance(event, PhaseProgress) and event.phase == phase and bool(of(CheckpointSaved, found))
+    (finished,) = of(Finished, found)
+    assert finished.status == "interrupted" and len(of(Exported, found)) < 2
+    assert not [path for path in (place / run).rglob(".*") if path.name != ".lock"], "nothing half done stays"
+    again = events(place, "--resume_from_checkpoint", "latest", run=run)
+    assert of(Finished, again)[0].status == "done" and len(of(Exported, again)) == 2 and of(Sampled, again)
+
+
+def test_a_reading_between_a_checkpoint_and_a_kill_is_taken_by_the_next_start(place):
+    every = ("--watch", "--judge", "none", "--interval", 2, "--checkpointing_steps", 2)
+    for event in stages.run(cli.parse(words(place, *every, run="unread")).config(), Controls()):
+        if isinstance(event, CheckpointSaved):
+            break  # as a kill
+    again = events(place, *every, "--resume_from_checkpoint", "latest", run="unread")
+    assert [event.step for event in of(Meters, again)] == [2, 4]
 
 
 def test_quitting_before_training_ends_cleanly_too(place):

@@ -15,7 +15,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from trainer.events import Event, Meters, Notice
+from trainer.data.pictures import Unreadable
+from trainer.data.pictures import read as read_picture
+from trainer.errors import ConfigError
+from trainer.events import Event, Meters, Notice, Stage
+from trainer.files.regular import json_object
 from trainer.files.whole import tidy, whole
 from trainer.guard.meters import Losses, Pictures
 from trainer.guard.rulings import Rulings
@@ -47,8 +51,7 @@ class Guard:
     def go_on(self, folder: Path, step: int) -> Iterator[Event]:
         """Go on with the readings that the resumed run left in `folder`, up to `step`: what came after it is still to
         come. The weights are still the base model's, which is read now where it was not then."""
-        kept = folder / "readings.json"
-        history = json.loads(kept.read_text(encoding="utf-8"))["history"] if kept.is_file() else []
+        history = yield from self._history(folder)
         if not history:
             yield from self.begin()
             return
@@ -57,10 +60,31 @@ class Guard:
                 self.rulings.take(at, values)
         if (pictures := self.meters["pictures"]) is not None:
             places = [folder / f"base-{index}.png" for index in range(len(pictures.prompts))]
-            pictures.base = [Image.open(place).convert("RGB") for place in places if place.exists()]
+            found = [_picture(place) for place in places]
+            if None in found:  # the weights are still the base model's
+                yield Notice(
+                    "Pictures of the base model are missing or damaged: they are drawn again.", level="warning"
+                )
+                pictures.read()
+            else:
+                pictures.base = found
         self._keep()
         self._keep_base()
         self._count_from_now()
+
+    def _history(self, folder: Path) -> Stage[list]:
+        """The readings a run left in `folder`; none where there are none, or where they are damaged."""
+        if not (kept := folder / "readings.json").is_file():
+            return []
+        try:
+            history = json_object(kept, "").get("history")
+            if history and isinstance(history, list) and all(_is_reading(each) for each in history):
+                return history
+        except ConfigError:
+            history = None
+        if history != []:
+            yield Notice(f"{kept} is damaged: the guard reads the base model again.", level="warning")
+        return []
 
     def _count_from_now(self) -> None:
         """The base model is read once and before training, so its time does not count."""
@@ -68,6 +92,13 @@ class Guard:
 
     def due(self, step: int) -> bool:
         return bool(self._affordable(step))
+
+    def missed(self, step: int) -> bool:
+        """Whether a reading of `step`, where readings have fixed steps, is still to be taken."""
+        every = self.settings.interval
+        return (
+            every is not None and step > 0 and step % every == 0 and all(at != step for at, _ in self.rulings.history)
+        )
 
     def _affordable(self, step: int) -> list[str]:
         at_hand = [kind for kind, meter in self.meters.items() if meter is not None]
@@ -116,3 +147,17 @@ class Guard:
         for index, picture in enumerate(pictures.base if (pictures := self.meters["pictures"]) else []):
             with whole(self.folder / f"base-{index}.png") as part:
                 picture.save(part, "PNG")
+
+
+def _is_reading(found: object) -> bool:
+    """Whether this is a step and its values, as JSON gives them back."""
+    if not isinstance(found, list) or len(found) != 2 or type(found[0]) is not int or not isinstance(found[1], dict):
+        return False
+    return all(type(value) in (int, float) for value in found[1].values())
+
+
+def _picture(place: Path) -> Image.Image | None:
+    try:
+        return read_picture(place).rgb
+    except Unreadable:
+        return None

@@ -32,7 +32,7 @@ from trainer.files import regular
 from trainer.files.mapped import Stored, give_back
 from trainer.files.regular import json_object
 from trainer.files.safetensors_stream import Writer, header
-from trainer.files.whole import remove, tidy, whole_folder
+from trainer.files.whole import remove, tidy, whole, whole_folder
 
 FORMAT = 1
 WAY_OUT = "resume from another checkpoint of the run, or start it again with --overwrite"
@@ -122,7 +122,8 @@ def leave_behind(point: Path) -> Path | None:
     place = next(place for name in names if not (place := run / name).exists())
     _move(later, place)
     if (run / "config.toml").is_file():
-        shutil.copy2(run / "config.toml", place)
+        with whole(place / "config.toml") as part:
+            shutil.copy2(run / "config.toml", part)
     return place
 
 

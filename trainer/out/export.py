@@ -15,7 +15,7 @@ import dataclasses
 import itertools
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -68,7 +68,11 @@ def write(
         for done, name in enumerate(formats, start=1):
             own = [file for file in planned if file.format == name]
             values = _values(parts, trained if weights is not None else None, lora=name in LORA)
-            yield _export(own, values, dtype, precision)
+            said = time.monotonic()
+            for exported in _export(own, values, dtype, precision):
+                if exported is not None or time.monotonic() - said > 1:
+                    yield exported or PhaseProgress("export", done - 1, len(formats), name)
+                    said = time.monotonic()
             yield PhaseProgress("export", done, len(formats), name)
     vitals = Vitals(torch.device("cuda" if torch.cuda.is_initialized() else "cpu"))
     yield PhaseEnded("export", time.time() - began, vitals.peak(), vitals.ram(), f"{len(formats)} formats in {folder}")
@@ -161,8 +165,9 @@ def _check_room(folder: Path, planned: list[File], dtype: torch.dtype, replace: 
 
 def _export(
     own: list[File], values: Callable[[], Iterator[tuple[str, Tensor]]], dtype: torch.dtype, precision: str
-) -> Exported:
-    """Write the files of one format under temporary names, compare them, rename."""
+) -> Iterator[Exported | None]:
+    """Write the files of one format under temporary names, compare them, rename. None after every tensor: a large model
+    takes minutes, and who leaves this there leaves nothing behind."""
     target = own[0].target
     with (whole_folder if own[0].inside else whole)(target) as part:
         with ExitStack() as stack:
@@ -175,18 +180,21 @@ def _export(
                 for file, writer in writers:
                     for key, first, change in file.places.get(name, ()):
                         writer.write(key, change(tensor), first)
+                yield None
             for file, writer in writers:
                 for key, tensor in file.constants.items():
                     writer.write(key, tensor)
         for file in own:
             file.finish(part)
-        error = max(_compare(file, part / file.inside, values()) for file in own)
+        error = 0.0
+        for file in own:
+            error = max(error, (yield from _compare(file, part / file.inside, values())))
     size = sum(each.stat().st_size for each in target.rglob("*")) if target.is_dir() else target.stat().st_size
-    return Exported(str(target), own[0].format.replace("_", " "), precision, size, error, own[0].usage)
+    yield Exported(str(target), own[0].format.replace("_", " "), precision, size, error, own[0].usage)
 
 
-def _compare(file: File, path: Path, values: Iterator[tuple[str, Tensor]]) -> float:
-    """Read the file back: every tensor must be exactly the rounded original; the largest rounding error."""
+def _compare(file: File, path: Path, values: Iterator[tuple[str, Tensor]]) -> Generator[None, None, float]:
+    """Read the file back: every tensor must be exactly the rounded original. Returns the largest rounding error."""
     worst, left, written = 0.0, dict.fromkeys(file.places), Stored(path)
     for name, tensor in values:
         if name not in file.places:
@@ -197,6 +205,7 @@ def _compare(file: File, path: Path, values: Iterator[tuple[str, Tensor]]) -> fl
             stored = written[key].reshape(-1)[first : first + value.numel()]
             for expected, found in zip(value.split(PIECE), stored.split(PIECE), strict=True):
                 worst = max(worst, _difference(expected.cpu().float(), found, name, f"{path} ({key})"))
+        yield
     assert not left, f"never written: {list(left)[:3]}"
     return worst
 

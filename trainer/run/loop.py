@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from trainer.data.batches import share
-from trainer.events import Controls, Event, Notice, Stage
+from trainer.events import Controls, Event, Notice, Stage, while_wanted
 from trainer.run import saving
 from trainer.run.late import Late, Pending
 from trainer.run.trained import Trained
@@ -58,21 +58,27 @@ def run(trained: Trained, habits: Habits, preview: Callable[[int], Stage[object]
         point = saving.save(trained, kind, habits.save_limit, habits.keep_best, habits.name(trained.step))
         yield from team.first(point)
 
+    def read() -> Stage[str]:
+        yield from team.first(guard.read(trained.step) if guard else ())
+        stopped, improved = team.tell((guard.stop, guard.improved) if guard else ("", False))
+        if improved and habits.keep_best:
+            yield from save("best")
+        return stopped
+
+    if team.any(trained.resumed is not None and guard is not None and guard.missed(trained.step))[0]:
+        stopped = yield from read()  # the run was killed between this checkpoint and the reading of the same step
     while trained.step < trained.total and not stopped:
         yield from one_step(trained, late)
         yield from late.settle(but=1)
-        keep, show, read = team.any(
+        keep, show, look = team.any(
             controls.take("checkpoint"), controls.take("sample"), guard is not None and guard.due(trained.step)
         )
         if due(habits.save_every) or keep:
             yield from save("interval")
         if due(habits.sample_every) or show:
-            yield from team.first(preview(trained.step))
-        if read:
-            yield from team.first(guard.read(trained.step) if guard else ())
-            stopped, improved = team.tell((guard.stop, guard.improved) if guard else ("", False))
-            if improved and habits.keep_best:
-                yield from save("best")
+            yield from team.first(while_wanted(preview(trained.step), controls))
+        if look:
+            stopped = yield from read()
         pause, leave = team.any(controls.pause, controls.quit)
         while pause and not leave:
             time.sleep(0.1)

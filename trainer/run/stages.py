@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -15,7 +16,19 @@ import torch
 from trainer import memory
 from trainer.draw.painter import Painter
 from trainer.draw.preview import preview
-from trainer.events import CheckpointSaved, Controls, Event, Notice, PhotosScanned, RunStarted, Stage, Step, watched
+from trainer.events import (
+    CheckpointSaved,
+    Controls,
+    Event,
+    Notice,
+    PhotosScanned,
+    RunStarted,
+    Stage,
+    Step,
+    watched,
+    while_wanted,
+)
+from trainer.files.claim import claimed
 from trainer.machine.phase import Phase
 from trainer.models import Parts
 from trainer.out import as_diffusers, export
@@ -35,10 +48,11 @@ def run(config: Config, controls: Controls) -> Iterator[Event]:
     resuming.check(ready)
     ready.team.wait()  # nobody looks for what is there already when the first one has begun to write
     ending = Ending(ready, begun)
-    yield from announce(ready)
-    yield from ending.watch(work(ready, controls), controls)
-    yield from ending.against_plan()
-    yield ending.finished()
+    with claimed(ready.folder) if ready.team.leads else nullcontext():
+        yield from announce(ready)
+        yield from ending.watch(work(ready, controls), controls)
+        yield from ending.against_plan()
+        yield ending.finished()
 
 
 def announce(run: Run) -> Iterator[Event]:
@@ -88,9 +102,9 @@ def work(run: Run, controls: Controls) -> Stage[str]:
 def finish(run: Run, trained: Trained, painter: Painter, controls: Controls) -> Stage[None]:
     """What training leaves behind, in the order of what would be missed most."""
     yield from save(run, trained, painter.parts)
-    if not controls.quit:
-        yield from draw(run, painter, trained.step)
-        yield from write(run, trained, painter.parts)
+    # with everything saved, who asks to stop is obeyed at once: the next start goes on with the pictures
+    yield from while_wanted(draw(run, painter, trained.step), controls)
+    yield from while_wanted(write(run, trained, painter.parts), controls)
 
 
 def get_ready(run: Run) -> Stage[tuple[Trained, Painter]]:

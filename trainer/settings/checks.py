@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from trainer.errors import ConfigError
+from trainer.files.claim import is_claim
 from trainer.settings.config import Config
 from trainer.settings.dialects.programs import TOLERATED
 from trainer.settings.effect import idle, prior_is_on
@@ -210,7 +211,8 @@ def _output(config: Config) -> None:
     folder = Path(config.run.output_dir)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output_dir {folder} is a file", "name a folder that is new or empty")
-    if folder.is_dir() and any(folder.iterdir()) and not resume and not config.run.overwrite:
+    taken = folder.is_dir() and not all(map(is_claim, folder.iterdir()))
+    if taken and not resume and not config.run.overwrite:
         raise ConfigError(
             f"output_dir {folder} is not empty",
             "name a new folder, go on with its run (--resume_from_checkpoint latest), or add --overwrite",
