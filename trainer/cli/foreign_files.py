@@ -56,7 +56,7 @@ def open_file(path: Path, flag: str) -> FileLine | None:
     """The file read by its content; None for one with this trainer's own sections."""
     if flag == "config" and not path.exists():
         return None  # whoever reads it says so
-    whose, tables = files.tree(path)
+    whose, tables = files.tree(path, flag)
     if whose == files.OURS:
         if flag in ("config", "from"):
             return None

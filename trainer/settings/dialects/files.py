@@ -24,6 +24,10 @@ KOHYA, DATASET, ONETRAINER, AITOOLKIT = (
     "OneTrainer",
     "ai-toolkit",
 )
+NO_SIMPLETUNER = (
+    "name what it trains with our own flags: --model, --instance_data_dir, --instance_prompt, --method lora, --rank, "
+    "--learning_rate, --max_train_steps"
+)
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,12 @@ class Row:
     fix: str = ""
 
 
-def tree(path: Path) -> tuple[str, dict[str, Any]]:
+def tree(path: Path, flag: str = "config") -> tuple[str, dict[str, Any]]:
     """(whose file it is, its tables). Raises ConfigError where it is none of the known kinds or cannot be read."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
-        raise ConfigError(f"there is no file {path}", "check the path after --config") from error
+        raise ConfigError(f"there is no file {path}", f"check the path after --{flag}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}", "name a readable TOML, JSON or YAML file") from error
     if text.lstrip().startswith("{"):
@@ -80,6 +84,8 @@ def _json(path: Path, text: str) -> tuple[str, dict[str, Any]]:
         return DATASET, tables
     if _is_aitoolkit(tables):
         return AITOOLKIT, tables
+    if {key.lstrip("-") for key in tables} & {"model_family", "data_backend_config"}:
+        raise ConfigError(f"{path} is a file of SimpleTuner, which is not read", NO_SIMPLETUNER)
     if tables.keys() & {"training_method", "model_type", "base_model_name"}:
         return ONETRAINER, tables
     if tables.keys() & {"pretrained_model_name_or_path", "LoRA_type"}:

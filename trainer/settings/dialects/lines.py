@@ -15,11 +15,18 @@ from typing import Any
 
 from trainer.errors import ConfigError
 from trainer.settings.dialects import kohya_line
+from trainer.settings.dialects.files import NO_SIMPLETUNER
 from trainer.settings.dialects.given import Given
 from trainer.settings.dialects.programs import PROGRAMS, Program, guess
 
 LAUNCHERS = ("accelerate", "python", "python3", "torchrun", "uv", "snugbooth")
-FILES = {"train.py": "config-path", "train_remote.py": "config-path", "run.py": ""}  # OneTrainer, ai-toolkit
+FILES = {  # scripts whose lines only name a file: whose they are, and the flag before the file
+    "train.py": ("OneTrainer", "config-path"),
+    "train_remote.py": ("OneTrainer", "config-path"),
+    "run.py": ("ai-toolkit", ""),
+}
+SHELL = (".sh", ".bat", ".cmd", ".ps1")
+SIMPLETUNER = frozenset({"model_family", "data_backend_config", "model_flavour"})  # flags that no other program has
 WARM = ("constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 DIFFUSERS_CLASS_IMAGES = 100  # the default of --num_class_images there
 
@@ -27,19 +34,33 @@ DIFFUSERS_CLASS_IMAGES = 100  # the default of --num_class_images there
 def open(words: Sequence[str]) -> tuple[list[str], Program | None, dict[str, str]]:
     """(the words of the line itself, the program it was made for, what its launcher settles by dotted key)."""
     script = next((i for i, word in enumerate(words) if _is_script(words, i)), None)
+    names = {word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
+    _require_readable(words, names)
     if script is not None:
         name = re.split(r"[/\\]", words[script])[-1]
         rest = list(words[script + 1 :])
         if name in FILES:
-            return _file_line(name, rest), None, {}
+            return _file_line(words[script], *FILES[name], rest), None, {}
         if name not in PROGRAMS:
             raise ConfigError(
                 f"{name} trains something else than DreamBooth does here",
                 f"lines of these are understood: {', '.join(PROGRAMS)}",
             )
         return rest, PROGRAMS[name], _launcher(words[:script])
-    names = {word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
     return list(words), guess(names), {}
+
+
+def _require_readable(words: Sequence[str], names: set[str]) -> None:
+    """ConfigError for lines that cannot be meant here: of SimpleTuner, and of scripts that hold the real line."""
+    first = re.split(r"[/\\]", words[0])[-1] if words else ""
+    if first == "simpletuner" or SIMPLETUNER & names:
+        raise ConfigError("this line is SimpleTuner's, whose files are not read", NO_SIMPLETUNER)
+    called = re.split(r"[/\\]", words[1])[-1] if first in ("bash", "sh") and len(words) > 1 else first
+    if called.endswith(SHELL):
+        raise ConfigError(
+            f"{called} starts another program, and what it does is written inside it",
+            "open it, and paste the line with the .py script that it starts",
+        )
 
 
 def _is_script(words: Sequence[str], index: int) -> bool:
@@ -57,12 +78,18 @@ def _launcher(words: Sequence[str]) -> dict[str, str]:
     return {"train.mixed_precision": found[1]} if found else {}
 
 
-def _file_line(name: str, rest: list[str]) -> list[str]:
+def _file_line(script: str, whose: str, flag: str, rest: list[str]) -> list[str]:
     """OneTrainer's and ai-toolkit's command lines only name a file."""
-    flag = FILES[name] and f"--{FILES[name]}"
-    if not flag and rest:
+    named = f"--{flag}"
+    given = [word for word in rest if (word.partition("=")[0] == named if flag else not word.startswith("-"))]
+    if not given:
+        raise ConfigError(
+            f"{script} is {whose}'s, and this line names no file of it",
+            f"add {named} FILE.json" if flag else f"write: {script} FILE.yaml",
+        )
+    if not flag:
         return ["--config", *rest]
-    return ["--config" + word[len(flag) :] if word == flag or word.startswith(f"{flag}=") else word for word in rest]
+    return ["--config" + word[len(named) :] if word in given else word for word in rest]
 
 
 def settle(given: Given, program: Program | None, launcher: dict[str, str]) -> None:
