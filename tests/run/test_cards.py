@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from trainer.__main__ import main
 from trainer.machine import launcher
+from trainer.prior.manifest import digest_of as digest
 
 SMALL = (
     "--device cpu --max_train_steps 2 --train_batch_size 1 --gradient_accumulation_steps 2 --no-with_prior_preservation "
@@ -38,6 +39,20 @@ def test_two_processes_leave_the_checkpoint_of_one_to_the_bit(tmp_path: Path, mo
     assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
     decks = [json.loads((run / "step-000002/state.json").read_text())["batches"] for run in (one, two)]
     assert decks[0] == decks[1]
+
+
+@pytest.mark.parametrize("by", ["images", "prediction"])
+def test_two_processes_draw_the_class_of_one_to_the_bit(tmp_path: Path, by: str) -> None:
+    words = SMALL.replace("--no-with_prior_preservation", f"--by {by} --num_class_images 6 --sample_steps 2")
+    words = words.replace("{0}/cache", "{0}/{1}-cache").replace("_steps 2 --train", "_steps 1 --train")
+    for name, cards in (("one", 1), ("two", 2)):
+        assert launcher.launch(cards, words.format(tmp_path, name).split()) == 0
+    folder = {"images": "class_images", "prediction": "predictions"}[by]
+    one, two = (
+        {path.name: digest(path) for path in sorted((tmp_path / f"{name}-cache" / folder).rglob("*.*"))}
+        for name in ("one", "two")
+    )
+    assert one == two and len(one) >= (7 if by == "images" else 1)
 
 
 def test_more_cards_than_pictures_in_a_step_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -28,6 +28,7 @@ from trainer.events import Notice, Stage
 from trainer.files.store import key
 from trainer.files.whole import whole
 from trainer.machine.phase import Phase
+from trainer.machine.team import ALONE, Team
 from trainer.models.base import Parts
 from trainer.prior.manifest import Manifest, digest, digest_of, opened, settings, theirs
 from trainer.settings.config import Config
@@ -45,43 +46,73 @@ def folder_for(parts: Parts, config: Config, cache: Path) -> Path:
     return Path(cache) / "class_images" / f"{slug(class_prompt(config))}-{key(**made)[:10]}"
 
 
-def ensure(painter: Painter, config: Config, folder: Path, *, count: int | None = None) -> Stage[PhotoSet]:
+@dataclass(frozen=True)
+class Wanted:
+    """What is there and what is to be drawn: indices of pictures, and `chunks` of them, each drawn at a time."""
+
+    manifest: Manifest
+    own: PhotoSet
+    asked: int | None
+    standing: dict[int, str]
+    indices: list[int]
+    missing: list[int]
+    changed: list[str]
+
+    @classmethod
+    def found(cls, folder: Path, made: dict[str, object], config: Config, count: int | None, usual: int) -> Wanted:
+        """By looking at `folder`, which is tidied for it. `made`: how pictures are made now; usual: the family's number."""
+        manifest = opened(folder, made, config)
+        own, standing = _own(folder, config, manifest, int(str(made["size"]))), manifest.standing(folder)
+        chosen = config.chosen("prior.num_class_images") or not own.photos
+        asked = count or (config.prior.num_class_images if chosen else 0)
+        wanted = range(max(0, (asked or usual) - len(own.photos)))
+        indices = sorted(standing) if own.photos and not asked else list(wanted)
+        missing = [i for i in indices if i not in standing]
+        return cls(manifest, own, asked, standing, indices, missing, manifest.changed(folder, standing))
+
+
+def ensure(
+    painter: Painter, config: Config, folder: Path, *, count: int | None = None, team: Team = ALONE
+) -> Stage[PhotoSet]:
     """The class images to train on: all of somebody's own, then drawn ones up to `count`. Without a count (here or in the
     settings) nothing is drawn beside one's own.
 
     painter: draws with the untouched model; knows the embeddings of `class_prompt(config)` and "" where one is missing
     folder:  `folder_for(parts, config, cache)`
+    team:    draws together, a chunk each, and its first writes what came of it: the pictures are those of one process
     """
     parts, folder = painter.parts, Path(folder)
     resolution = config.data.resolution or parts.family.resolution
-    manifest = opened(folder, settings(parts, config, resolution), config)
-    own, standing = _own(folder, config, manifest, resolution), manifest.standing(folder)
-    asked = count or (config.prior.num_class_images if config.chosen("prior.num_class_images") or not own.photos else 0)
-    wanted = range(max(0, (asked or parts.family.defaults.class_images) - len(own.photos)))
-    indices = sorted(standing) if own.photos and not asked else list(wanted)
-    missing = [i for i in indices if i not in standing]
+    made, usual = settings(parts, config, resolution), parts.family.defaults.class_images
+    there = team.tell(Wanted.found(folder, made, config, count, usual) if team.leads else None)
+    own, manifest = there.own, there.manifest
     look = Look((resolution, resolution), config.prior.sample_steps, config.prior.guidance_scale)
     painter, prompt = replace(painter, look=look), class_prompt(config)
-    chunks = list(_chunks(missing, len(indices), painter.drawing.batch))
+    chunks = list(_chunks(there.missing, len(there.indices), painter.drawing.batch, team.size))
     mine = f", {len(own.photos)} your own" if own.photos else ""
     phase = Phase("class images", painter.device)
-    yield phase.start(sum(map(len, chunks)) * look.steps, f"{len(missing)} to draw, {len(standing)} reused{mine}")
-    yield from _about_own(own, len(indices), asked)
-    if changed := manifest.changed(folder, standing):
-        yield Notice(_about_changed(folder, changed), "put them into another folder if you want to train on them")
+    to_draw = f"{len(there.missing)} to draw, {len(there.standing)} reused{mine}"
+    yield phase.start(sum(map(len, chunks)) * look.steps, to_draw)
+    yield from _about_own(own, len(there.indices), there.asked)
+    if there.changed:
+        yield Notice(_about_changed(folder, there.changed), "put them into another folder if you want to train on them")
     done = 0
-    for chunk in chunks:
+    for first in range(0, len(chunks), team.size):
+        together = chunks[first : first + team.size]
+        chunk = together[team.rank] if team.rank < len(together) else []
         seeds = [manifest.settings["seed"] + i for i in chunk]
-        pictures = yield from painter.paint([prompt] * len(chunk), seeds, phase, done * look.steps)
-        done += len(chunk)
-        for index, picture in zip(chunk, pictures, strict=True):
-            if index in missing:
-                _save(picture, folder, index, manifest)
-    drawn = _drawn(folder, config, manifest, resolution, set(indices))
+        pictures = (yield from painter.paint([prompt] * len(chunk), seeds, phase, done * look.steps)) if chunk else []
+        done += sum(map(len, together))
+        for drawn in team.gather([*zip(chunk, map(_png, pictures), strict=True)]):
+            for index, data in drawn:
+                if team.leads and index in there.missing:
+                    _save(data, folder, index, manifest)
+    manifest.images = team.tell(manifest.images)
+    drawn = _drawn(folder, config, manifest, resolution, set(there.indices))
     yield from _about(drawn)
     chosen = replace(own, photos=(*own.photos, *drawn.photos), left=(*own.left, *drawn.left))
     yield phase.end(
-        f"{len(missing)} class images drawn, {len(standing)} reused{mine}: {len(chosen.photos)} different",
+        f"{len(there.missing)} class images drawn, {len(there.standing)} reused{mine}: {len(chosen.photos)} different",
         str(folder if drawn.photos else config.prior.class_data_dir or folder),
     )
     if not chosen.photos:
@@ -92,7 +123,7 @@ def ensure(painter: Painter, config: Config, folder: Path, *, count: int | None 
     return chosen
 
 
-def _chunks(missing: Sequence[int], count: int, batch: int) -> Iterator[list[int]]:
+def _chunks(missing: Sequence[int], count: int, batch: int, cards: int = 1) -> Iterator[list[int]]:
     """What is drawn between two moves of the denoiser: whole batches, each with the pictures it has whenever all are drawn.
 
     The last bits of a picture depend on how many are drawn beside it, so a batch of which one picture is missing is drawn
@@ -100,7 +131,7 @@ def _chunks(missing: Sequence[int], count: int, batch: int) -> Iterator[list[int
     """
     wanted = {index // batch for index in missing}
     batches = [list(range(b * batch, min((b + 1) * batch, count))) for b in sorted(wanted)]
-    together = max(1, CHUNK // batch)
+    together = max(1, min(CHUNK // batch, -(-len(batches) // cards)))
     for start in range(0, len(batches), together):
         yield [index for each in batches[start : start + together] for index in each]
 
@@ -171,11 +202,15 @@ def _about_changed(folder: Path, changed: list[str]) -> str:
     return f"{len(changed)} class images in {folder} have changed since they were drawn and are left out ({some})."
 
 
-def _save(picture: Image.Image, folder: Path, index: int, manifest: Manifest) -> None:
-    """The picture and its row. Its name carries its checksum; a name that is taken by another picture is not touched."""
+def _png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
-    data, sha = buffer.getvalue(), digest(buffer.getvalue())
+    return buffer.getvalue()
+
+
+def _save(data: bytes, folder: Path, index: int, manifest: Manifest) -> None:
+    """The picture and its row. Its name carries its checksum; a name that is taken by another picture is not touched."""
+    sha = digest(data)
     names = (f"{index:05d}-{sha[:12]}{again}.png" for again in ("", *(f"-{n}" for n in range(2, 100))))
     name = next(name for name in names if not (folder / name).exists() or digest_of(folder / name) == sha)
     manifest.images[name] = {"index": index, "sha256": sha}

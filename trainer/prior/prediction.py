@@ -15,7 +15,7 @@ that is as noisy; its last one where there is none.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from trainer.draw.sampler import Look, noise_of
 from trainer.events import Notice, Stage
 from trainer.files.store import Store, key
 from trainer.machine.phase import Phase
+from trainer.machine.team import ALONE, Team
 from trainer.objective.loss import Objective
 from trainer.objective.noise import Noise, golden
 from trainer.settings.config import Config
@@ -109,8 +110,10 @@ def ensure(
     draws: int = DRAWS,
     latents: int = LATENTS,
     sample_steps: int = SAMPLE_STEPS,
+    team: Team = ALONE,
 ) -> Stage[Predictions]:
     """Predictions made now or found in `folder`; one with fewer draws than wanted is continued, not made again.
+    A team makes them together, and has those of one process.
 
     painter: draws with the untouched model; knows the embeddings of `class_prompt(config)` and ""
     """
@@ -133,7 +136,7 @@ def ensure(
     if config.train.zero_terminal_snr:
         facts["levels"] = "zero terminal SNR"
     name = key(kind="predictions 1", **facts)
-    found = store.get(name, ("latents", "timesteps", "targets"))
+    found = team.tell(store.get(name, ("latents", "timesteps", "targets")) if team.leads else None)
     if store.remade:
         yield Notice("Damaged predictions in the cache are made again.")
     have = 0 if found is None else len(found["timesteps"])
@@ -146,26 +149,44 @@ def ensure(
     yield phase.start(sampling + draws - have, f"{draws - have} predictions of the base model, no pictures")
     with replace(painter, look=look).on_card([prompt]) as brush:
         if found is None:
-            clean = yield from brush.latents([prompt] * latents, [seed + i for i in range(latents)], phase)
+
+            def clean_ones(rows: range) -> Stage[Tensor]:
+                done = rows.start * look.steps
+                return brush.latents([prompt] * len(rows), [seed + i for i in rows], phase, done)
+
+            clean = yield from _together(team, range(latents), painter.drawing.batch, clean_ones)
             found = {
                 "latents": clean.half(),
                 "timesteps": torch.empty(0, dtype=torch.int64),
                 "targets": torch.empty(0, *clean.shape[1:], dtype=torch.float16),
             }
-        made = yield from _more(brush, Predictions(prompt, noise, seed, **found), draws, phase)
-    store.put(name, {"latents": made.latents, "timesteps": made.timesteps, "targets": made.targets})
+        made = yield from _more(brush, Predictions(prompt, noise, seed, **found), draws, phase, team)
+    if team.leads:
+        store.put(name, {"latents": made.latents, "timesteps": made.timesteps, "targets": made.targets})
     yield phase.end(f"{draws - have} predictions made, {have} reused: {made.size_bytes / 2**20:.1f} MiB")
     return made
 
 
-def _more(brush: Brush, made: Predictions, draws: int, phase: Phase) -> Stage[Predictions]:
+def _more(brush: Brush, made: Predictions, draws: int, phase: Phase, team: Team) -> Stage[Predictions]:
     """`made`, continued until there are `draws` of them."""
-    timesteps, targets, batch = made.noise.at(golden(draws)), [made.targets], brush.painter.drawing.batch
-    for start in range(len(made), draws, batch):
-        rows = range(start, min(start + batch, draws))
+    timesteps = made.noise.at(golden(draws))
+
+    def answers(rows: range) -> Stage[Tensor]:
         samples = torch.stack([made.sample(i, timesteps[i]) for i in rows])
         told = brush.painter.parts.noise().as_strong_as(made.noise, timesteps[rows.start : rows.stop])
-        answers = brush.predict(samples, told, [made.prompt] * len(rows))
-        targets.append(answers.half().cpu())
+        found = brush.predict(samples, told, [made.prompt] * len(rows))
         yield phase.progress(phase.total - (draws - rows.stop))
-    return replace(made, timesteps=timesteps, targets=torch.cat(targets))
+        return found.half().cpu()
+
+    more = yield from _together(team, range(len(made), draws), brush.painter.drawing.batch, answers)
+    return replace(made, timesteps=timesteps, targets=torch.cat([made.targets, more]))
+
+
+def _together(team: Team, rows: range, batch: int, make: Callable[[range], Stage[Tensor]]) -> Stage[Tensor]:
+    """What `make` makes of `rows`, a batch at a time, the batches dealt out to the team: each is that of one process."""
+    batches, mine = [rows[start : start + batch] for start in range(0, len(rows), batch)], []
+    for some in batches[team.rank :: team.size]:
+        made = yield from make(some)
+        mine.append(made)
+    everybody = team.gather(mine)
+    return torch.cat([everybody[number % team.size][number // team.size] for number in range(len(batches))])

@@ -86,8 +86,10 @@ def class_images(run: Run, painter: Painter) -> Stage[Keep]:
         rows = config.train.max_train_steps * config.train.train_batch_size * config.train.gradient_accumulation_steps
         draws = min(prediction.DRAWS, max(rows, 16))  # a short run cannot use more
         latents = min(prediction.LATENTS, draws // 4)
-        return (yield from prediction.ensure(painter, config, run.cache, draws=draws, latents=latents))
-    found = yield from images.ensure(painter, config, images.folder_for(painter.parts, config, run.cache))
+        return (yield from prediction.ensure(painter, config, run.cache, draws=draws, latents=latents, team=run.team))
+    found = yield from images.ensure(
+        painter, config, images.folder_for(painter.parts, config, run.cache), team=run.team
+    )
     if run.team.leads:
         manifest.record(run.folder, found)
     yield from (Notice(text, level="warning") for text in data.in_both(run.photos, found))

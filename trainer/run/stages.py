@@ -112,7 +112,7 @@ def get_ready(run: Run) -> Stage[tuple[Trained, Painter]]:
     parts = yield from assemble.load(run)
     resuming.same_model(run, parts)
     painter = yield from run.team.in_turn(assemble.untouched(run, parts))
-    keep = yield from run.team.in_turn(assemble.class_images(run, painter))
+    keep = yield from assemble.class_images(run, painter)
     yield from resuming.same_class_images(run, keep)
     cached = yield from run.team.in_turn(assemble.cache(run, parts, keep))
     return (yield from assemble.trained(run, painter, cached, keep))
