@@ -52,11 +52,11 @@ def holder(modules: dict[str, nn.Module]) -> nn.Module:
     root = nn.Module()
     for path, module in modules.items():
         *parents, last = path.split(".")
-        place = root
+        place: nn.Module = root
         for name in parents:
             if name not in place._modules:
                 place.add_module(name, nn.Module())
-            place = place._modules[name]
+            place = getattr(place, name)
         place.add_module(last, module)
     return root
 

@@ -27,8 +27,16 @@ def launch(cards: int, words: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    here = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": f"snugbooth-{os.getpid()}"}
-    config = LaunchConfig(1, 1, cards, max_restarts=0, monitor_interval=0.5, **here)
+    config = LaunchConfig(
+        1,
+        1,
+        cards,
+        run_id=f"snugbooth-{os.getpid()}",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.5,
+    )
     try:
         elastic_launch(config, sys.executable)("-m", "trainer", *words)
     except ChildFailedError as failure:

@@ -49,7 +49,13 @@ class Team:
         makes the computing stream wait, not the host."""
         if self.size == 1:
             return _nothing
-        return torch.distributed.all_reduce(tensor, async_op=True).wait
+        work = torch.distributed.all_reduce(tensor, async_op=True)
+        assert work is not None, "every process of the run is a member of the group"
+
+        def wait() -> None:
+            work.wait()
+
+        return wait
 
     def whole(self, parts: Tensor, numbers: list[int], count: int) -> Tensor:
         """Rows (count, n) from everybody's `parts` (m, n) of them, whose places are `numbers`: the same sums on all ranks."""
@@ -86,10 +92,12 @@ class Team:
 
     def in_turn(self, events: Generator[Any, None, T]) -> Generator[Any, None, T]:
         """Rank 0 goes through `events` first and the others after it, who then find its work on disk. Returns the result."""
-        for rank in (True, False):
-            if self.leads is rank:
-                result = yield from events
+        if not self.leads:
             self.wait()
+        result = yield from events
+        if self.leads:
+            self.wait()
+        self.wait()
         return result
 
     def first(self, events: Iterator[Any]) -> Iterator[Any]:
@@ -123,10 +131,11 @@ def join(cpu: bool) -> tuple[Team, torch.device]:
     from accelerate import PartialState
 
     state = PartialState(cpu=cpu)
+    device = torch.device(str(state.device))
     if state.num_processes == 1:
-        return ALONE, state.device
-    if state.device.type == "cpu":
+        return ALONE, device
+    if device.type == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // state.num_processes))
     # the first may draw class images for hours while the others wait for it
     words = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
-    return Team(state.process_index, state.num_processes, words), state.device
+    return Team(state.process_index, state.num_processes, words), device

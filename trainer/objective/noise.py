@@ -37,29 +37,37 @@ class Noise(Protocol):
     guidance_rescale: how far guidance is pulled back to the contrast of the unguided prediction; 0 is not at all
     """
 
-    guidance_rescale: float
+    @property
+    def guidance_rescale(self) -> float: ...
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Timesteps as training sees them."""
+        ...
 
     def at(self, shares: Sequence[float] | Tensor) -> Tensor:
         """The timesteps below which these shares of all that `draw` draws lie."""
+        ...
 
     def mix(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """The denoiser's sample."""
+        ...
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """What the denoiser should answer."""
+        ...
 
     def weights(self, timesteps: Tensor, gamma: float | None) -> Tensor:
         """Loss weight of each timestep, (B,) fp32: min-SNR's (arXiv 2303.09556), or ones where `gamma` is None."""
+        ...
 
     def as_strong_as(self, other: Noise, timesteps: Tensor) -> Tensor:
         """The timesteps at which this noise comes nearest to what `other` is at `timesteps`."""
+        ...
 
     def sampler(self, steps: int, name: str = "dpm++") -> Any:
         """A scheduler of diffusers with its timesteps set, the way from noise to a picture: it begins at unit noise and
         its samples are what `mix` makes. `name`: for models with more than one way, of SAMPLERS."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -194,10 +202,10 @@ class Flow:
 
     def sampler(self, steps: int, name: str = "dpm++") -> Any:
         """Euler's method along the straight lines, as the models' own pipelines draw."""
-        import diffusers
+        from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
-        config = {"shift": self.shift} | self.schedule
-        scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(config)
+        config = {"shift": self.shift, **self.schedule}
+        scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(config)
         scheduler.set_timesteps(steps, **self.walk)
         return scheduler
 

@@ -234,11 +234,11 @@ def _repeat(path: Path) -> str:
 def whole_path(key: str, value: Any) -> Any:
     """The value of a setting, with the whole path where it is one: a run is gone back to from other folders, too. Links
     stay as they are: the hub's cache keeps a model's file under a name that says nothing of its kind."""
-    model = key in MODELS and value not in (None, DEMO) and Path(value).exists()
+    model = key in MODELS and value is not None and value != DEMO and Path(value).exists()
     if value and (key in FOLDERS or model or (key == "preset" and value.endswith(".toml"))):
         return str(Path(value).absolute())
     if key == "data.subsets":
-        return [entry(times, Path(folder).absolute(), words) for times, folder, words in map(subset, value)]
+        return [entry(times, Path(folder).absolute(), words) for times, folder, words in map(subset, value or [])]
     return value
 
 
