@@ -12,7 +12,8 @@ from trainer.machine import libraries
 from trainer.settings.overlay import load
 
 ROOT = Path(__file__).parent.parent.parent
-UNNEEDED = ("peft", "bitsandbytes", "prodigyopt", "matplotlib", "triton")
+UNNEEDED = ("peft", "bitsandbytes", "prodigyopt", "matplotlib", "triton", "imagehash")
+STRANGE = ("torchvision", "kernels", "scipy")  # transformers imports them wherever they are
 
 
 @pytest.fixture
@@ -34,9 +35,9 @@ def test_a_run_needs_none_of_the_libraries_that_only_some_runs_use(broken, tmp_p
     words = "--max_train_steps 1 --no-watch --num_validation_images 0 --no-with_prior_preservation --device cpu"
     places = ["--output_dir", str(tmp_path / "run"), "--cache_dir", str(tmp_path / "cache"), "--formats", "single_file"]
     command = [sys.executable, "-m", "trainer", *words.split(), *places, "--dashboard", "off"]
-    done = subprocess.run(command, env=broken(*UNNEEDED), capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(command, env=broken(*UNNEEDED, *STRANGE), capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
-    for name in ("peft", "bitsandbytes"):
+    for name in ("peft", "bitsandbytes", *STRANGE):
         assert f"{name} is installed and does not load: {name}: undefined symbol" in done.stdout
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
     assert "There are no plots: matplotlib does not load" in (tmp_path / "run" / "report.html").read_text(
@@ -54,13 +55,14 @@ def test_a_broken_library_is_named_where_it_is_needed(monkeypatch):
     for name in ("peft", "prodigyopt", "bitsandbytes"):
         for module in [name, *(m for m in sys.modules if m.startswith(name + "."))]:
             monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ConfigError, match="adapters need peft") as caught:
+    with pytest.raises(ConfigError, match="adapters need peft, which is not installed") as caught:
         adapters.inject(SD1.tiny(), load({}).lora)
     assert "pip install -c" in caught.value.fix and "--method full" in caught.value.fix
     weight = torch.zeros(4, requires_grad=True)
-    for optimizer in ("prodigy", "bnb_adamw8bit"):
-        with pytest.raises(ConfigError, match="needs"):
+    for optimizer, library in (("prodigy", "prodigyopt"), ("bnb_adamw8bit", "bitsandbytes")):
+        with pytest.raises(ConfigError, match=f"needs {library}, which is not installed") as caught:
             optim.make(optimizer, [{"params": [weight], "lr": 1.0}], AdamHyper())
+        assert caught.value.fix.endswith(f" {library}, or use --optimizer adamw")
 
 
 def test_only_what_does_not_load_is_set_aside(monkeypatch, tmp_path):
@@ -68,8 +70,21 @@ def test_only_what_does_not_load_is_set_aside(monkeypatch, tmp_path):
     (tmp_path / "straight.py").write_text("")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(libraries, "SPARED", ("crooked", "straight", "absent_altogether"))
+    monkeypatch.setattr(libraries, "_hidden", {})
     assert libraries.set_aside() == {"crooked": "an older neighbour"}
     from importlib.util import find_spec
 
     assert find_spec("crooked") is None, "to others it is as if it were not installed"
+    error = libraries.lacking("adapters need", "crooked", "do without")
+    assert error.what == "adapters need crooked, which does not load (an older neighbour)", (
+        "the reason is not forgotten"
+    )
+    assert "--force-reinstall --no-deps" in error.fix, "pip would call it satisfied"
     monkeypatch.delitem(sys.modules, "crooked")
+
+
+def test_a_tracker_that_is_there_and_broken_is_refused_before_anything_is_loaded(broken, tmp_path):
+    command = [sys.executable, "-m", "trainer", "--report_to", "wandb", "--output_dir", str(tmp_path / "run")]
+    done = subprocess.run(command, env=broken("wandb"), capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and not (tmp_path / "run").exists()
+    assert "--report_to wandb needs wandb, which does not load (wandb: undefined symbol)" in done.stderr

@@ -152,7 +152,7 @@ def test_a_tracker_that_is_not_installed_is_refused_before_the_run(tmp_path: Pat
         pytest.skip("wandb is installed here")
     config = Config()
     config.run.report_to = ["wandb"]
-    with pytest.raises(ConfigError, match="pip install wandb"):
+    with pytest.raises(ConfigError, match=r"pip install .* wandb"):
         next(log.record(iter([started(tmp_path)]), config))
     assert not (tmp_path / log.NAME).exists()
 

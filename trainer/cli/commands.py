@@ -197,7 +197,9 @@ def _libraries() -> Iterator[tuple[str, str]]:
     if untried := versions.warning():
         yield untried
     for name, why in libraries.set_aside().items():
-        yield f"{name} is installed and does not load: {why}. The run goes on without it.", versions.command(name)
+        ours = name not in libraries.STRANGERS
+        fix = versions.command(name, again=True) if ours else f"nothing here needs it: {versions.removal(name)}"
+        yield f"{name} is installed and does not load: {why}. The run goes on without it.", fix
 
 
 def _say_libraries() -> None:

@@ -15,7 +15,8 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from trainer.cli.finding import BROKEN, Line, first
-from trainer.machine.versions import asked, command, tested
+from trainer.machine.libraries import STRANGERS
+from trainer.machine.versions import asked, command, removal, tested
 from trainer.settings.config import Config
 
 IMPORTS = {"pillow": "PIL", "pillow-heif": "pillow_heif", "huggingface-hub": "huggingface_hub"}
@@ -42,6 +43,11 @@ def versions(config: Config, hidden: Mapping[str, str] | None = None) -> Iterato
     newest = tested()
     for name, requirement in (needed | extras).items():
         yield _package(name, requirement, name in needed, newest.get(name), (hidden or {}).get(name))
+    for name, why in (hidden or {}).items():
+        if name in STRANGERS and name not in extras:
+            yield Line(
+                name, "off", f"does not load and is left aside: {why}", f"nothing here needs it: {removal(name)}"
+            )
 
 
 def _package(name: str, requirement: Requirement, needed: bool, newest: str | None, why: str | None) -> Line:
@@ -59,7 +65,7 @@ def _package(name: str, requirement: Requirement, needed: bool, newest: str | No
     except BROKEN as error:
         why = first(error)
     if why is not None:
-        return Line(name, broken, f"{version} does not load: {why}", fix, without)
+        return Line(name, broken, f"{version} does not load: {why}", command(name, again=True), without)
     if not requirement.specifier.contains(version, prereleases=True):
         without = "what is tried below says whether this version works"
         return Line(name, "lost" if needed else "off", f"{version} (needs {requirement.specifier})", fix, without)

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from trainer.machine.libraries import loads
 
 ALIKE = 10  # of 64 bits
 SAME = 1.5  # mean difference of small copies, of 255: what JPEG adds, but no retouching
@@ -28,7 +29,7 @@ BLURRED, BLACK, FLAT = 0.25, 16, 6.0
 
 @dataclass(frozen=True)
 class Look:
-    """size: of the picture; tiny, small: 8 x 8 and 32 x 32 copies; hash: None where imagehash is not installed;
+    """size: of the picture; tiny, small: 8 x 8 and 32 x 32 copies; hash: None without imagehash;
     sharpness: nan where it cannot be told; brightness, contrast: mean and deviation of its greys; blank: one colour."""
 
     size: tuple[int, int]
@@ -75,7 +76,7 @@ def look(rgb: Image.Image) -> Look:
 
 def can_compare() -> bool:
     """Whether frames of a burst can be told from photos."""
-    return find_spec("imagehash") is not None
+    return loads("imagehash")
 
 
 def _hash(grey: Image.Image) -> Any:

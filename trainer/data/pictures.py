@@ -13,13 +13,13 @@ import io
 import struct
 import zlib
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from trainer.files import image, regular
+from trainer.machine.libraries import loads
 
 PICTURE_SUFFIXES = frozenset(
     {
@@ -103,7 +103,7 @@ def read(path: Path) -> Picture:
 
 
 def _allow_heif() -> None:
-    if find_spec("pillow_heif") is None:
+    if not loads("pillow_heif"):
         raise Unreadable("HEIC needs one more package: pip install pillow-heif (or convert it to JPEG)")
     import pillow_heif
 

@@ -1,17 +1,31 @@
 """Libraries that a run can do without, so that one which is there but broken takes nothing else along.
 
-diffusers imports peft and bitsandbytes wherever they are installed, for features that nobody here asked for: a bitsandbytes
-built for another CUDA, or a peft older than its neighbours, then stops every model from loading. `set_aside` tries them
-first and hides those that do not load, as if they were not installed; whoever needs one names it and its fix.
+transformers, diffusers and accelerate import many libraries wherever they are installed, for features that nobody here
+asked for: a torchvision that belongs to another torch, a bitsandbytes built for another CUDA, or a peft older than its
+neighbours then stops every model from loading. `set_aside` tries them first and hides those that do not load, as if they
+were not installed; whoever needs one names it, why it is not there, and the fix (`lacking`).
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
+from functools import cache
 from importlib.util import find_spec
 
-SPARED = ("bitsandbytes", "peft")
+from trainer.errors import ConfigError
+from trainer.machine import versions
+
+# Each of these took all models along when it seemed to be installed and raised as it was imported (tried with transformers
+# 5.24, diffusers 0.42, accelerate 1.15). Those come first that others import: a peft that stumbles over torchvision is well.
+STRANGERS = tuple(
+    """
+    triton scipy kernels torchvision torchaudio soundfile soxr kornia onnxruntime torchsde xformers flashinfer
+    torchao gguf hqq aqlm eetq gptqmodel neural_compressor transformer_engine
+    torch_xla torch_npu torch_mlu torch_musa torch_sdaa habana_frameworks
+    """.split()
+)
+SPARED = (*STRANGERS, "bitsandbytes", "peft")
 # what a library that does not fit shows itself by: missing names, missing shared objects, and what it raises on its own
 FAULTS = (
     ImportError,
@@ -24,15 +38,24 @@ FAULTS = (
     SyntaxError,
     AssertionError,
 )
+_hidden: dict[str, str] = {}  # what Python forgets of a module that is hidden: why
 
 
 def fault(name: str) -> str | None:
     """Why `name` does not import; None where it does."""
+    if name in _hidden:
+        return _hidden[name]
     try:
         importlib.import_module(name)
     except FAULTS as error:
         return str(error).strip().partition("\n")[0] or type(error).__name__
     return None
+
+
+@cache
+def loads(name: str) -> bool:
+    """Whether `name` is installed and imports; asked for every photo, tried once."""
+    return fault(name) is None
 
 
 def set_aside() -> dict[str, str]:
@@ -43,5 +66,12 @@ def set_aside() -> dict[str, str]:
             for module in [m for m in sys.modules if m == name or m.startswith(name + ".")]:
                 del sys.modules[module]
             sys.modules[name] = None  # type: ignore[assignment]  # to everybody the same as not installed
-            hidden[name] = why
+            hidden[name] = _hidden[name] = why
     return hidden
+
+
+def lacking(who: str, name: str, otherwise: str, package: str | None = None) -> ConfigError:
+    """The error of `who` ("adapters need"), for whom the library `name` is missing or broken; otherwise: what to do without."""
+    package, there = package or name, name in _hidden or find_spec(name) is not None
+    why = f"does not load ({fault(name)})" if there else "is not installed"
+    return ConfigError(f"{who} {package}, which {why}", f"{versions.command(package, again=there)}, or {otherwise}")

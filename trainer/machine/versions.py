@@ -77,9 +77,16 @@ def untried() -> list[Untried]:
     return found
 
 
-def command(*names: str) -> str:
-    """The command that installs the tested versions of `names`, and of what they need in turn."""
-    return shlex.join([sys.executable, "-m", "pip", "install", "-c", str(CONSTRAINTS), *names])
+def command(*names: str, again: bool = False) -> str:
+    """The command that installs the tested versions of `names`, and of what they need in turn. again: of what is there and
+    broken, which pip would call satisfied; alone, for its neighbours may be gigabytes."""
+    options = ["--force-reinstall", "--no-deps"] if again else []
+    return shlex.join([sys.executable, "-m", "pip", "install", *options, "-c", str(CONSTRAINTS), *names])
+
+
+def removal(name: str) -> str:
+    """The command that removes what nothing here needs."""
+    return shlex.join([sys.executable, "-m", "pip", "uninstall", name])
 
 
 def warning() -> tuple[str, str] | None:

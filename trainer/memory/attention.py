@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from trainer.errors import ConfigError
+from trainer.machine import libraries
 from trainer.policy import Policy
 
 ORDER = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
@@ -62,9 +63,8 @@ def check(policy: Policy) -> None:
 def resolve(name: str) -> str:
     """auto -> sdpa; refuses xformers where it is not installed."""
     if name == "xformers" and _xformers() is None:
-        raise ConfigError(
-            "memory.attention = 'xformers', but xformers is not installed or does not load.",
-            "Leave out --attention (torch's own kernels are as good), or pip install xformers.",
+        raise libraries.lacking(
+            "--attention xformers needs", "xformers", "leave --attention out: torch's own kernels are as good"
         )
     return "sdpa" if name == "auto" else name
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from trainer.errors import ConfigError
 from trainer.files.mapped import forget
-from trainer.machine import versions
+from trainer.machine import libraries
 from trainer.models.base import Parts
 from trainer.settings.config import Lora
 
@@ -49,10 +49,7 @@ def inject(
     try:
         from peft import inject_adapter_in_model
     except (ImportError, AttributeError, RuntimeError) as missing:
-        raise ConfigError(
-            f"adapters need peft, and it does not load ({str(missing).partition(chr(10))[0]})",
-            f"{versions.command('peft')}, or train all weights (--method full)",
-        ) from missing
+        raise libraries.lacking("adapters need", "peft", "train all weights (--method full)") from missing
     for module in parts.modules().values():
         module.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):

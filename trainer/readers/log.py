@@ -45,13 +45,13 @@ import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from trainer.errors import ConfigError
 from trainer.events import Event, Finished, Meters, RunStarted, Sampled, Step, from_json, to_json
 from trainer.files.shown import all_shown
+from trainer.machine import libraries
 from trainer.readers.view.state import settings
 from trainer.settings.config import Config
 
@@ -156,13 +156,10 @@ def clean(event: Event) -> Event:
 
 
 def check(config: Config) -> None:
-    """Refuse trackers that are not installed, before anything is loaded."""
+    """Refuse trackers that are not installed or do not load, before anything else is loaded."""
     for name in config.run.report_to:
-        if find_spec(name) is None and not (name == "tensorboard" and find_spec("tensorboardX")):
-            raise ConfigError(
-                f"--report_to {name}: the package {name!r} is not installed",
-                f"pip install {name}, or leave --report_to out",
-            )
+        if not libraries.loads(name) and not (name == "tensorboard" and libraries.loads("tensorboardX")):
+            raise libraries.lacking(f"--report_to {name} needs", name, "leave --report_to out")
 
 
 def scalars(event: Event) -> dict[str, float]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.errors import ConfigError
-from trainer.machine import host
+from trainer.machine import host, libraries
 from trainer.policy import AdamHyper, Policy
 
 OURS = "adamw"
@@ -40,7 +40,7 @@ def check(policy: Policy) -> None:
 
 
 def make(name: str, groups: list[dict[str, Any]], hyper: AdamHyper) -> torch.optim.Optimizer:
-    """The optimizer `name` over parameter groups that each have "params" and "lr". Raises ConfigError for one that is not installed."""
+    """The optimizer `name` over parameter groups that each have "params" and "lr". Raises ConfigError for one that does not load."""
     shared = {"betas": hyper.betas, "eps": hyper.eps, "weight_decay": hyper.weight_decay}
     if groups[0]["params"][0].is_meta and name != "torch_adamw":
         return Weighed(groups, name)
@@ -66,11 +66,8 @@ def make(name: str, groups: list[dict[str, Any]], hyper: AdamHyper) -> torch.opt
             from prodigyopt import Prodigy
 
             return Prodigy(groups, safeguard_warmup=True, use_bias_correction=True, **shared)
-    except ImportError as missing:
-        raise ConfigError(
-            f"train.optimizer = {name!r} needs {PACKAGES[name]} ({missing}).",
-            f"pip install {PACKAGES[name]}, or use --optimizer adamw.",
-        ) from missing
+    except (ImportError, AttributeError, OSError) as missing:  # absent, or a build that does not fit
+        raise libraries.lacking(f"--optimizer {name} needs", PACKAGES[name], "use --optimizer adamw") from missing
     raise AssertionError(f"unknown optimizer {name}")
 
 
