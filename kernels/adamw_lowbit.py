@@ -14,6 +14,7 @@ import struct
 import torch
 from torch import Tensor
 
+from . import choice
 from .adamw_state import ALIGN, CHUNK, State, block_bytes, chunks, layout, moment_slices, views
 from .eager import runs_at_once
 from .moments import FORMATS, decode, encode
@@ -91,7 +92,7 @@ def reference(
     moments: str, beta1: float, beta2: float, eps: float,
 ) -> None:  # fmt: skip
     """The same step in torch operations, CHUNK elements at a time, so that no fp32 copy of a whole buffer appears."""
-    if skip is not None and bool(skip):
+    if skip is not None and not skip.is_meta and bool(skip):
         return
     words = words if numbers is None else numbers.tolist()
     decay, size, root = struct.unpack("3f", struct.pack("3i", *words[:3]))
@@ -216,7 +217,7 @@ def launch(
 
 
 def _run(weight: Tensor, *rest) -> None:
-    (launch if weight.is_cuda and triton is not None else reference)(weight, *rest)
+    (launch if choice.takes(weight) else reference)(weight, *rest)
 
 
 @torch.library.custom_op("trainer::adamw_lowbit", mutates_args=("weight", "correction", "m", "m_scale", "v", "v_scale"))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import choice
 from .eager import runs_at_once
 
 try:
@@ -85,11 +86,11 @@ def launch_backward(dy: Tensor, x: Tensor) -> Tensor:
 
 
 def _run(x: Tensor) -> Tensor:
-    return (launch if x.is_cuda and triton is not None else reference)(x)
+    return (launch if choice.takes(x) else reference)(x)
 
 
 def _run_backward(dy: Tensor, x: Tensor) -> Tensor:
-    return (launch_backward if x.is_cuda and triton is not None else reference_backward)(dy, x)
+    return (launch_backward if choice.takes(x) else reference_backward)(dy, x)
 
 
 @torch.library.custom_op("trainer::geglu", mutates_args=())

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import choice
 from .eager import runs_at_once
 
 try:
@@ -268,13 +269,13 @@ def launch_backward(
 
 
 def _run(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
-    return (launch if x.is_cuda and triton is not None else reference)(x, weight, bias, groups, eps, silu)
+    return (launch if choice.takes(x) else reference)(x, weight, bias, groups, eps, silu)
 
 
 def _run_backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, groups: int, eps: float, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    run = launch_backward if x.is_cuda and triton is not None else reference_backward
+    run = launch_backward if choice.takes(x) else reference_backward
     return run(dy, x, weight, bias, mean, rstd, groups, eps, silu)
 
 

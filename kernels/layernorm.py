@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import choice
 from .eager import runs_at_once
 
 try:
@@ -119,13 +120,13 @@ def _blocks(x: Tensor) -> tuple[int, int, int]:
 
 
 def _run(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    return (launch if x.is_cuda and triton is not None else reference)(x, weight, bias, eps)
+    return (launch if choice.takes(x) else reference)(x, weight, bias, eps)
 
 
 def _run_backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    run = launch_backward if x.is_cuda and triton is not None else reference_backward
+    run = launch_backward if choice.takes(x) else reference_backward
     return run(dy, x, weight, bias, mean, rstd)
 
 

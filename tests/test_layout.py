@@ -73,7 +73,7 @@ TESTED_IN = {
     "objective/objective": "objective/loss",
     "out/export": "out/formats",
     "out/marks": "out/card out/metadata",
-    "plan/planner": "plan/calibration plan/inputs plan/rehearse",
+    "plan/planner": "plan/calibration plan/rehearse",
     "plan/simulate": "plan/phases plan/pretend",
     "plan/solver": "policy",
     "readers/report": "readers/view/figures readers/view/page readers/view/usage",

@@ -14,7 +14,7 @@ from trainer.models import family
 from trainer.plan import calibration, cards, command, planner, rehearse
 from trainer.plan.calibration import GIB
 from trainer.plan.inputs import Machine
-from trainer.plan.phases import Rehearsals
+from trainer.plan.phases import PHOTOS, Rehearsals
 from trainer.plan.plan import Plan
 from trainer.policy import Policy
 from trainer.settings.config import Config
@@ -186,8 +186,8 @@ def test_the_ram_of_a_card_s_run_is_what_the_engine_keeps_there_and_no_copy_of_t
     assert ram["load"] == 0
     assert ram["class images"] == ram["cache text"] == early
     latents = ram["cache images"] - early  # what becomes of the photos and class images
-    count, side = parts.family.defaults.class_images, 64 // parts.latent_factor
-    assert 1 < latents / (count * 2 * parts.vae.config.latent_channels * side**2 * 4) < 1.1
+    count, side = PHOTOS + parts.family.defaults.class_images, 64 // parts.latent_factor
+    assert latents == count * 2 * parts.vae.config.latent_channels * side**2 * 4
     assert ram["train"] == ram["sample"] >= host + latents
     assert 0 < ram["save"] - ram["train"] <= PIECE_BYTES
 
@@ -253,6 +253,24 @@ def test_rehearsals_answer_with_a_value_and_change_nothing_of_themselves(facts):
     config = small(memory__vram_gb=4.0)
     rehearsals = Rehearsals(config, facts.family.build_meta(facts), "cuda")
     roomy = planner.draft(config, facts, Machine("cuda"), rehearsals)
-    tight = planner.draft(small(memory__vram_gb=0.7), facts, Machine("cuda"), rehearsals)
+    tight = planner.draft(small(memory__vram_gb=0.62), facts, Machine("cuda"), rehearsals)
     assert tight.drawing != roomy.drawing
     assert rehearsals.all(roomy.policy, roomy.budget_bytes) == (roomy.phases, roomy.drawing)
+
+
+def test_a_card_without_bf16_plans_fp16_and_draws_with_a_vae_in_fp32(facts):
+    turing = draft(facts, Machine("cuda", None, None, None, None, (7, 5)), memory__vram_gb=0.5)
+    ampere = draft(facts, Machine("cuda", None, None, None, None, (8, 6)), memory__vram_gb=0.5)
+    assert (turing.policy.math, turing.drawing.vae_dtype) == (torch.float16, torch.float32)
+    assert (ampere.policy.math, ampere.drawing.vae_dtype) == (torch.bfloat16, torch.bfloat16)
+
+
+def test_where_no_kernel_can_be_built_the_plan_counts_its_references_and_says_what_to_install(facts):
+    here = Machine("cuda", None, None, None, None, (8, 6))
+    with_kernels, without = (
+        draft(facts, machine, memory__vram_gb=4.0, data__resolution=256)
+        for machine in (here, replace(here, no_kernels="Triton cannot build a kernel: Failed to find C compiler"))
+    )
+    assert without.step_tensor_bytes > with_kernels.step_tensor_bytes
+    (said,) = without.warnings
+    assert "C compiler" in said and "Install" in said and not with_kernels.warnings

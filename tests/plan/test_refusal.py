@@ -55,7 +55,7 @@ def test_a_setting_that_somebody_made_is_blamed_only_where_the_step_is_smaller_w
     asked = config(memory__checkpointing="off", memory__moments="fp32")
     better = solver.Found(Policy(), int(step_gib * GIB), "", True)
     fix = refusal.refuse(plan_of(6.0), better, asked, []).fix
-    assert ("no --checkpointing off --moments fp32 (the step then takes 3.00 GiB)" in fix) is named
+    assert ("no --moments fp32 --checkpointing off (the step then takes 3.00 GiB)" in fix) is named
 
 
 def test_other_ways_come_after_the_budget_in_their_order():
@@ -63,9 +63,9 @@ def test_other_ways_come_after_the_budget_in_their_order():
     assert fix.endswith("(this plan takes 6.00 GiB), or --method lora (from 3.00 GiB), or --resolution 768.")
 
 
-def test_only_memory_settings_that_somebody_made_are_asked_for():
+def test_only_memory_settings_that_somebody_made_are_asked_for_in_the_order_of_the_techniques():
     assert refusal.asked_for(config()) == []
-    assert refusal.asked_for(config(memory__stream="state", memory__weights="24bit")) == ["stream", "weights"]
+    assert refusal.asked_for(config(memory__stream="state", memory__weights="24bit")) == ["weights", "stream"]
 
 
 def test_an_impossible_budget_is_refused_with_the_nearest_plan(facts):

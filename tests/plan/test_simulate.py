@@ -47,7 +47,7 @@ def test_a_simulated_plain_step_agrees_with_the_allocator_within_one_percent(eac
     def build(device: str):
         parts = each.tiny()
         parts.unet.to(device)
-        given, _, _ = filled(parts, rehearse.Shapes((128, 128)), torch.device(device))
+        given = filled(parts, rehearse.Shapes((128, 128)), torch.device(device)).values
 
         def step() -> None:
             each.denoise(parts, given).square().mean().backward()

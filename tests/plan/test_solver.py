@@ -157,7 +157,7 @@ def test_a_cpu_trains_in_fp32_unless_asked():
 
 
 def test_a_card_without_bf16_computes_in_fp16():
-    assert solver.base(config(), "cuda", bf16=False).compute == torch.float16
+    assert solver.base(config(), "cuda", torch.float16).compute == torch.float16
 
 
 def test_other_optimizers_keep_fp32_weights():

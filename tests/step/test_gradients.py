@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer.memory import attention, recompute_kernels
 from trainer.models import SD1
+from trainer.step import gradients
 from trainer.step.engine import Engine, Policy
 from trainer.step.gradients import Gradients
 
@@ -43,11 +44,35 @@ def test_one_micro_batch_adds_no_gradient_to_zeros_and_copies_each_unit_at_once(
 
 def test_a_gradient_that_never_came_is_zeros_and_so_is_what_lies_between_parameters():
     engine = Engine(Model().units(), Policy(), "cpu")
-    holding = next(h for h in engine.holdings if h.has_gaps and len(h.trained) > 1)
-    first = holding.trained[0]
-    first.parameter.grad = torch.ones_like(first.parameter)
+    holding = next(h for h in engine.holdings if len(h.trained) > 1)
     found = Gradients.gathered(holding, torch.device("cpu"))
-    assert found.flat.sum() == first.parameter.numel() and found.norms()[1:].count_nonzero() == 0
+    holding.trained[0].parameter.sum().backward()
+    found.close(holding)
+    assert found.flat.sum() == holding.trained[0].shape.numel() and found.norms()[1:].count_nonzero() == 0
+    assert holding.gradients is None and all(place.parameter.grad is None for place in holding.trained)
+
+
+@pytest.mark.parametrize("together", [0, 1 << 20])
+def test_two_backwards_through_one_parameter_add_up(together, monkeypatch):
+    monkeypatch.setattr(gradients, "TOGETHER", together)
+    engine = Engine(Model().units(), Policy(), "cpu")
+    holding = next(h for h in engine.holdings if h.trained)
+    found, weight = Gradients.gathered(holding, torch.device("cpu")), holding.trained[0].parameter
+    (2 * weight).sum().backward()
+    weight.sum().backward()
+    found.close(holding)
+    assert found.parts[0].eq(3).all()
+
+
+def test_gradients_are_let_go_of_before_the_unit_is_through(monkeypatch):
+    """A unit's gradients twice would be the peak of a plan whose window is small."""
+    monkeypatch.setattr(gradients, "TOGETHER", 1)
+    engine = Engine(Model().units(), Policy(), "cpu")
+    holding = max(engine.holdings, key=lambda h: h.n)
+    found = Gradients.gathered(holding, torch.device("cpu"))
+    sum(place.parameter.sum() for place in holding.trained).backward()
+    assert not found.waiting and all(place.parameter.grad is None for place in holding.trained)
+    assert all(part.eq(1).all() for part in found.parts)
 
 
 @pytest.mark.parametrize("apply", [attention.apply, recompute_kernels.apply], ids=["attention", "resnets"])

@@ -152,18 +152,22 @@ def kernels(config: Config) -> Iterator[Line]:
         without = "every kernel runs as its reference, slower and with more memory"
         yield Line("Triton", "lost", f"does not load: {why}", command("triton"), without)
         return
+    from trainer.kernels import choice
+    from trainer.kernels.groupnorm_silu import groupnorm_silu
+
+    if reason := choice.trial(torch.cuda.current_device()):
+        without = "plain torch works in the kernels' place, slower and with more memory"
+        yield Line("Triton", "lost", reason, choice.remedy(reason), without)
+        return
     source = torch.Generator().manual_seed(0)
     x, weight, bias = torch.randn(2, 64, 8, 8, generator=source), torch.rand(64), torch.rand(64)
     try:
-        from trainer.kernels.groupnorm_silu import groupnorm_silu
-
         got = groupnorm_silu(x.to(device, dtype), weight.to(device, dtype), bias.to(device, dtype), 32)
-        expected = torch.nn.functional.silu(torch.nn.functional.group_norm(x, 32, weight, bias))
-        error = float((got.float().cpu() - expected).norm() / expected.norm())
     except BROKEN as error:
-        fix = "install gcc and the triton that belongs to this torch"
-        yield Line("Triton", "bad", f"does not compile: {first(error)}", fix)
+        yield Line("Triton", "bad", f"GroupNorm with SiLU does not compile: {first(error)}", "report this line")
         return
+    expected = torch.nn.functional.silu(torch.nn.functional.group_norm(x, 32, weight, bias))
+    error = float((got.float().cpu() - expected).norm() / expected.norm())
     yield Line("Triton", "ok" if error < 3e-2 else "bad", f"GroupNorm with SiLU compiled, relative error {error:.1e}")
 
 

@@ -27,6 +27,9 @@ WORKSPACE_BYTES = Value(0.18 * GIB, False, f"cuBLAS and cuDNN workspaces: {STUDY
 ALLOCATOR_SHARE = Value(
     0.04, False, f"rounding and fragmentation of the caching allocator, share of live tensors: {STUDY}"
 )
+MARGIN_BYTES = Value(
+    0.125 * GIB, False, "left free of what a card has free when a plan is made, for a screen that grows: assumed"
+)
 PROCESS_RAM_BYTES = Value(
     0.9 * GIB, False, "Python, torch, diffusers and transformers imported, on Linux: assumed, not measured on CUDA"
 )

@@ -30,7 +30,7 @@ def main(config: Config, as_json: bool = False) -> int:
     """Print it; with `as_json` one line at the end. The exit code."""
     config = config.model_copy(deep=True)
     facts = facts_for(config)
-    machine = at_hand(config, torch.device("cpu" if config.run.device == "cpu" else "cuda"))
+    machine = at_hand(config, torch.device("cpu" if config.run.device == "cpu" else "cuda"), facts)
     made = draft(config, facts, supposed(config, machine))
     print(table(made))
     if made.refusal is not None:
@@ -96,6 +96,7 @@ def table(plan: Plan) -> str:
         lines.append(
             "context, workspaces and the allocator's share are assumed, not measured (trainer/plan/calibration.py)"
         )
+    lines += [f"note: {text}" for text in plan.assumptions]
     lines += [f"warning: {text}" for text in plan.warnings]
     return "\n".join(lines)
 

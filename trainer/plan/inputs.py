@@ -1,48 +1,145 @@
 """The machine that a plan is made for, and the budget on it.
 
-These are the only functions of the planner that look at the world; everything behind them is pure.
+These are the only functions of the planner that look at the world; everything behind them is pure. What a card can do is
+what it says of itself, never what its name promises: a name is asked only where no card is here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import psutil
 import torch
 
+from trainer.errors import ConfigError
+from trainer.kernels import choice
+from trainer.machine import convolutions
+from trainer.models import Facts
 from trainer.plan import calibration, cards
+from trainer.plan.calibration import gib
 from trainer.settings.config import Config
+from trainer.settings.effect import prior_is_on
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a plan is made for. card: named, or found; None where its rates are unknown. Bytes: None where nobody knows."""
+    """What a plan is made for. card: named, or found; None where its rates are unknown. Bytes: None where nobody knows.
+    Of the card that is here - capability: its own word for what it can; no_kernels: why Triton builds none for it, empty where
+    it does; convolutions: how those in fp16 come out right, where fp16 is what it would compute in."""
 
     kind: str = "cuda"  # or "cpu"
     card: cards.Card | None = None
     free_vram_bytes: int | None = None
     free_ram_bytes: int | None = None
+    total_vram_bytes: int | None = None
+    capability: tuple[int, int] | None = None
+    no_kernels: str = ""
+    convolutions: convolutions.Way = "plain"
+
+    @property
+    def bf16(self) -> bool:
+        """Whether it computes in bf16: by capability where a card is here, and by a named card as well. Without either it
+        is assumed."""
+        able = self.capability is None or self.capability >= cards.BF16
+        return able and (self.card is None or self.card.bf16)
+
+    @property
+    def computes(self) -> torch.dtype:
+        """What it computes in where nobody chose."""
+        if self.kind == "cpu" or self.convolutions == "none":
+            return torch.float32
+        return torch.bfloat16 if self.bf16 else torch.float16
 
 
-def at_hand(config: Config, device: torch.device) -> Machine:
-    """The machine at hand, or the card that --card names."""
+def at_hand(config: Config, device: torch.device, facts: Facts | None = None) -> Machine:
+    """The machine at hand, or the card that --card names. `facts`: of the model, whose shapes are tried on a card that would
+    compute in fp16. Raises ConfigError where that was asked for and gives no numbers."""
     card = cards.find(config.run.card) if config.run.card else None
     ram = psutil.virtual_memory().available
     if device.type != "cuda":
         return Machine("cpu", None, None, ram)
     if not torch.cuda.is_available():  # planning for a card that is not here
         return Machine("cuda", card, None, None)
-    free, _ = torch.cuda.mem_get_info(device if device.index is not None else 0)
-    mine = int(calibration.CONTEXT_BYTES.amount) + torch.cuda.memory_reserved()  # what this very process holds already
-    return Machine("cuda", card or cards.match(torch.cuda.get_device_name(device)), free + mine, ram)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    free, total = torch.cuda.mem_get_info(index)
+    # what this very process holds already
+    mine = int(calibration.CONTEXT_BYTES.amount) + torch.cuda.memory_reserved(index)
+    found = look(index)
+    card = card or cards.match(found.name) or cards.estimated(found)
+    made = Machine("cuda", card, min(free + mine, total), ram, total, found.capability, choice.trial(index))
+    asked = config.train.mixed_precision
+    if facts is None or asked in ("no", "bf16") or (made.bf16 and asked != "fp16"):
+        return made
+    way = convolutions.trial([*convolved(config, facts)], torch.device("cuda", index))
+    if way == "none" and asked == "fp16":
+        raise ConfigError(
+            f"Convolutions on this {found.name} give no numbers in fp16 (NaN), whatever algorithm cuDNN takes.",
+            "Leave out --mixed_precision: the run then computes in fp32. A newer driver and torch may help.",
+        )
+    return replace(made, convolutions=way)
+
+
+def convolved(config: Config, facts: Facts) -> Iterator[convolutions.Shape]:
+    """The convolutions of a step."""
+    side = (config.data.resolution or facts.resolution) // 8
+    channels = facts.configs["unet"]["block_out_channels"]
+    return convolutions.levels(channels, config.train.train_batch_size * (1 + prior_is_on(config)), side, side)
+
+
+def look(index: int) -> cards.Device:
+    """What the driver says of a card. How fast its clocks are, not every version of torch passes on."""
+    said = torch.cuda.get_device_properties(index)
+    memory_hertz, bits = getattr(said, "memory_clock_rate", 0) * 1e3, getattr(said, "memory_bus_width", 0)
+    return cards.Device(
+        said.name,
+        (said.major, said.minor),
+        said.multi_processor_count,
+        said.total_memory,
+        clock_mhz=getattr(said, "clock_rate", 0) / 1e3,
+        bandwidth=2 * memory_hertz * bits / 8 / 1e9,
+    )
 
 
 def budget_bytes(config: Config, machine: Machine) -> int | None:
-    """--vram_gb (presets set it), else what the card has free, else the named card's memory less a headroom."""
+    """--vram_gb (presets set it), but no more than the card has free, less a margin; without either the named card's
+    memory less a headroom."""
     if machine.kind != "cuda":
         return None
+    limits = []
     if config.memory.vram_gb is not None:
-        return int(config.memory.vram_gb * calibration.GIB)
+        limits.append(int(config.memory.vram_gb * calibration.GIB))
     if machine.free_vram_bytes is not None:
-        return machine.free_vram_bytes
-    return int(machine.card.vram_gb * 0.93 * calibration.GIB) if machine.card else None
+        limits.append(machine.free_vram_bytes - int(calibration.MARGIN_BYTES.amount))
+    if not limits and machine.card is not None:
+        limits.append(int(machine.card.vram_gb * 0.93 * calibration.GIB))
+    return min(limits, default=None)
+
+
+def assumptions(config: Config, machine: Machine, computes: torch.dtype) -> tuple[str, ...]:
+    """What a reader of the plan must know that its numbers don't say, a sentence each."""
+    found = []
+    if machine.kind == "cuda" and machine.capability is None and not config.run.card and computes == torch.bfloat16:
+        found.append(
+            "No card is here, so one that computes in bf16 is assumed (RTX 30 and newer); older ones compute in fp16. "
+            "Name yours with --card 'RTX 2070'."
+        )
+    if machine.convolutions == "benchmark":
+        found.append("Convolutions in fp16 gave no numbers with cuDNN's first choice on this card. They are right in its "
+                     "benchmark mode, which is on.")  # fmt: skip
+    if machine.convolutions == "none":
+        found.append("Convolutions in fp16 give no numbers on this card, whatever algorithm cuDNN takes, so it computes in fp32: "
+                     "more slowly and in more memory.")  # fmt: skip
+    free, asked = machine.free_vram_bytes, config.memory.vram_gb
+    budget = budget_bytes(config, machine)
+    if free is not None and asked is not None and budget is not None and budget < int(asked * calibration.GIB):
+        total = machine.total_vram_bytes
+        of = (
+            "" if total is None else f" of {gib(total)}: other programs and the screen hold {gib(max(total - free, 0))}"
+        )
+        found.append(
+            f"Planned for {gib(budget)} instead of {asked:g} GiB, because only {gib(free)} are free on the card{of}."
+        )
+    if machine.card is not None and machine.card.source.startswith("estimated"):
+        found.append(f"The speed of {machine.card.name} is {machine.card.source}.")
+    return tuple(found)

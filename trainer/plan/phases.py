@@ -37,9 +37,11 @@ PHOTOS = 5  # DreamBooth's three to six, where the folder is not known
 class Rehearsals:
     """Rehearsals of one configuration, each done once."""
 
-    def __init__(self, config: Config, parts: Parts, kind: str):
+    def __init__(self, config: Config, parts: Parts, kind: str, bf16: bool = True):
         parts = clip_skip.shortened(parts, config.model.clip_skip)
         self.config, self.parts, self.kind = config, parts, kind
+        # the least approximate first; fp16 has too small a range for a VAE
+        self.vae_dtypes = (torch.float32, torch.bfloat16) if bf16 else (torch.float32,)
         self.text = config.train.train_text_encoder
         side = config.data.resolution or parts.family.resolution
         if config.data.resolution is None and parts.denoiser.config.sample_size:
@@ -99,7 +101,7 @@ class Rehearsals:
         """Numbers of units to keep on the card, largest first: the largest that should fit, then somewhat fewer."""
         empty, standing = self.step_bytes(policy), self.standing[policy]
         if policy.stream == "all":  # what stays is there from the beginning, beside the encoders and the drawing
-            small = Drawing(tile=self.config.memory.vae_tile or TILE, vae_dtype=torch.bfloat16)
+            small = Drawing(tile=self.config.memory.vae_tile or TILE, vae_dtype=self.vae_dtypes[-1])
             vae = max(self._vae(small, decode=True), self._vae(small, decode=False))
             early = max(0 if self.text else self._encode(), self._draw(policy, 1), vae)
             empty = max(empty, _process(early))
@@ -171,7 +173,7 @@ class Rehearsals:
         standing = self.standing[policy]
         early = standing.card if policy.stream == "all" else 0
         tiles = [asked] if asked else [None, TILE, TILE // 2]
-        for dtype, tile in ((dtype, tile) for dtype in (torch.float32, torch.bfloat16) for tile in tiles):
+        for dtype, tile in ((dtype, tile) for dtype in self.vae_dtypes for tile in tiles):
             drawing = Drawing(tile=tile, vae_dtype=dtype, denoiser_dtype=policy.math)
             decoding, encoding = self._vae(drawing, decode=True), self._vae(drawing, decode=False)
             if _process(max(standing.weights + decoding, early + encoding)) <= room:

@@ -58,6 +58,7 @@ class Plan:
     card: str
     explanation: str
     warnings: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = ()  # what the numbers rest on, where somebody should know
     refusal: ConfigError | None = field(default=None, compare=False)
 
     @property
@@ -77,6 +78,8 @@ class Plan:
         largest = max(self.phases, key=lambda phase: phase.vram_bytes or phase.ram_bytes)
         sizes = {phase.name: phase.vram_bytes for phase in self.phases}
         yield PlanReady(self.explanation, self.budget_bytes or 0, sizes, dict(largest.parts))
+        for text in self.assumptions:
+            yield Notice(text)
         for text in self.warnings:
             yield Notice(text, level="warning")
 

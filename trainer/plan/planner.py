@@ -7,16 +7,18 @@ walks from the fastest plan to the smallest until one fits. `plan(config, facts,
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from trainer import memory
+from trainer.kernels import choice
 from trainer.models import Facts
 from trainer.plan import cards, solver
 from trainer.plan.calibration import gib
-from trainer.plan.inputs import Machine, at_hand, budget_bytes
+from trainer.plan.inputs import Machine, assumptions, at_hand, budget_bytes
 from trainer.plan.phases import Rehearsals
 from trainer.plan.plan import PhasePlan, Plan
 from trainer.plan.refusal import asked_for, flags, nearest, refuse
@@ -26,7 +28,7 @@ from trainer.settings.config import Config
 
 def plan(config: Config, facts: Facts, device: torch.device | str = "cuda", machine: Machine | None = None) -> Plan:
     """The fastest exact plan that fits. Raises ConfigError, with the nearest plan that fits, where there is none."""
-    made = draft(config, facts, machine or at_hand(config, torch.device(device)))
+    made = draft(config, facts, machine or at_hand(config, torch.device(device), facts))
     if made.refusal is not None:
         raise made.refusal
     return made
@@ -35,9 +37,14 @@ def plan(config: Config, facts: Facts, device: torch.device | str = "cuda", mach
 def draft(config: Config, facts: Facts, machine: Machine, rehearsals: Rehearsals | None = None) -> Plan:
     """As `plan`, but what does not fit is returned, with its refusal, instead of raised. `rehearsals`: to share with other
     budgets of the same configuration."""
-    rehearsals = rehearsals or Rehearsals(config, facts.family.build_meta(facts), machine.kind)
+    with choice.references() if machine.no_kernels else nullcontext():
+        return _draft(config, facts, machine, rehearsals)
+
+
+def _draft(config: Config, facts: Facts, machine: Machine, rehearsals: Rehearsals | None) -> Plan:
+    rehearsals = rehearsals or Rehearsals(config, facts.family.build_meta(facts), machine.kind, bf16=machine.bf16)
     budget = budget_bytes(config, machine)
-    start = solver.base(config, machine.kind, bf16=machine.card is None or machine.card.bf16)
+    start = solver.base(config, machine.kind, machine.computes)
     ladder = solver.rungs(config, start)
     if machine.kind == "cpu":
         ladder, budget = ladder[:1], None
@@ -58,6 +65,7 @@ def draft(config: Config, facts: Facts, machine: Machine, rehearsals: Rehearsals
         steps_per_second=None if card is None else 1 / cards.seconds(work, card),
         card=card.name if card else "",
         explanation="",
+        assumptions=assumptions(config, machine, found.policy.math),
     )
     result = replace(result, explanation=explain(result, found, rehearsals))
     asked = asked_for(config)
@@ -150,7 +158,7 @@ def _unbound(
     free = config.model_copy(deep=True)
     for name in asked:
         setattr(free.memory, name, type(free.memory).model_fields[name].default)
-    start = solver.base(free, machine.kind, bf16=machine.card is None or machine.card.bf16)
+    start = solver.base(free, machine.kind, machine.computes)
     return _solve(free, solver.rungs(free, start), made.budget_bytes, rehearsals)
 
 
@@ -170,6 +178,9 @@ def _warnings(
             f"The plan needs {gib(made.ram_peak_bytes)} of RAM; {gib(machine.free_ram_bytes)} are free. "
             "Close other programs, or expect swapping."
         )
+    if machine.no_kernels:
+        found.append(f"{machine.no_kernels}, so the kernels' work is done by plain torch operations: more slowly, and with the "
+                     f"fp32 copies that this plan counts. {choice.remedy(machine.no_kernels)}")  # fmt: skip
     if (cards := config.run.cards) > 1:
         found.append(f"Memory is that of each of the {cards} cards, whose own RAM adds up; the speed leaves out the time in "
                      "which they add up their gradients.")  # fmt: skip

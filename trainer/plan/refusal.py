@@ -38,8 +38,8 @@ def nearest(config: Config, made: Plan, machine: Machine, facts: Facts) -> Itera
         for key, value in changes.items():
             section, _, name = key.partition("__")
             setattr(getattr(other, section), name, value)
-        rehearsals = Rehearsals(other, facts.family.build_meta(facts), machine.kind)
-        start = solver.base(other, machine.kind, bf16=machine.card is None or machine.card.bf16)
+        rehearsals = Rehearsals(other, facts.family.build_meta(facts), machine.kind, bf16=machine.bf16)
+        start = solver.base(other, machine.kind, machine.computes)
         _, policy = solver.rungs(other, start)[-1]
         phases, _ = rehearsals.all(policy, made.budget_bytes)
         return max(phase.vram_bytes for phase in phases)

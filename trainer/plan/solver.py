@@ -58,12 +58,12 @@ class Found:
     tried: tuple[tuple[str, int], ...] = ()  # (words, bytes) of what did not fit
 
 
-def base(config: Config, device: str, bf16: bool = True) -> Policy:
-    """Everything but the ladder's choices. `device`: "cuda" or "cpu"; `bf16`: the card computes in it."""
+def base(config: Config, device: str, computes: torch.dtype = torch.bfloat16) -> Policy:
+    """Everything but the ladder's choices. `device`: "cuda" or "cpu"; `computes`: what a card computes in best."""
     wanted, train = config.memory, config.train
     full, ours = train.method == "full", train.optimizer == "adamw"
     asked = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}.get(train.mixed_precision)
-    compute = asked or (torch.float32 if device == "cpu" else torch.bfloat16 if bf16 else torch.float16)
+    compute = asked or (torch.float32 if device == "cpu" else computes)
     plain = compute == torch.float32
     weights = "fp32" if plain or not ours else "24bit"
     moments = "fp32" if plain or not ours or not full else "8bit"  # an adapter's moments are a few megabytes

@@ -29,7 +29,7 @@ from trainer.memory import boundaries, checkpointing, cuda_graphs
 from trainer.memory.clipping import Waiting
 from trainer.memory.stream import Traffic
 from trainer.policy import AdamHyper, Policy
-from trainer.step import optim
+from trainer.step import gradients, optim
 from trainer.step.ahead import Ahead
 from trainer.step.gradients import Gradients
 from trainer.step.mixed import autocast
@@ -74,8 +74,7 @@ class Engine:
             for k, unit in enumerate(units)
         ]
         for holding in self.holdings:
-            for place in holding.trained:
-                place.parameter.grad_dtype = None  # gradients may be fp32 sums beside 16-bit weights
+            gradients.watch(holding)
         self.updates = Updates(policy, self.device)
         self.waiting = Waiting(policy.gradients, self.traffic)
         self.shelves: list[dict[str, Tensor]] = []  # host memory of boundaries, by micro-batch
@@ -130,8 +129,8 @@ class Engine:
         kept: dict = {}
         ahead = Ahead(range(len(self.units)), self.holdings, self.waiting)
         for k, unit in enumerate(self.units[:-1]):
-            ahead.turn(k)
             self._catch_up(k)
+            ahead.turn(k)  # behind the update, whose gradient has made room and whose state is on its way home
             self.holdings[k].use_weights()
             for i, store in enumerate(values):
                 inputs = self._inputs(route, values, k, i, backward=False)
@@ -165,14 +164,14 @@ class Engine:
         arriving: deque[tuple[int, Gradients | None, Callable[[], None] | None]] = (
             deque()
         )  # sums over cards, on their way
-        adds = max(len(values), self.team.size) > 1
+        begin = Gradients.summed if max(len(values), self.team.size) > 1 else Gradients.gathered
         for position, k in enumerate(route.backward):
             unit, holding, learns = self.units[k], self.holdings[k], self._learns(k, rates)
             self._catch_up(k)  # the last unit, whose forward is here
             holding.bring(state=learns and at_once)  # a state has its own visit's length to arrive
             ahead.turn(position)
             holding.use_weights()
-            grad = Gradients.opened(holding, self.device) if learns and adds else None
+            grad = begin(holding, self.device) if learns else None
             reached = False
             for i, store in enumerate(values):
                 record = kept.pop((k, i), None)
@@ -190,10 +189,8 @@ class Engine:
                 del record
                 store.drop(route.done_backward[k])
                 store.part(route.near(k, len(values), backward=True))
-            if learns and reached and not adds:
-                grad = Gradients.gathered(holding, self.device)
-            for place in holding.trained:
-                place.parameter.grad = None
+            if grad is not None:
+                grad.close(holding)
             summed = self.team.sum(grad.flat) if learns and reached else None
             arriving.append((k, grad, summed))
             del grad

@@ -1,16 +1,20 @@
 """A unit's gradients as one flat buffer, which one kernel reads and one copy moves.
 
-Of a single micro-batch, autograd makes each parameter's gradient where it likes and one call copies them all. Of several,
-autograd adds each to its place in an fp32 buffer: sums have fp32's precision, whatever the weights are, and a unit's worth
-of memory whatever their number.
+Of a single micro-batch, autograd makes each parameter's gradient where it likes; a few megabytes of them at a time are
+copied to their places by one call and let go. Of several, autograd adds each to its place in an fp32 buffer: sums have
+fp32's precision, whatever the weights are, and a unit's worth of memory whatever their number.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from trainer.step.residency import Holding
+
+TOGETHER = 16 << 20  # bytes of gradients that are copied by one call: a card has room for them, and calls are few
 
 
 class Gradients:
@@ -18,9 +22,12 @@ class Gradients:
 
     def __init__(self, holding: Holding, flat: Tensor):
         self.flat, self.parts = flat, [place.view(flat) for place in holding.trained]
+        self.waiting: list[tuple[Tensor, Tensor]] = []  # (place, gradient), not yet copied
+        self.waiting_bytes = 0
+        self.come: set[int] = set()
 
     @classmethod
-    def opened(cls, holding: Holding, device: torch.device) -> Gradients:
+    def summed(cls, holding: Holding, device: torch.device) -> Gradients:
         """Zeros that backward adds to."""
         made = cls(holding, torch.zeros(holding.n, dtype=torch.float32, device=device))
         for place, part in zip(holding.trained, made.parts, strict=True):
@@ -29,17 +36,50 @@ class Gradients:
 
     @classmethod
     def gathered(cls, holding: Holding, device: torch.device) -> Gradients:
-        """From what backward left in the parameters."""
-        found = [place.parameter.grad for place in holding.trained]
-        # zeros between parameters, where nothing is copied to: a group of moments there must have no garbage in it
-        make = torch.zeros if holding.has_gaps or any(grad is None for grad in found) else torch.empty
-        made = cls(holding, make(holding.n, dtype=holding.tensors["weight"][1], device=device))
-        there = [(part, grad) for part, grad in zip(made.parts, found, strict=True) if grad is not None]
-        if there:
-            torch._foreach_copy_([part for part, _ in there], [grad for _, grad in there])
+        """What a single backward will make, parameter by parameter."""
+        # zeros, because nothing comes between parameters, where a group of moments must find no garbage
+        made = cls(holding, torch.zeros(holding.n, dtype=holding.tensors["weight"][1], device=device))
+        holding.gradients = made
         return made
+
+    def take(self, number: int, grad: Tensor) -> None:
+        """One gradient, for which autograd has no use any more."""
+        if number in self.come:  # a second backward reached the parameter
+            self.copy()
+            self.parts[number].add_(grad)
+            return
+        self.come.add(number)
+        self.waiting.append((self.parts[number], grad))
+        self.waiting_bytes += grad.nbytes
+        if self.waiting_bytes >= TOGETHER:
+            self.copy()
+
+    def copy(self) -> None:
+        if self.waiting:
+            torch._foreach_copy_([part for part, _ in self.waiting], [grad for _, grad in self.waiting])
+        self.waiting, self.waiting_bytes = [], 0
+
+    def close(self, holding: Holding) -> None:
+        """Backward is through."""
+        self.copy()
+        holding.gradients = None
+        for place in holding.trained:
+            place.parameter.grad = None
 
     def norms(self) -> Tensor:
         """The norm of each parameter's gradient, fp32 (k,). One per parameter as clip_grad_norm_ takes them, so that the
         order of sums is the same."""
         return torch.stack(torch._foreach_norm(self.parts, 2.0, dtype=torch.float32))
+
+
+def watch(holding: Holding) -> None:
+    """Let gradients go to `holding.gradients` as soon as autograd has made them, where somebody gathers."""
+    for number, place in enumerate(holding.trained):
+        place.parameter.grad_dtype = None  # gradients may be fp32 sums beside 16-bit weights
+        place.parameter.register_post_accumulate_grad_hook(partial(_made, holding, number))
+
+
+def _made(holding: Holding, number: int, parameter: Tensor) -> None:
+    if holding.gradients is not None and parameter.grad is not None:
+        grad, parameter.grad = parameter.grad, None
+        holding.gradients.take(number, grad)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +59,7 @@ class Holding:
         trained, frozen = ([(name, p) for name, p in named if p.requires_grad is learns] for learns in (True, False))
         self.trained, self.n = _places(trained, policy.channels_last)
         self.frozen, self.n_frozen = _places(frozen, policy.channels_last)
-        self.has_gaps = sum(place.shape.numel() for place in self.trained) < self.n
+        self.gradients: Any = None  # who gathers them now (gradients.py)
         self.policy, self.traffic = policy, traffic
         ours = policy.optimizer == "adamw"
         tensors = layout(
