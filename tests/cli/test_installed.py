@@ -78,6 +78,11 @@ def test_what_was_set_aside_because_it_does_not_load_says_why(config, seeming):
     assert line.state == "lost" and "does not load: undefined symbol" in line.detail
 
 
+def test_what_nobody_here_asked_for_and_was_set_aside_costs_nothing_and_is_named(config, seeming):
+    line = found(config, {"torchvision": "operator torchvision::nms does not exist"})["torchvision"]
+    assert line.state == "off" and "operator torchvision::nms" in line.detail and "uninstall torchvision" in line.fix
+
+
 def test_a_package_whose_import_raises_costs_its_own_line(config, seeming, monkeypatch):
     def import_module(name: str) -> None:
         if name == "safetensors":

@@ -83,6 +83,12 @@ def test_only_what_does_not_load_is_set_aside(monkeypatch, tmp_path):
     monkeypatch.delitem(sys.modules, "crooked")
 
 
+def test_what_is_part_of_the_tested_set_is_reinstalled_and_a_stranger_is_removed():
+    assert "install --force-reinstall --no-deps" in libraries.mended("scipy"), "imagehash needs it"
+    assert "xformers" in libraries.mended("xformers") and "uninstall" not in libraries.mended("xformers"), "an extra"
+    assert libraries.mended("torchvision").endswith(" -m pip uninstall torchvision")
+
+
 def test_a_tracker_that_is_there_and_broken_is_refused_before_anything_is_loaded(broken, tmp_path):
     command = [sys.executable, "-m", "trainer", "--report_to", "wandb", "--output_dir", str(tmp_path / "run")]
     done = subprocess.run(command, env=broken("wandb"), capture_output=True, text=True, cwd=ROOT)

@@ -197,9 +197,7 @@ def _libraries() -> Iterator[tuple[str, str]]:
     if untried := versions.warning():
         yield untried
     for name, why in libraries.set_aside().items():
-        ours = name not in libraries.STRANGERS
-        fix = versions.command(name, again=True) if ours else f"nothing here needs it: {versions.removal(name)}"
-        yield f"{name} is installed and does not load: {why}. The run goes on without it.", fix
+        yield f"{name} is installed and does not load: {why}. The run goes on without it.", libraries.mended(name)
 
 
 def _say_libraries() -> None:

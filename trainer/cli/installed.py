@@ -15,8 +15,8 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from trainer.cli.finding import BROKEN, Line, first
-from trainer.machine.libraries import STRANGERS
-from trainer.machine.versions import asked, command, removal, tested
+from trainer.machine.libraries import STRANGERS, mended
+from trainer.machine.versions import asked, command, tested
 from trainer.settings.config import Config
 
 IMPORTS = {"pillow": "PIL", "pillow-heif": "pillow_heif", "huggingface-hub": "huggingface_hub"}
@@ -45,9 +45,7 @@ def versions(config: Config, hidden: Mapping[str, str] | None = None) -> Iterato
         yield _package(name, requirement, name in needed, newest.get(name), (hidden or {}).get(name))
     for name, why in (hidden or {}).items():
         if name in STRANGERS and name not in extras:
-            yield Line(
-                name, "off", f"does not load and is left aside: {why}", f"nothing here needs it: {removal(name)}"
-            )
+            yield Line(name, "off", f"does not load and is left aside: {why}", mended(name))
 
 
 def _package(name: str, requirement: Requirement, needed: bool, newest: str | None, why: str | None) -> Line:

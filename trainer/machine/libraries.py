@@ -70,6 +70,12 @@ def set_aside() -> dict[str, str]:
     return hidden
 
 
+def mended(name: str) -> str:
+    """The command that mends the library `name`, which is there and broken, or removes it where nothing here needs it."""
+    known = versions.tested().keys() | versions.asked(extras=True).keys()
+    return versions.command(name, again=True) if name in known else f"nothing here needs it: {versions.removal(name)}"
+
+
 def lacking(who: str, name: str, otherwise: str, package: str | None = None) -> ConfigError:
     """The error of `who` ("adapters need"), for whom the library `name` is missing or broken; otherwise: what to do without."""
     package, there = package or name, name in _hidden or find_spec(name) is not None
