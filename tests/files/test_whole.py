@@ -177,7 +177,9 @@ ELSEWHERE = {  # function -> why it may write outside of `with whole(...)`; may 
     "out/formats.py:_json": "into the part of an exported folder",
     "readers/log.py:_open": "a log is appended to, line by line; half a line is passed over",
     "readers/view/page.py:thumbnail": "into memory",
-    "prior/images.py:_save": "into memory, whose bytes are then written whole",
+    "prior/images.py:_png": "into memory, whose bytes are then written whole",
+    "cli/workings.py:round_trip": "the doctor's trial, in a folder that is thrown away",
+    "cli/workings.py:adapters": "the same",
 }
 
 
