@@ -59,6 +59,14 @@ def test_colour_jitter_leaves_the_first_variant_as_it_is():
 
 def test_advice_is_given_for_few_photos_only_and_not_twice():
     assert "--random_flip" in recommendation(3, Data())
-    assert "1 photo" in recommendation(1, Data())
+    assert "--max_train_steps" in recommendation(1, Data()) and "--method lora" in recommendation(1, Data())
     assert recommendation(5, Data()) == ""
     assert recommendation(3, Data(random_flip=True)) == ""
+
+
+def test_two_hundred_photos_get_the_advice_of_a_data_set():
+    advice = recommendation(200, Data(random_flip=True))
+    assert all(
+        word in advice for word in ("caption", "--no-with_prior_preservation", "--num_train_epochs", "--method lora")
+    )
+    assert recommendation(40, Data()) == ""

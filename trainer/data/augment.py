@@ -15,6 +15,8 @@ from dataclasses import replace
 from trainer.data.crops import Size, View, center, place
 from trainer.settings.config import Data
 
+MANY = 60  # photos; with more, the 800 steps of a subject show each fewer than 14 times
+
 
 def views(photo: Size, digest: str, data: Data, size: Size, seed: int) -> list[View]:
     """All variants of one photo, the plain one first where crops are centred; mirrored ones follow their originals."""
@@ -54,12 +56,24 @@ def _dice(seed: int, digest: str, variant: int) -> random.Random:
 
 
 def recommendation(photos: int, data: Data) -> str:
-    """A sentence for few photos without any augmentation; empty where there is nothing to say.
+    """A sentence for too few photos without any augmentation, and for more than one subject needs; empty where there is
+    nothing to say.
 
-    The DreamBooth paper uses three to five photos; below that a model soon repeats the photos' own framing.
+    The DreamBooth paper uses three to five photos; below that a model soon repeats the photos' own framing. Hundreds are a
+    style or a data set: a step shows one, so the steps of one subject hardly show each of them, and the class that holds a
+    subject's neighbours in place holds back what was to be learned.
     """
+    if photos >= MANY:
+        return (
+            f"{photos} photos are more than one subject needs. Of one subject, the best 20 teach as much; a style or a set "
+            "of many things wants a caption beside each photo, --no-with_prior_preservation and steps by epochs, such as "
+            "--num_train_epochs 10, and --method lora learns it, too"
+        )
     if photos > 4 or data.random_flip or data.crop == "random" or data.crop_jitter or data.color_jitter:
         return ""
     if photos == 1:
-        return "1 photo: its framing will be repeated; consider --crop_jitter 0.2 --color_jitter 0.1, and more photos"
+        return (
+            "1 photo: its pose, light and background are learned as the subject's own; add photos, or vary it "
+            "(--crop_jitter 0.2 --color_jitter 0.1) and train less on it (--max_train_steps 300, or --method lora)"
+        )
     return f"{photos} photos: consider --crop_jitter 0.1, or --random_flip if left and right may be swapped"
