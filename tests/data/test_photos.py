@@ -230,3 +230,36 @@ def test_pictures_in_both_halves_are_named(tmp_path):
     noise_picture((96, 80), 9).save(tmp_path / "class" / "another.png")
     said = data.in_both(photos, data.scan_class(classes, settings(tmp_path), 64))
     assert len(said) == 2 and "00.png is 00.png" in said[0] and "01.png looks like smaller.jpg" in said[1]
+
+
+def test_what_is_wrong_with_many_photos_is_said_once(tmp_path):
+    folder_of(tmp_path, 9, (50, 40))
+    (one,) = [text for text in scan(tmp_path).problems if "enlarged" in text]
+    assert one.startswith("9 of 9 photos are smaller") and one.endswith("03.png, 04.png and 4 more")
+    for index in range(3, 9):
+        (tmp_path / f"{index:02d}.png").unlink()
+    said = [text for text in scan(tmp_path).problems if "enlarged" in text]
+    assert len(said) == 3 and said[0].startswith("00.png is 50 x 40 px")
+
+
+def test_a_prompt_that_stands_beside_many_photos_is_one_line_of_the_account(tmp_path):
+    folder_of(tmp_path, 5)
+    for index in range(4):
+        (tmp_path / f"{index:02d}.txt").write_text("hta dog, grass")
+    lines = list(scan(tmp_path).lines())
+    assert lines == [
+        "4 x 'hta dog, grass' (00.txt, 01.txt, 02.txt and 1 more)",
+        "1 x 'a photo of hta dog' (identifier and class_name)",
+    ]
+
+
+def test_photos_two_folders_down_are_pointed_at(tmp_path):
+    folder_of(tmp_path / "kohya" / "img" / "20_hta dog", 3)
+    with pytest.raises(ConfigError) as error:
+        scan(tmp_path / "kohya")
+    assert "3 pictures further down" in error.value.what
+    assert error.value.fix == f"use --instance_data_dir {tmp_path / 'kohya' / 'img'}"
+    folder_of(tmp_path / "phone" / "DCIM" / "100APPLE", 2)
+    with pytest.raises(ConfigError) as error:
+        scan(tmp_path / "phone")
+    assert error.value.fix == f"use --instance_data_dir {tmp_path / 'phone' / 'DCIM' / '100APPLE'}"

@@ -13,6 +13,8 @@ from pathlib import Path
 from trainer.data.crops import Size
 from trainer.data.words import listed
 
+MOST = 8  # prompts in the head of a run
+
 
 @dataclass(frozen=True)
 class Photo:
@@ -110,11 +112,15 @@ class PhotoSet:
             yield f"{name}: " + ", ".join([f"{len(taken)} of {len(taken) + sum(why.values())} taken{times}", *gone])
 
     def _by_prompt(self) -> Iterator[str]:
-        for (prompt, words), count in Counter((photo.prompt, _origin(photo)) for photo in self.photos).most_common(8):
-            yield f"{count} x '{prompt}' ({words})"
-        rest = len({(photo.prompt, _origin(photo)) for photo in self.photos}) - 8
-        if rest > 0:
-            yield f"and {rest} more prompts: python -m trainer photos {shlex.quote(self.folder)} shows all"
+        """Each prompt once, with all the places it comes from: a tagger writes one text beside each of two hundred photos."""
+        places: dict[str, list[str]] = {}
+        for photo in self.photos:
+            places.setdefault(photo.prompt, []).append(photo.words or "common prompt")
+        shown = sorted(places.items(), key=lambda item: -len(item[1]))
+        for prompt, where in shown[:MOST]:
+            yield f"{len(where)} x '{prompt}' ({listed(list(dict.fromkeys(where)), 3)})"
+        if len(shown) > MOST:
+            yield f"and {len(shown) - MOST} more prompts: python -m trainer photos {shlex.quote(self.folder)} shows all"
 
     def _by_bucket(self) -> Iterator[str]:
         sizes = Counter(photo.size_cut for photo in self.photos)
@@ -122,10 +128,6 @@ class PhotoSet:
             shapes = ", ".join(f"{width} x {height} ({count})" for (width, height), count in sorted(sizes.items()))
             most = min(self.photos, key=lambda photo: photo.kept)
             yield f"buckets: {shapes}; the crop of {most.name} loses most, {1 - most.kept:.0%}"
-
-
-def _origin(photo: Photo) -> str:
-    return photo.words or "common prompt"
 
 
 def within(path: Path, root: Path) -> str:

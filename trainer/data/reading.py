@@ -10,19 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 
 from PIL import Image
 
 from trainer.data import crops, folders, looks
 from trainer.data.account import Left, Photo, PhotoSet, counted
 from trainer.data.crops import Size, View, kept_share
-from trainer.data.folders import Place, candidates, fold
+from trainer.data.folders import Place, candidates, fold, meant_as_repeats
 from trainer.data.pictures import Picture, Unreadable, read
 from trainer.data.words import TABLES, Table, Words, listed
 from trainer.errors import ConfigError
 from trainer.files.shown import is_text
 
 MUCH = 0.2  # a bucket's crop that loses more than this is named
+FEW = 3  # pictures with one fault are named one by one
 SQUARE_MUCH = 0.5  # a square takes a third of every ordinary photo
 
 
@@ -205,23 +207,39 @@ class _Reader:
             )
 
     def _complaints(self) -> Iterator[str]:
-        """What is worth saying about pictures that are used all the same."""
-        side = self.wanted.resolution
+        """What is worth saying about pictures that are used all the same. What is wrong with many is said of all at once."""
+        said: dict[str, list[tuple[str, str]]] = {}  # what a picture suffers from -> (its name, the sentence about it)
         for photo, look in zip(self.photos, self.looks, strict=True):
-            width, height = photo.size
-            lost, square = 1 - photo.kept, photo.size_cut[0] == photo.size_cut[1] == side
-            if min(width, height) < min(photo.size_cut):
-                wanted = min(photo.size_cut)
-                yield f"{photo.name} is {width} x {height} px and will be enlarged to {wanted} px, which blurs it"
-            if lost > (SQUARE_MUCH if square else MUCH):
-                cut = "square crop" if square else f"crop of {photo.size_cut[0]} x {photo.size_cut[1]} px"
-                fix = "crop it by hand" + (", or use --buckets" if square and _fits_bucket(photo.size) else "")
-                yield f"{photo.name} is {width} x {height} px: the {cut} keeps {photo.kept:.0%} of it; {fix}"
-            if complaint := look.complaint():
-                yield f"{photo.name} {complaint}"
+            for kind, sentence in self._about(photo, look):
+                said.setdefault(kind, []).append((photo.name, sentence))
+        for kind, pictures in said.items():
+            if len(pictures) > FEW:
+                yield f"{len(pictures)} of {len(self.photos)} photos {kind}: {listed([name for name, _ in pictures])}"
+            else:
+                yield from (sentence for _, sentence in pictures)
         for group in looks.bursts(self.looks):
             alike = listed([self.photos[index].name for index in group])
             yield f"{alike} look alike: pose and background count as part of the subject; keep the best of them"
+
+    def _about(self, photo: Photo, look: looks.Look) -> Iterator[tuple[str, str]]:
+        """(what is wrong, said of several; the sentence about this picture)."""
+        width, height = photo.size
+        side, lost = min(photo.size_cut), 1 - photo.kept
+        square = photo.size_cut == (self.wanted.resolution, self.wanted.resolution)
+        if min(width, height) < side:
+            sentence = f"{photo.name} is {width} x {height} px and will be enlarged to {side} px, which blurs it"
+            yield "are smaller than what is trained and will be enlarged, which blurs them", sentence
+        if lost > (SQUARE_MUCH if square else MUCH):
+            cut = "square crop" if square else f"crop of {photo.size_cut[0]} x {photo.size_cut[1]} px"
+            fix = "crop it by hand" + (", or use --buckets" if square and _fits_bucket(photo.size) else "")
+            sentence = f"{photo.name} is {width} x {height} px: the {cut} keeps {photo.kept:.0%} of it; {fix}"
+            yield (
+                f"lose more than {SQUARE_MUCH if square else MUCH:.0%} to the crop; {fix.replace('it', 'them')}",
+                sentence,
+            )
+        if complaint := look.complaint():
+            does = complaint.removeprefix("is ")
+            yield f"are {does}", f"{photo.name} {complaint}"
 
 
 def _nameable(path: Path) -> None:
@@ -260,6 +278,11 @@ def _empty(folder: Path, flag: str, reader: _Reader) -> ConfigError:
         )
     if said := folders.others(folder.iterdir()):
         return ConfigError(f"no photos in {folder} that can be read, but {said}", "save them as JPEG or PNG")
+    if deeper := next((path for path in sorted(folder.glob("*/*")) if path.is_dir() and candidates(path)), None):
+        return ConfigError(
+            f"no photos in {folder}, but {counted(len(candidates(deeper)), 'picture')} further down in {deeper}",
+            f"use {flag} {quote(str(deeper.parent if meant_as_repeats(deeper.name) else deeper))}",
+        )
     return ConfigError(
         f"no photos in {folder}", "put 3 to 6 photos of the subject there (heic, jpg, png, tif, webp ...)"
     )
