@@ -131,6 +131,7 @@ def test_absurd_numbers(refusal, words, said):
 @pytest.mark.parametrize(("words", "said"), [
     ("--max_train_steps 5 --num_train_epochs 2", "contradict each other"),
     ("--formats lora_kohya", "needs an adapter"),
+    ("--method dora --strength 0.5", "means nothing for DoRA"),
     ("--weights 24bit --optimizer adafactor", "use --optimizer adamw"),
     ("--stream state --optimizer prodigy", "cannot be combined"),
     ("--stream all --checkpointing off", "cannot be combined"),

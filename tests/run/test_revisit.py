@@ -4,16 +4,24 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from tiny_run import events, of
 
 from trainer.cli import parse as cli
 from trainer.draw.painter import Painter
+from trainer.errors import ConfigError
 from trainer.events import Exported, Sampled
+from trainer.models import load_for
 from trainer.out import checkpoint
 from trainer.policy import Drawing
 from trainer.run import revisit
+from trainer.settings.config import Export, Model
+
+
+def wanted(*formats, strength=1.0):
+    return Export(formats=list(formats), precision="fp32", strength=strength)
 
 
 def rewritten(point, state):
@@ -27,7 +35,7 @@ def test_pictures_and_exports_can_be_made_later_from_the_checkpoint(place):
     config = cli.parse(["--config", str(place / "later" / "config.toml")]).config()
     drawn = list(revisit.sample_run(place / "later", ["a photo of sks dog"], [0, 1], place / "more", config))
     assert len(of(Sampled, drawn)[0].paths) == 2
-    written = list(revisit.export_run(place / "later", ["single_file"], "fp32", place / "full"))
+    written = list(revisit.export_run(place / "later", wanted("single_file"), place / "full"))
     assert of(Exported, written)[0].precision == "fp32" and of(Exported, written)[0].max_error == 0.0
 
 
@@ -54,3 +62,38 @@ def test_pictures_made_later_are_drawn_as_the_plan_of_the_run_draws_them(place, 
     list(revisit.sample_run(place / "planned", ["a photo of sks dog"], [0], place / "before", config))
     exact, rough = (np.asarray(Image.open(next(path.glob("*/*.png")))) for path in (place / "before", place / "tight"))
     assert exact.shape == rough.shape and not np.array_equal(exact, rough)
+
+
+def test_a_share_of_what_was_learned_is_exported_and_drawn(place):
+    """At 0 the base model comes out, and every strength asked for is a line of one sheet."""
+    events(place, "--num_validation_images", 0, run="shares")
+    run, base = place / "shares", load_for(Model(name=str(place / "sd1")))
+    list(revisit.export_run(run, wanted("diffusers", strength=0.0), place / "none"))
+    list(revisit.export_run(run, wanted("diffusers", strength=0.5), place / "half"))
+    list(revisit.export_run(run, wanted("diffusers"), place / "whole"))
+    none, half, whole = (load_for(Model(name=str(place / n / "diffusers"))).denoiser for n in ("none", "half", "whole"))
+    for (name, start), *others in zip(
+        base.denoiser.named_parameters(), none.parameters(), half.parameters(), whole.parameters(), strict=True
+    ):
+        assert torch.equal(others[0], start), name
+        torch.testing.assert_close(others[1], start.lerp(others[2], 0.5))
+    assert any(not torch.equal(a, b) for a, b in zip(none.parameters(), whole.parameters(), strict=True))
+
+    asked = ["--config", str(run / "config.toml"), "--strengths", "0", "0.5", "1"]
+    drawn = list(revisit.sample_run(run, ["a photo of sks dog"], [0, 1], place / "sheet", cli.parse(asked).config()))
+    assert [len(each.paths) for each in of(Sampled, drawn)] == [2, 2, 2]
+    assert (place / "sheet" / "strengths-000004.png").is_file()
+    single = cli.parse(["--config", str(run / "config.toml"), "--strength", "0.5"]).config()
+    list(revisit.sample_run(run, ["a photo of sks dog"], [0, 1], place / "one", single))
+    pictures = [sorted(path.read_bytes() for path in folder.glob("step-*/*.png")) for folder in
+                (place / "one", place / "sheet" / "strength-0.5", place / "sheet" / "strength-1")]  # fmt: skip
+    assert pictures[0] == pictures[1] != pictures[2]
+
+
+def test_a_model_that_is_no_run_has_learned_nothing_to_take_a_share_of(place, tmp_path):
+    config = cli.parse(["--model.name", str(place / "sd1"), "--resolution", "64", "--strength", "0.5"]).config()
+    with pytest.raises(ConfigError, match="no run"):
+        list(revisit.sample_run(place / "sd1", ["a photo of a dog"], [0], tmp_path, config))
+    config.sample.strengths = [0.5, -1.0]
+    with pytest.raises(ConfigError, match="-1 is no share"):
+        list(revisit.sample_run(place / "sd1", ["a photo of a dog"], [0], tmp_path, config))

@@ -119,7 +119,7 @@ def export(command: Command) -> int:
     _say_libraries()
     from trainer.run import revisit
 
-    return _show(revisit.export_run(run, config.export.formats, config.export.precision, output), config)
+    return _show(revisit.export_run(run, config.export, output), config)
 
 
 def doctor(command: Command) -> int:

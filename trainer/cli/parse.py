@@ -39,7 +39,16 @@ COMMANDS = {
     "compare": ("RUN RUN ...", "put runs side by side"),
 }
 USES = {  # the settings a command reads; others would have no effect there
-    "sample": ("model.", "sample.", "memory.", "run.", "train.seed", "train.mixed_precision", "preset"),
+    "sample": (
+        "model.",
+        "sample.",
+        "memory.",
+        "run.",
+        "train.seed",
+        "train.mixed_precision",
+        "export.strength",
+        "preset",
+    ),
     "export": ("export.", "run.output_dir", "run.overwrite", "model.", "preset"),
     "photos": ("data.", "prior.", "model.", "train.method", "train.seed", "run.output_dir", "preset"),
     "doctor": ("run.device", "run.output_dir"),

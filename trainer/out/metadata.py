@@ -35,6 +35,7 @@ KEYS = (
     "train.offset_noise",
     "train.zero_terminal_snr",
     "train.seed",
+    "export.strength",
 )
 
 

@@ -17,16 +17,19 @@ from trainer.data.texts import encode_prompts, token_ids
 from trainer.draw.painter import Painter
 from trainer.draw.preview import preview
 from trainer.draw.sampler import Look
+from trainer.draw.sheet import contact_sheet
 from trainer.errors import ConfigError
-from trainer.events import Event, Finished
+from trainer.events import Event, Finished, Notice, Stage
 from trainer.models import Parts, adapters, load_for
-from trainer.out import checkpoint, export
+from trainer.out import checkpoint
+from trainer.out.export import write
 from trainer.out.metadata import metadata, photos_of
+from trainer.out.strength import put, scaled
 from trainer.policy import Drawing, Policy
 from trainer.run.assemble import make_engine
 from trainer.run.prepare import choose_device
 from trainer.run.settle import unused
-from trainer.settings.config import Config
+from trainer.settings.config import Config, Export, Model
 from trainer.settings.overlay import load as settings
 from trainer.step.engine import Engine
 
@@ -36,6 +39,9 @@ def sample_run(
 ) -> Iterator[Event]:
     """Draw every prompt with every seed, from the newest checkpoint of `run`, from one checkpoint, or from a model."""
     begun = time.perf_counter()
+    shares = config.sample.strengths or [config.export.strength]
+    if odd := [share for share in shares if not 0 <= share <= 2]:
+        raise ConfigError(f"A strength of {odd[0]:g} is no share of what was learned.", "Choose from 0 to 2; 1 is all.")
     _, device = choose_device(config)
     point = newest(run)
     if point is None and (run / "config.toml").is_file():
@@ -46,6 +52,11 @@ def sample_run(
         parts, engine, drawing = restore(point, config, device)
     if config.data.resolution is None:
         config.settle("data.resolution", parts.family.resolution, f"{parts.family.name} default")
+    if point is None and shares != [1]:
+        raise ConfigError(
+            f"{run} is a model and no run: nothing tells what it learned from what it was.",
+            "Name the run folder, or leave the strength out.",
+        )
     step = checkpoint.step_of(point) if point else 0
     drawing = replace(  # what was asked for here counts more than what the run's plan chose
         drawing, batch=config.sample.batch_size or drawing.batch, tile=config.memory.vae_tile or drawing.tile
@@ -59,27 +70,54 @@ def sample_run(
     folder = output or unused(
         (run if point is None and run.is_dir() else (point.parent if point else Path.cwd())) / "drawn"
     )
-    yield from preview(painter, [(prompt, seed) for prompt in prompts for seed in seeds], folder, step)
+    rows = [(prompt, seed) for prompt in prompts for seed in seeds]
+    if len(shares) == 1:
+        if engine is not None:
+            put(engine, shares[0], parts, config.model)
+        yield from preview(painter, rows, folder, step)
+    elif point is not None and engine is not None:
+        yield from _side_by_side(painter, rows, folder, point, shares, config.model)
     yield Finished("done", step, time.perf_counter() - begun, str(run), f"pictures    {folder}")
 
 
-def export_run(run: Path, formats: Sequence[str] | None, precision: str, output: Path | None) -> Iterator[Event]:
-    """Write `run` (or one checkpoint of it) in `formats`; default those of its settings. The moving average, where one was kept."""
+def _side_by_side(
+    painter: Painter, rows: list[tuple[str, int]], folder: Path, point: Path, shares: Sequence[float], model: Model
+) -> Stage[None]:
+    """`rows` at each share of what `point` learned, one line of a contact sheet a share."""
+    pictures, words, step = [], [], checkpoint.step_of(point)
+    for share in shares:
+        assert painter.engine is not None, "a run's weights"
+        _fill(painter.engine, checkpoint.load(point))
+        put(painter.engine, share, painter.parts, model)
+        pictures += yield from preview(painter, rows, folder / f"strength-{share:g}", step)
+        words += [f"strength {share:g}\n{prompt}  ({seed})" for prompt, seed in rows]
+    sheet = folder / f"strengths-{step:06d}.png"
+    contact_sheet(pictures, words, sheet, columns=len(rows), title=f"step {step}, so much of what was learned")
+    yield Notice(f"All strengths side by side: {sheet}")
+
+
+def export_run(run: Path, export: Export, output: Path | None) -> Iterator[Event]:
+    """Write `run` (or one checkpoint of it) as `export` says, in the run's formats where it names none. The moving average,
+    where one was kept."""
     begun = time.perf_counter()
     point = newest(run)
     if point is None:
         raise no_checkpoint(run)
     config = settings(file=point.parent / "config.toml")
-    if config.train.method == "full" and any(name.startswith("lora") for name in formats or ()):
+    if config.train.method == "full" and any(name.startswith("lora") for name in export.formats or ()):
         raise ConfigError(
             f"{run} trained the whole model, there is no adapter in it", "use --formats diffusers single_file"
         )
     parts, engine, _ = restore(point, config, torch.device("cpu"))
     formats = list(
-        formats or config.export.formats or (["lora_diffusers"] if config.train.method != "full" else ["diffusers"])
+        export.formats
+        or config.export.formats
+        or (["lora_diffusers"] if config.train.method != "full" else ["diffusers"])
     )
-    folder = output or unused(point.parent / f"model-{checkpoint.step_of(point):06d}-{precision}")
-    yield from export.write(parts, engine.master, folder, formats, precision, metadata(config, photos_of(config)))
+    folder = output or unused(point.parent / f"model-{checkpoint.step_of(point):06d}-{export.precision}")
+    weights = scaled(engine.master, export.strength, parts, config.model)
+    config.settle("export.strength", export.strength, "command line")
+    yield from write(parts, weights, folder, formats, export.precision, metadata(config, photos_of(config)))
     yield Finished("done", checkpoint.step_of(point), time.perf_counter() - begun, str(run), f"model       {folder}")
 
 
@@ -108,9 +146,13 @@ def restore(point: Path, config: Config, device: torch.device) -> tuple[Parts, E
         )
     engine = make_engine(config, parts, Policy.from_json(state.facts["policy"]), device)
     adapters.dropout(parts, False)
-    engine.load_state_dict(state.engine)
-    if state.average is not None:
-        engine.load_master(state.average)
+    _fill(engine, state)
     # checkpoints from before it was kept say nothing
     drawing = Drawing.from_json(state.facts["drawing"]) if "drawing" in state.facts else Drawing(batch=1)
     return parts, engine, drawing
+
+
+def _fill(engine: Engine, state: checkpoint.State) -> None:
+    engine.load_state_dict(state.engine)
+    if state.average is not None:
+        engine.load_master(state.average)

@@ -33,6 +33,7 @@ from trainer.machine.phase import Phase
 from trainer.models import Parts
 from trainer.out import as_diffusers, export
 from trainer.out.metadata import metadata
+from trainer.out.strength import scaled
 from trainer.run import assemble, limit, loop, probe, resuming, saving
 from trainer.run.ending import Ending, Quit
 from trainer.run.prepare import Run, prepare
@@ -177,7 +178,8 @@ def draw(run: Run, painter: Painter, step: int) -> Stage[None]:
 def write(run: Run, trained: Trained, parts: Parts) -> Stage[None]:
     """The model in every format that was asked for: the moving average, where one was kept."""
     settings, facts, place = run.config.export, metadata(run.config, run.photos), run.folder / "model"
-    events = export.write(parts, trained.weights, place, settings.formats, settings.precision, facts, replace=True)
+    weights = scaled(trained.weights, settings.strength, parts, run.config.model)
+    events = export.write(parts, weights, place, settings.formats, settings.precision, facts, replace=True)
     yield from as_diffusers.spread(events, run.folder) if run.config.run.layout == "diffusers" else events
     if older := export.set_others_aside(place, settings.formats):
         yield Notice(f"Files of an earlier export, with other weights, are in {older} now.")

@@ -64,6 +64,11 @@ def _contradictions(config: Config) -> None:
         raise ConfigError(
             f"export.formats = {lora} needs an adapter", "add --method lora, or --formats diffusers single_file"
         )
+    if train.method == "dora" and config.export.strength != 1:
+        raise ConfigError(
+            f"export.strength {config.export.strength:g} means nothing for DoRA: its magnitudes multiply the weights",
+            "leave it at 1, or train with --method lora",
+        )
     if config.memory.weights != "auto" and train.optimizer != "adamw" and config.memory.weights != "fp32":
         raise ConfigError(
             f"memory.weights = {config.memory.weights} needs the optimizer that understands it",

@@ -245,6 +245,7 @@ class Sample(Section):
     guidance_scale: float = knob(7.5, "classifier-free guidance", ge=1)
     negative_prompt: str = knob("", "what to steer away from")
     batch_size: int | None = knob(None, "pictures drawn at once; default what the budget holds", ge=1)
+    strengths: list[float] = knob([], "`sample RUN`: draw at each of these shares of what was learned, on one sheet")
 
 
 class Export(Section):
@@ -255,6 +256,9 @@ class Export(Section):
     )
     precision: Literal["fp16", "fp32", "bf16"] = knob(
         "fp16", "bf16 throws away 10 to 40 % of what was learned", "save_precision"
+    )
+    strength: float = knob(
+        1.0, "share of what was learned that is exported: 0 the base model, 1 all of it; not for dora", ge=0, le=2
     )
 
 
