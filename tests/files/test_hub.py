@@ -13,6 +13,7 @@ from PIL import Image
 
 from trainer.errors import ConfigError
 from trainer.files import hub
+from trainer.settings import checks
 
 ROOT = Path(__file__).parent.parent.parent
 MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -42,7 +43,7 @@ def test_without_a_network_one_connection_is_tried_and_a_folder_is_named(nowhere
         hub.configurations(MODEL, None)
     assert "--model FOLDER" in caught.value.fix and "HF_HUB_OFFLINE" not in caught.value.fix
     with pytest.raises(ConfigError):
-        hub.small("openai/clip-vit-base-patch32")
+        hub.small("openai/clip-vit-base-patch32", hub.JUDGE)
     assert len(nowhere) == 1
 
 
@@ -69,16 +70,37 @@ def test_behind_a_proxy_the_proxy_is_asked(nowhere, monkeypatch):
         assert hub.reachable("https://huggingface.co")
 
 
-def test_a_hub_model_without_a_network_costs_no_import_of_torch(tmp_path):
+def test_each_thing_from_the_hub_is_told_how_to_be_had_without_it(nowhere):
+    with pytest.raises(ConfigError) as caught:
+        hub.early("demo", None, "stabilityai/sd-vae-ft-mse")
+    assert "--vae FOLDER" in caught.value.fix and "--model" not in caught.value.fix
+    with pytest.raises(ConfigError) as caught:
+        checks.judge("dino:facebook/dinov2-base")
+    assert "dino:FOLDER" in caught.value.fix and "--model" not in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("words", "instead"),
+    [
+        (["--model", MODEL, "--instance_data_dir", "photos", "--class_name", "dog"], "--model FOLDER"),
+        (["--vae", "stabilityai/sd-vae-ft-mse"], "--vae FOLDER"),
+        (["--judge", "dino:facebook/dinov2-base"], "dino:FOLDER"),
+    ],
+)
+def test_what_is_on_the_hub_costs_no_import_of_torch_without_a_network(tmp_path, words, instead):
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (64, 64)).save(tmp_path / "photos" / "one.png")
-    words = ["--model", MODEL, "--instance_data_dir", str(tmp_path / "photos"), "--class_name", "dog"]
     script = "import sys; from trainer.__main__ import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
-    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_ENDPOINT": "http://127.0.0.1:1"}
+    environment = {
+        **os.environ,
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+        "HF_ENDPOINT": "http://127.0.0.1:1",
+        "PYTHONPATH": str(ROOT),
+    }
     environment.pop("HF_HUB_OFFLINE", None)
     done = subprocess.run(
         [sys.executable, "-c", script, *words, "--output_dir", str(tmp_path / "run")],
-        cwd=ROOT, env=environment, capture_output=True, text=True,
+        cwd=tmp_path, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.stdout.strip() == "2 False", done.stderr
-    assert "cannot be reached" in done.stderr and "--model FOLDER" in done.stderr and "Retrying" not in done.stderr
+    assert "cannot be reached" in done.stderr and instead in done.stderr and "Retrying" not in done.stderr

@@ -17,7 +17,7 @@ from trainer.events import Controls, Event, Finished, Notice, RunStarted
 from trainer.files import disk
 from trainer.machine import libraries, versions
 from trainer.readers.lasting import lasting
-from trainer.settings.checks import check
+from trainer.settings.checks import check, judge
 from trainer.settings.config import Config
 
 if TYPE_CHECKING:
@@ -37,7 +37,9 @@ def train(command: Command) -> int:
         return launcher.launch(config.run.cards, command.typed)
     if launcher.rank() > 0:
         return _follow(config, launcher.rank())
-    hub.early(config.model.name, config.model.revision)
+    hub.early(config.model.name, config.model.revision, config.model.vae)
+    if config.guard.watch:
+        judge(config.guard.judge)
     controls, said = Controls(), stray.Stray()
     run_dir: list[str] = []
 
@@ -91,7 +93,7 @@ def plan(command: Command) -> int:
     check(config, tolerant=True, files=False)
     from trainer.files import hub
 
-    hub.early(config.model.name, config.model.revision)
+    hub.early(config.model.name, config.model.revision, config.model.vae)
     _say_libraries()
     from trainer.plan import command as planned
 

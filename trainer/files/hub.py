@@ -21,7 +21,10 @@ from trainer.errors import ConfigError
 
 SMALL = ["model_index.json", "*/config.json", "scheduler/*", "tokenizer/*", "tokenizer_2/*"]
 REACH_SECONDS = 2.5  # a way that takes longer to open does not carry gigabytes
-ELSEWHERE = "give a model on this machine, which needs no network: --model FOLDER (a diffusers folder) or --model FILE.safetensors"
+# what needs no network, by what was to come from the hub
+MODEL = "give a model on this machine, which needs no network: --model FOLDER (a diffusers folder) or --model FILE.safetensors"
+VAE = "give a VAE on this machine, which needs no network: --vae FOLDER or --vae FILE.safetensors, or leave --vae out"
+JUDGE = "give a judge on this machine, which needs no network: --judge clip:FOLDER or dino:FOLDER, or --judge none"
 STEMS = {
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
@@ -35,10 +38,16 @@ def is_id(source: str) -> bool:
     return re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", source) is not None
 
 
-def early(source: str | None, revision: str | None) -> None:
-    """ConfigError where `source` is a hub model that cannot be had; before torch is imported, which takes longer than that."""
-    if source and is_id(source) and not Path(source).expanduser().exists():
-        configurations(source, revision)
+def early(model: str | None, revision: str | None, vae: str | None) -> None:
+    """ConfigError where one of them is on the hub and cannot be had; before torch is imported, which takes longer than that."""
+    if model and _remote(model):
+        configurations(model, revision)
+    if vae and _remote(vae):
+        small(vae, VAE)
+
+
+def _remote(source: str) -> bool:
+    return is_id(source) and not Path(source).expanduser().exists()
 
 
 @cache
@@ -47,11 +56,13 @@ def configurations(source: str, revision: str | None) -> Path:
     return fetch(source, revision, SMALL)
 
 
-def small(source: str) -> Path:
-    """Fetch config.json of a model that is one module, as proof that it can be had; the snapshot folder."""
+@cache
+def small(source: str, otherwise: str) -> Path:
+    """Fetch config.json of a model that is one module, as proof that it can be had; the snapshot folder. otherwise: what
+    needs no network."""
     if not is_id(source):
         raise ConfigError(f"there is no folder {source!r}", "check the path, or give a hub id (owner/name)")
-    return fetch(source, None, ["config.json", "vae/config.json"])
+    return fetch(source, None, ["config.json", "vae/config.json"], otherwise)
 
 
 def weights(source: str, revision: str | None, variant: str | None, parts: Iterable[str]) -> Path:
@@ -69,7 +80,7 @@ def weights(source: str, revision: str | None, variant: str | None, parts: Itera
     return fetch(source, revision, SMALL + patterns)
 
 
-def fetch(source: str, revision: str | None, patterns: list[str]) -> Path:
+def fetch(source: str, revision: str | None, patterns: list[str], otherwise: str = MODEL) -> Path:
     from huggingface_hub import constants, snapshot_download
 
     local = constants.HF_HUB_OFFLINE or not reachable(constants.ENDPOINT)
@@ -77,7 +88,7 @@ def fetch(source: str, revision: str | None, patterns: list[str]) -> Path:
     def call() -> Path:
         return Path(snapshot_download(source, revision=revision, allow_patterns=patterns, local_files_only=local))
 
-    return _in_words(source, revision, call)
+    return _in_words(source, revision, call, otherwise)
 
 
 @cache
@@ -104,7 +115,7 @@ def reachable(endpoint: str) -> bool:
     return bool(opened)
 
 
-def _in_words(source: str, revision: str | None, call: Callable[[], Path]) -> Path:
+def _in_words(source: str, revision: str | None, call: Callable[[], Path], otherwise: str) -> Path:
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -123,7 +134,7 @@ def _in_words(source: str, revision: str | None, call: Callable[[], Path]) -> Pa
     except GatedRepoError as error:
         raise ConfigError(
             f"{source} asks for consent to its licence",
-            f"agree on https://huggingface.co/{source}, then run `hf auth login`; or {ELSEWHERE}",
+            f"agree on https://huggingface.co/{source}, then run `hf auth login`; or {otherwise}",
         ) from error
     except RevisionNotFoundError as error:
         raise ConfigError(
@@ -132,14 +143,14 @@ def _in_words(source: str, revision: str | None, call: Callable[[], Path]) -> Pa
     except RepositoryNotFoundError as error:
         raise ConfigError(
             f"the hub has no model {source}, or it is private",
-            f"check the spelling; for a private model run `hf auth login`; or {ELSEWHERE}",
+            f"check the spelling; for a private model run `hf auth login`; or {otherwise}",
         ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise ConfigError(
             f"{source} is not in the local cache and the hub cannot be reached",
-            f"{ELSEWHERE}; or connect once" + (" and unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else ""),
+            f"{otherwise}; or connect once" + (" and unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else ""),
         ) from error
     except (transport, OSError) as error:
         raise ConfigError(
-            f"the hub did not answer for {source} ({type(error).__name__}: {error})", f"try again later, or {ELSEWHERE}"
+            f"the hub did not answer for {source} ({type(error).__name__}: {error})", f"try again later, or {otherwise}"
         ) from error

@@ -217,7 +217,7 @@ def check_vae(source: str, facts: Facts) -> None:
     if path.suffix == ".safetensors" and path.is_file():
         return
     on_hub = not path.is_dir() and hub.is_id(source)
-    place = hub.small(source) if on_hub else _vae_folder(path, source)
+    place = hub.small(source, hub.VAE) if on_hub else _vae_folder(path, source)
     config = next((file for file in (place / "config.json", place / "vae" / "config.json") if file.is_file()), None)
     if config is not None:
         _require_scale(json_object(config, AGAIN), facts, source)
@@ -242,6 +242,7 @@ def _another_vae(source: str, facts: Facts, dtype: torch.dtype | None) -> nn.Mod
                 "diffusion_pytorch_model.safetensors",
                 "vae/diffusion_pytorch_model.safetensors",
             ],
+            hub.VAE,
         )
     place = _vae_folder(path, source)
     scale = _require_scale(json_object(place / "config.json", AGAIN), facts, source)

@@ -274,7 +274,7 @@ def judge(name: str) -> None:
         from trainer.files import hub
 
         if not Path(where).is_dir():
-            hub.small(where)
+            hub.small(where, hub.JUDGE)
     elif name not in ("auto", "none", "demo", "efficientnet-lite0") and not (Path(name) / "judge.json").is_file():
         raise ConfigError(
             f"no judge is called {name!r}",
