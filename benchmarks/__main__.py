@@ -18,6 +18,7 @@ SUITES = {
     "scaling": "batch, resolution, model size",
     "peers": "the same job through diffusers, kohya and OneTrainer (name=checkout ...)",
     "scripts": "diffusers' own tests of its scripts, against our command (diffusers=checkout)",
+    "compatibility": "what people bring and where they take it, as the tests show",
     "profile": "where a step's time goes",
     "quality": "the DreamBooth paper's protocol, and drift",
 }

@@ -84,6 +84,13 @@ COLUMNS: dict[str, dict[str, str]] = {
         "images_per_second": "images/s",
         "failed": "failed",
     },
+    "compatibility": {
+        "program": "program",
+        "what": "what",
+        "outcome": "here",
+        "tests": "tests",
+        "failed": "failed",
+    },
     "peers": {
         "trainer": "trainer",
         "model": "model",

@@ -223,9 +223,11 @@ def as_toml(tables):
 
 
 @pytest.mark.parametrize("public", PUBLIC, ids=[public["file"].rpartition("/")[2] for public in PUBLIC])
-def test_public_example_files_are_understood_to_the_last_key(tmp_path, public):
+def test_public_example_files_are_understood_to_the_last_key(tmp_path, public, record_property):
     """The keys and values of the projects' own examples (August 2026): what cannot be honoured is refused, nothing else."""
     toml = public["of"].startswith("a data set")
+    outcome = "refused" if public["refused"] else "works"
+    record_property("shows", f"bring|{public['of'].removeprefix('a data set of ')}|public example files|{outcome}")
     path = tmp_path / ("given.toml" if toml else "given.json")
     path.write_text(as_toml(public["holds"]) if toml else json.dumps(public["holds"]), encoding="utf-8")
     found = open_file(path, "config")

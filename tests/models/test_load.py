@@ -165,11 +165,13 @@ def test_a_single_file_trained_along_straight_lines_is_told_so_and_diffusers_dra
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_file_that_is_something_else_is_called_by_its_name(tmp_path, tensors, words):
+def test_a_file_that_is_something_else_is_called_by_its_name(tmp_path, tensors, words, record_property):
+    record_property("shows", "bring|models of all|adapters, inpainting models, SD 3, Flux, the SDXL refiner|refused")
     refused(checkpoint(tmp_path / "m.safetensors", tensors), words)
 
 
-def test_pickles_are_refused_with_the_way_to_convert_them(tmp_path):
+def test_pickles_are_refused_with_the_way_to_convert_them(tmp_path, record_property):
+    record_property("shows", "bring|models of all|.ckpt, .pt and .bin files|refused")
     for name in ("model.ckpt", "model.pt", "model.bin"):
         (tmp_path / name).write_bytes(b"\x80")
         assert "weights_only=True" in refused(tmp_path / name, "pickle").fix
@@ -328,7 +330,10 @@ def test_of_several_variants_the_one_that_is_read_decides_the_precision(tmp_path
 
 
 @pytest.mark.parametrize("shard", ["10GB", "500KB"], ids=["whole", "in shards"])
-def test_a_folder_with_one_variant_loads_when_it_is_named_and_the_flag_is_told_when_it_is_not(tmp_path, shard):
+def test_a_folder_with_one_variant_loads_when_it_is_named_and_the_flag_is_told_when_it_is_not(
+    tmp_path, shard, record_property
+):
+    record_property("shows", "bring|models of all|a diffusers folder, plain or fp16 variant, whole or in shards|works")
     pipeline = SD1.pipeline(SD1.tiny())
     pipeline.save_pretrained(tmp_path / "half", variant="fp16", max_shard_size=shard)
     pipeline.save_pretrained(tmp_path / "plain", max_shard_size=shard)
@@ -356,7 +361,8 @@ def test_the_digest_follows_the_weights_not_what_was_loaded(tmp_path, exported):
     assert load(str(other), parts=()).digest != whole.digest
 
 
-def test_another_vae_takes_the_place_of_the_model_s(tmp_path, exported):
+def test_another_vae_takes_the_place_of_the_model_s(tmp_path, exported, record_property):
+    record_property("shows", "bring|models of all|a VAE in a folder|works")
     list(export.write(SD1.tiny(seed=1), None, tmp_path, ["diffusers"], "fp32"))
     plain = load(str(exported / "diffusers"), parts=("vae",))
     for place in (tmp_path / "diffusers", tmp_path / "diffusers" / "vae"):
@@ -370,8 +376,11 @@ def test_another_vae_takes_the_place_of_the_model_s(tmp_path, exported):
 
 
 @pytest.mark.parametrize("scale", [0.18215, 0.13025], ids=["of 1.x", "of SDXL"])
-def test_latents_of_a_vae_that_lies_in_a_file_are_scaled_as_the_model_knows_them(tmp_path, exported, scale):
+def test_latents_of_a_vae_that_lies_in_a_file_are_scaled_as_the_model_knows_them(
+    tmp_path, exported, scale, record_property
+):
     """A file says nothing of the scale; SDXL's latents by the number of 1.x would be 1.4 times too large."""
+    record_property("shows", "bring|models of all|a VAE in a file of its own or in a checkpoint|works")
     model = shutil.copytree(exported / "diffusers", tmp_path / "model")
     config = json.loads((model / "vae" / "config.json").read_text())
     (model / "vae" / "config.json").write_text(json.dumps(config | {"scaling_factor": scale}))
@@ -422,8 +431,9 @@ def test_a_checkpoint_without_a_vae_says_so(tmp_path):
         load(path, parts=("unet", "vae"))
 
 
-def test_a_checkpoint_of_1_x_from_before_the_text_model_level_loads(tmp_path, exported):
+def test_a_checkpoint_of_1_x_from_before_the_text_model_level_loads(tmp_path, exported, record_property):
     """The first SD 1 files kept the text encoder one level higher; the WebUI converts them when it loads them."""
+    record_property("shows", "bring|models of all|an SD 1 file from before the text_model level|works")
     new, old = exported / "model.safetensors", tmp_path / "old.safetensors"
     renamed = {key.replace(".transformer.text_model.", ".transformer."): t for key, t in load_file(new).items()}
     assert renamed.keys() != load_file(new).keys()
@@ -440,7 +450,9 @@ def test_a_hub_model_offline_names_both_ways_out(monkeypatch, tmp_path):
     assert "safetensors" in error.fix
 
 
-def test_a_file_loads_with_the_network_forbidden(monkeypatch, exported):
+def test_a_file_loads_with_the_network_forbidden(monkeypatch, exported, record_property):
+    record_property("shows", "bring|models of all|one .safetensors checkpoint, without a network|works")
+
     def forbidden(*_):
         raise AssertionError("a socket was opened")
 

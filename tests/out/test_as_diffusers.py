@@ -44,7 +44,8 @@ def checkpoints():
     return {name for name in os.listdir("out") if "checkpoint" in name}
 
 
-def test_a_pipeline_in_the_output_folder_and_checkpoints_that_load_count_and_resume(here):
+def test_a_pipeline_in_the_output_folder_and_checkpoints_that_load_count_and_resume(here, record_property):
+    record_property("shows", "take|diffusers|the output folder of its own line, checkpoint-N included|works")
     run("--max_train_steps 5")
     assert checkpoints() == {"checkpoint-2", "checkpoint-4"}
     DiffusionPipeline.from_pretrained("out", local_files_only=True)

@@ -147,7 +147,8 @@ def test_adapters_open_in_diffusers_under_both_kinds_of_names(tmp_path, family, 
         assert not torch.allclose(before, wanted, atol=1e-4)
 
 
-def test_kohya_names_are_the_real_ones(tmp_path):
+def test_kohya_names_are_the_real_ones(tmp_path, record_property):
+    record_property("shows", "take|kohya's sd-scripts, ComfyUI, WebUIs|names of an adapter; SD 1, SDXL|works")
     for family, some in (
         (
             SD1,
@@ -174,8 +175,9 @@ def test_kohya_names_are_the_real_ones(tmp_path):
         assert header(tmp_path / family.name / "lora_kohya.safetensors").metadata["ss_network_dim"] == "2"
 
 
-def test_dora_under_kohyas_names_is_the_formula_of_the_paper(tmp_path):
+def test_dora_under_kohyas_names_is_the_formula_of_the_paper(tmp_path, record_property):
     """diffusers 0.42 leaves dora_scale out, so the file is checked against W' = m (W + s B A) / ||W + s B A||."""
+    record_property("shows", "take|kohya's sd-scripts, LyCORIS|DoRA by the paper's formula, checked without them|works")
     parts = SDXL.tiny()
     adapters.inject(parts, Lora(rank=4, alpha=2, targets=["to_q", "conv1"]), dora=True)
     with torch.no_grad():

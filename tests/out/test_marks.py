@@ -41,7 +41,8 @@ def keys(path):
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 @pytest.mark.parametrize("rescaled", [False, True], ids=["usual", "ztsnr"])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_a_marked_model_stays_marked_in_every_format(tmp_path, family, prediction, rescaled):
+def test_a_marked_model_stays_marked_in_every_format(tmp_path, family, prediction, rescaled, record_property):
+    record_property("shows", "take|any|marks of the prediction and of zero SNR in every format; SD 1, SD 2, SDXL|works")
     parts = family.tiny()
     parts.prediction_type = prediction
     events = written(
@@ -70,7 +71,11 @@ def test_a_base_model_that_was_marked_exports_marked(tmp_path):
     assert {"v_pred", "ztsnr"} <= keys(tmp_path / "model.safetensors")
 
 
-def test_files_of_adapters_carry_what_programs_show(tmp_path):
+def test_files_of_adapters_carry_what_programs_show(tmp_path, record_property):
+    record_property(
+        "shows",
+        "take|ComfyUI, WebUIs, CivitAI|title, trigger words, base model, resolution and tags of an adapter|works",
+    )
     parts = SD2.tiny()
     adapters.inject(parts, Lora(rank=4, alpha=2))
     for event in written(parts, tmp_path, ["lora_diffusers", "lora_kohya"]):
@@ -124,8 +129,11 @@ assert not [name for name in sys.modules if name.partition(".")[0] == "trainer"]
 
 
 @pytest.mark.parametrize("which", ["sd1", "sd2", "sdxl", "demo"])
-def test_a_plain_script_draws_from_an_exported_folder_and_from_the_shipped_model(tmp_path, which):
+def test_a_plain_script_draws_from_an_exported_folder_and_from_the_shipped_model(tmp_path, which, record_property):
     """The line of every tutorial, without a precision, in a process that has never heard of this trainer."""
+    record_property(
+        "shows", "take|diffusers|the folder in a plain script, with a precision and without; SD 1, SD 2, SDXL|works"
+    )
     if which == "demo":
         folder = ROOT / "trainer" / "assets" / "demo" / "model"
     else:
@@ -136,7 +144,8 @@ def test_a_plain_script_draws_from_an_exported_folder_and_from_the_shipped_model
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_dora_says_that_programs_differ_and_what_is_exact(tmp_path):
+def test_dora_says_that_programs_differ_and_what_is_exact(tmp_path, record_property):
+    record_property("shows", "take|OneTrainer|names of DoRA's magnitudes|works")
     parts = SD1.tiny()
     adapters.inject(parts, Lora(rank=2), dora=True)
     diffusers, kohya = written(parts, tmp_path, ["lora_diffusers", "lora_kohya"])
