@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +15,7 @@ from safetensors import safe_open
 
 from trainer.__main__ import main
 from trainer.machine import launcher
+from trainer.out import checkpoint
 from trainer.prior.manifest import digest_of as digest
 
 SMALL = (
@@ -61,6 +67,41 @@ def test_two_processes_draw_the_class_of_one_to_the_bit(
         for name in ("one", "two")
     )
     assert one == two and len(one) >= (7 if by == "images" else 1)
+
+
+def test_a_card_that_dies_ends_the_run_in_its_name_and_the_run_goes_on_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    words = SMALL.replace("_steps 2 --train", "_steps 5 --checkpointing_steps 1 --train")
+    one, two = (words.format(tmp_path, name).split() for name in ("one", "two"))
+    dying = subprocess.Popen(
+        [sys.executable, "-m", "trainer", *two, "--cards", "2"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    while not checkpoint.found(tmp_path / "two"):
+        assert dying.poll() is None
+        time.sleep(0.05)
+    os.kill(_rank(1, dying.pid), signal.SIGKILL)
+    _, said = dying.communicate(timeout=60)
+    assert dying.returncode == 2
+    assert "card 1 was ended by SIGKILL" in said and "--resume_from_checkpoint latest" in said
+
+    assert main([*two, "--resume_from_checkpoint", "latest"]) == 0  # what two cards began one card ends
+    assert main(one) == 0
+    for name in ("engine", "random"):
+        assert tensors(tmp_path / f"one/step-000005/{name}.safetensors") == tensors(
+            tmp_path / f"two/step-000005/{name}.safetensors"
+        )
+
+
+def _rank(rank: int, launcher_pid: int) -> int:
+    """The process of card `rank` among the launcher's children."""
+    children = Path(f"/proc/{launcher_pid}/task/{launcher_pid}/children").read_text().split()
+    [found] = [int(pid) for pid in children if f"\0RANK={rank}\0" in Path(f"/proc/{pid}/environ").read_text()]
+    return found
 
 
 def test_more_cards_than_pictures_in_a_step_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 
@@ -40,6 +41,18 @@ def launch(cards: int, words: list[str]) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "trainer", *words)
     except ChildFailedError as failure:
-        code = failure.get_first_failure()[1].exitcode
-        return code if code > 0 else 1  # a process that a signal ended has a negative one
+        rank, first = failure.get_first_failure()
+        if first.exitcode > 0:
+            return first.exitcode  # it has said itself what happened
+        print(_ended(rank, signal.Signals(-first.exitcode)), file=sys.stderr)
+        return 2
     return 0
+
+
+def _ended(card: int, by: signal.Signals) -> str:
+    """What is to be said of a process that had no time to say it."""
+    cause = "; Linux does this to a process when the RAM runs out" if by == signal.SIGKILL else ""
+    return (
+        f"error: the process of card {card} was ended by {by.name}{cause}, and the others with it\n"
+        "  fix: the same line with --resume_from_checkpoint latest goes on from the last checkpoint"
+    )
