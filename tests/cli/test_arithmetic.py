@@ -1,5 +1,6 @@
 """The doctor on arithmetic: kernels and optimizers are run, what fails is named, and ours alone decide about training."""
 
+import sys
 from itertools import islice
 
 import pytest
@@ -64,6 +65,18 @@ def test_an_optimizer_of_a_library_whose_step_raises_costs_its_own_line(
     assert lines[lost].state == "lost" and "no kernel image is available" in lines[lost].detail
     assert lines[lost].fix.endswith(f" {package}") and "every other --optimizer works" in lines[lost].without
     assert {line.state for other, line in lines.items() if other != lost} == {"ok"}
+
+
+def test_an_optimizer_whose_library_does_not_load_says_why_and_has_it_installed_again(config, monkeypatch):
+    """Hidden from transformers and others, it is "not a package" for Python, and pip would call it satisfied."""
+    from trainer.machine import libraries
+
+    monkeypatch.setattr(libraries, "_hidden", {"bitsandbytes": "libcudart.so.12 is not there"})
+    for module in ["bitsandbytes", *(m for m in sys.modules if m.startswith("bitsandbytes."))]:
+        monkeypatch.setitem(sys.modules, module, None)
+    line = by_name(arithmetic.optimizers(config))["bnb_adamw8bit"]
+    assert line.state == "lost" and line.detail == "needs bitsandbytes, and libcudart.so.12 is not there"
+    assert "--force-reinstall" in line.fix and line.fix.endswith(" bitsandbytes")
 
 
 def test_our_own_optimizer_broken_is_training_broken(config, monkeypatch):

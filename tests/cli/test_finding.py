@@ -12,7 +12,7 @@ def test_what_works_says_what_it_did_and_remarks_of_libraries_stay_off_the_table
         logging.getLogger("library").warning("more of them")
         return "drawn"
 
-    line = tried("pictures", act, "pip install it")
+    line = tried("pictures", act, lambda: "pip install it")
     assert (line.state, line.detail, line.fix) == ("ok", "drawn", "")
     assert not recwarn.list and not caplog.records
     logging.getLogger("library").warning("afterwards all is heard again")
@@ -24,8 +24,8 @@ def test_what_fails_is_lost_where_something_works_without_it_and_else_training_i
         raise OSError("libcudart.so.12: cannot open shared object file\nand a second line")
 
     lost, bad = (
-        tried("8-bit", act, "pip install it", "every other optimizer works"),
-        tried("step", act, "pip install it"),
+        tried("8-bit", act, lambda: "pip install it", "every other optimizer works"),
+        tried("step", act, lambda: "pip install it"),
     )
     assert (lost.state, bad.state) == ("lost", "bad")
     assert lost.detail == "does not work here: libcudart.so.12: cannot open shared object file"

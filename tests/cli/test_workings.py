@@ -14,7 +14,7 @@ def line(folder, name):
     """One capability, tried."""
     acts = {capability: (act, without) for capability, act, _, without in workings.capabilities(folder, CPU)}
     act, without = acts[name]
-    return tried(name, act, "the fix", without)
+    return tried(name, act, lambda: "the fix", without)
 
 
 def test_everything_that_a_run_does_works_here_and_nothing_is_printed(capfd):

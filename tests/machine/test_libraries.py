@@ -65,6 +65,39 @@ def test_a_broken_library_is_named_where_it_is_needed(monkeypatch):
         assert caught.value.fix.endswith(f" {library}, or use --optimizer adamw")
 
 
+@pytest.mark.parametrize(
+    ("setting", "value", "library"),
+    [
+        ("train.optimizer", "prodigy", "prodigyopt"),
+        ("train.optimizer", "bnb_adamw8bit", "bitsandbytes"),
+        ("train.method", "lora", "peft"),
+    ],
+)
+def test_a_run_whose_library_raises_whatever_it_likes_ends_before_anything_is_loaded(
+    monkeypatch, tmp_path, setting, value, library
+):
+    from trainer import models
+    from trainer.run.prepare import prepare
+
+    (tmp_path / library).mkdir()
+    (tmp_path / library / "__init__.py").write_text("raise RuntimeError('built for another CUDA')")
+    for module in [library, *(m for m in sys.modules if m.startswith(library + "."))]:
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(models, "describe", lambda *_, **__: pytest.fail("it went on"))
+    with pytest.raises(ConfigError, match=f"{library}, which does not load .built for another CUDA") as caught:
+        prepare(load({setting: value, "run.device": "cpu"}))
+    assert f"--force-reinstall --no-deps -c {libraries.versions.CONSTRAINTS} {library}, or " in caught.value.fix
+
+
+def test_what_does_not_load_is_installed_again_and_what_does_is_brought_to_its_tested_version(monkeypatch):
+    monkeypatch.setattr(libraries, "_hidden", {"peft": "undefined symbol"})
+    assert libraries.remedy("safetensors", "peft").split(" -c ")[0].endswith("install --force-reinstall --no-deps")
+    assert libraries.remedy("safetensors", "peft").endswith(" peft")
+    again, names = libraries.remedy("safetensors", "rich").split(" -c ")
+    assert "--force-reinstall" not in again and names.endswith(" safetensors rich")
+
+
 def test_only_what_does_not_load_is_set_aside(monkeypatch, tmp_path):
     (tmp_path / "crooked.py").write_text("raise AttributeError('an older neighbour')")
     (tmp_path / "straight.py").write_text("")

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from trainer.cli.finding import BROKEN, Line, first
-from trainer.machine.libraries import fault
-from trainer.machine.versions import command
+from trainer.machine.libraries import fault, remedy, there
 from trainer.settings.config import Config
 
 OTHER = "every other --optimizer works"
@@ -132,15 +131,23 @@ def optimizers(config: Config) -> Iterator[Line]:
                 warnings.simplefilter("always")
                 moved = way()
         except BROKEN as error:
-            ours = name.startswith("adamw")
-            fix = "report this; --optimizer torch_adamw works meanwhile" if ours else command(PACKAGES[name])
-            state, without = ("bad", "") if ours else ("lost", OTHER)
-            yield Line(name, state, f"does not work here: {first(error)}", fix, without)
+            yield _broken(name, error)
             continue
         before, after = float((start - goal).norm()), float((moved - goal).norm())
         learned = after < 0.98 * before
         detail = f"distance to the goal {before:.1f} -> {after:.1f}" + (f"; {first(said[0].message)}" if said else "")
         yield Line(name, "ok" if learned else "bad", detail, "" if learned else "use another --optimizer")
+
+
+def _broken(optimizer: str, error: BaseException) -> Line:
+    """The line of an optimizer that raised: its library is broken, or ours is."""
+    package = PACKAGES.get(optimizer)
+    if package is None:
+        fix = "report this; --optimizer torch_adamw works meanwhile"
+        return Line(optimizer, "bad", f"does not work here: {first(error)}", fix)
+    why = fault(package) if there(package) else "it is not installed"
+    detail = f"needs {package}, and {why}" if why else f"does not work here: {first(error)}"
+    return Line(optimizer, "lost", detail, remedy(package), OTHER)
 
 
 def kernels(config: Config) -> Iterator[Line]:
@@ -150,7 +157,7 @@ def kernels(config: Config) -> Iterator[Line]:
         return
     if why := fault("triton"):
         without = "every kernel runs as its reference, slower and with more memory"
-        yield Line("Triton", "lost", f"does not load: {why}", command("triton"), without)
+        yield Line("Triton", "lost", f"does not load: {why}", remedy("triton"), without)
         return
     from trainer.kernels import choice
     from trainer.kernels.groupnorm_silu import groupnorm_silu

@@ -26,13 +26,14 @@ class Line:
     without: str = ""  # of what is lost: what works all the same
 
 
-def tried(name: str, act: Callable[[], str], fix: str, without: str = "") -> Line:
-    """The line of a capability: `act` exercises it and gives the detail, or raises. Without `without`, training needs it."""
+def tried(name: str, act: Callable[[], str], fix: Callable[[], str], without: str = "") -> Line:
+    """The line of a capability: `act` exercises it and gives the detail, or raises; `fix` is asked for only then.
+    Without `without`, training needs it."""
     try:
         with _quiet():
             return Line(name, "ok", act())
     except BROKEN as error:
-        return Line(name, "lost" if without else "bad", f"does not work here: {first(error)}", fix, without)
+        return Line(name, "lost" if without else "bad", f"does not work here: {first(error)}", fix(), without)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch
 
 from trainer.cli.arithmetic import place
 from trainer.cli.finding import Line, tried
-from trainer.machine.versions import command
+from trainer.machine.libraries import remedy
 from trainer.settings.config import Config, Lora
 
 PROMPT = "a photo of sks dog"
@@ -30,7 +30,7 @@ def workings(config: Config) -> Iterator[Line]:
     device, _ = place(config)
     with tempfile.TemporaryDirectory(prefix="doctor-") as made:
         for name, act, packages, without in capabilities(Path(made), device):
-            yield tried(name, act, command(*packages.split()), without)
+            yield tried(name, act, partial(remedy, *packages.split()), without)
 
 
 def capabilities(folder: Path, device: torch.device) -> Iterator[tuple[str, Callable[[], str], str, str]]:

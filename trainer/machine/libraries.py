@@ -76,8 +76,26 @@ def mended(name: str) -> str:
     return versions.command(name, again=True) if name in known else f"nothing here needs it: {versions.removal(name)}"
 
 
+def there(name: str) -> bool:
+    """Whether `name` is installed, which says nothing about whether it works."""
+    return name in _hidden or find_spec(name) is not None
+
+
+def remedy(*names: str) -> str:
+    """The command for libraries that did not do what was asked of them: those that are there and do not load are
+    installed again, where there are any; else all of them in their tested versions."""
+    broken = [name for name in names if there(name) and fault(name)]
+    return versions.command(*(broken or names), again=bool(broken))
+
+
+def need(who: str, name: str, otherwise: str) -> None:
+    """ConfigError where the library `name` is missing or broken; the words are those of `lacking`."""
+    if fault(name) is not None:
+        raise lacking(who, name, otherwise)
+
+
 def lacking(who: str, name: str, otherwise: str, package: str | None = None) -> ConfigError:
     """The error of `who` ("adapters need"), for whom the library `name` is missing or broken; otherwise: what to do without."""
-    package, there = package or name, name in _hidden or find_spec(name) is not None
-    why = f"does not load ({fault(name)})" if there else "is not installed"
-    return ConfigError(f"{who} {package}, which {why}", f"{versions.command(package, again=there)}, or {otherwise}")
+    package, installed = package or name, there(name)
+    why = f"does not load ({fault(name)})" if installed else "is not installed"
+    return ConfigError(f"{who} {package}, which {why}", f"{versions.command(package, again=installed)}, or {otherwise}")

@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 ADAPTER = "default"  # peft's own name for the only adapter; it is left out of saved names
 
 
+def available() -> None:
+    """ConfigError where peft is missing or does not load."""
+    libraries.need("adapters need", "peft", "train all weights (--method full)")
+
+
 def inject(
     parts: Parts,
     settings: Lora,
@@ -46,10 +51,9 @@ def inject(
 
     Call before `Family.units`, which must see the injected modules. Only here is peft imported: nothing else needs it.
     """
-    try:
-        from peft import inject_adapter_in_model
-    except (ImportError, AttributeError, RuntimeError) as missing:
-        raise libraries.lacking("adapters need", "peft", "train all weights (--method full)") from missing
+    available()
+    from peft import inject_adapter_in_model
+
     for module in parts.modules().values():
         module.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):

@@ -19,7 +19,7 @@ from trainer.errors import ConfigError
 from trainer.events import Notice
 from trainer.guard import held
 from trainer.machine.team import Team, join
-from trainer.models import clip_skip
+from trainer.models import adapters, clip_skip
 from trainer.out import checkpoint
 from trainer.plan import planner
 from trainer.plan.plan import Plan
@@ -28,6 +28,7 @@ from trainer.run import settle
 from trainer.settings import checks, overlay
 from trainer.settings.config import Config
 from trainer.settings.effect import prior_is_on
+from trainer.step import optim
 
 
 @dataclass
@@ -59,6 +60,7 @@ def prepare(config: Config) -> Run:
     """Everything that can be known without loading weights. Raises ConfigError with the fix; writes nothing."""
     config = config.model_copy(deep=True)
     memory.allocator.start()  # before CUDA starts
+    _libraries(config)
     settle.subject(config)
     family, facts = models.describe(
         config.model.name,
@@ -110,6 +112,13 @@ def prepare(config: Config) -> Run:
     if spared is not None:
         notices.append(Notice(f"{spared.name} is kept back to measure overfitting (--no-watch trains on it, too)."))
     return Run(config, photos, spared, plan, device, folder, team, resume, notices)
+
+
+def _libraries(config: Config) -> None:
+    """What only this run's settings use and nothing else would miss until the model has been loaded."""
+    optim.available(config.train.optimizer)
+    if config.train.method != "full":
+        adapters.available()
 
 
 def choose_device(config: Config) -> tuple[Team, torch.device]:

@@ -28,6 +28,7 @@ PACKAGES = {
     "adafactor": "transformers",
     "prodigy": "prodigyopt",
 }
+INSTEAD = "use --optimizer adamw"
 
 
 def check(policy: Policy) -> None:
@@ -39,11 +40,19 @@ def check(policy: Policy) -> None:
         )
 
 
+def available(name: str) -> None:
+    """ConfigError where the library of the optimizer `name` is missing or does not load. For the start of a run: its
+    optimizer is made only when the model has been loaded."""
+    if name in PACKAGES:
+        libraries.need(f"--optimizer {name} needs", PACKAGES[name], INSTEAD)
+
+
 def make(name: str, groups: list[dict[str, Any]], hyper: AdamHyper) -> torch.optim.Optimizer:
     """The optimizer `name` over parameter groups that each have "params" and "lr". Raises ConfigError for one that does not load."""
     shared = {"betas": hyper.betas, "eps": hyper.eps, "weight_decay": hyper.weight_decay}
     if groups[0]["params"][0].is_meta and name != "torch_adamw":
         return Weighed(groups, name)
+    available(name)
     try:
         if name == "torch_adamw":
             return torch.optim.AdamW(groups, **shared)
@@ -66,8 +75,8 @@ def make(name: str, groups: list[dict[str, Any]], hyper: AdamHyper) -> torch.opt
             from prodigyopt import Prodigy
 
             return Prodigy(groups, safeguard_warmup=True, use_bias_correction=True, **shared)
-    except (ImportError, AttributeError, OSError) as missing:  # absent, or a build that does not fit
-        raise libraries.lacking(f"--optimizer {name} needs", PACKAGES[name], "use --optimizer adamw") from missing
+    except (ImportError, AttributeError, OSError) as missing:  # a build that loads and does not fit
+        raise libraries.lacking(f"--optimizer {name} needs", PACKAGES[name], INSTEAD) from missing
     raise AssertionError(f"unknown optimizer {name}")
 
 
