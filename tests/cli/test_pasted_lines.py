@@ -231,7 +231,7 @@ def test_a_public_line_means_here_what_it_says_or_is_refused_with_the_way_out(ro
 
 TRAINED = {
     "diffusers": ("train_dreambooth_lora.py", "out/pytorch_lora_weights.safetensors"),
-    "kohya's sd-scripts": ("train_network.py", "out/model/lora_kohya.safetensors"),
+    "kohya's sd-scripts": ("train_network.py", "out/my_lora.safetensors"),
     "OneTrainer": ("LoRA of SD 1.5", "out/mine/model/lora_kohya.safetensors"),
     "ai-toolkit": ("LoRA of SDXL", "out/mine/model/pytorch_lora_weights.safetensors"),
 }

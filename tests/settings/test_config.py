@@ -170,6 +170,21 @@ def test_what_diffusers_tolerates_is_noted_on_its_own_lines_and_refused_on_ours(
     assert "prior.class_data_dir" in refused(flags).what
 
 
+@pytest.mark.parametrize(("method", "rate", "optimizer", "words"), [
+    ("full", 1e-4, "adamw", ("--learning_rate 1e-4 is far", "full fine-tuning usually takes", "--method lora")),
+    ("lora", 2e-6, "adamw", ("an adapter usually takes, 1e-4 to 5e-4", "little will be learned", "--method full")),
+    ("lora", 1e-3, "adamw", ()),
+    ("full", 1e-5, "adamw", ()),
+    ("lora", 1.0, "prodigy", ()),
+])  # fmt: skip
+def test_a_rate_that_is_ten_times_off_for_its_method_is_said(photos, method, rate, optimizer, words):
+    flags = {"model.name": "a/model", "data.instance_data_dir": photos, "data.class_name": "dog"}
+    flags |= {"train.method": method, "train.learning_rate": rate, "train.optimizer": optimizer}
+    said = "\n".join(check(overlay.load(flags)))
+    assert all(word in said for word in words)
+    assert ("usually takes" in said) == bool(words)
+
+
 def test_prior_preservation_follows_from_the_method_and_a_named_class(photos):
     mine = {"data.instance_data_dir": photos, "data.instance_prompt": "x"}
     assert prior_is_on(overlay.load({})), "the built-in subject names its class"

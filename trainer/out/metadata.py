@@ -42,7 +42,9 @@ KEYS = (
 def metadata(config: Config, photos: PhotoSet | None) -> dict[str, str]:
     """Training settings that travel inside exported files, with the run's name as their title. No folders: files are passed on."""
     found = {key: str(config.value(key)) for key in KEYS}
-    if config.run.output_dir:
+    if config.export.output_name:
+        found["title"] = config.export.output_name
+    elif config.run.output_dir:
         found["title"] = Path(config.run.output_dir).resolve().name
     if photos is not None:
         found["folder"] = Path(photos.folder).resolve().name

@@ -31,7 +31,7 @@ from trainer.events import (
 from trainer.files.claim import claimed
 from trainer.machine.phase import Phase
 from trainer.models import Parts
-from trainer.out import as_diffusers, export
+from trainer.out import as_diffusers, by_name, export
 from trainer.out.metadata import metadata
 from trainer.out.strength import scaled
 from trainer.run import assemble, limit, loop, probe, resuming, saving
@@ -180,6 +180,8 @@ def write(run: Run, trained: Trained, parts: Parts) -> Stage[None]:
     settings, facts, place = run.config.export, metadata(run.config, run.photos), run.folder / "model"
     weights = scaled(trained.weights, settings.strength, parts, run.config.model)
     events = export.write(parts, weights, place, settings.formats, settings.precision, facts, replace=True)
+    if settings.output_name:
+        events = by_name.named(events, run.folder, settings.output_name, run.config.train.method)
     yield from as_diffusers.spread(events, run.folder) if run.config.run.layout == "diffusers" else events
     if older := export.set_others_aside(place, settings.formats):
         yield Notice(f"Files of an earlier export, with other weights, are in {older} now.")

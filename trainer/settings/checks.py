@@ -19,6 +19,8 @@ from trainer.settings.effect import idle, prior_is_on
 from trainer.settings.overlay import nearest, presets
 from trainer.settings.subsets import subset
 
+USUAL = {"full": (1e-6, 5e-6), "lora": (1e-4, 5e-4), "dora": (1e-4, 5e-4)}  # rates of the scripts' pages and presets
+
 
 def check(config: Config, tolerant: bool = False, files: bool = True) -> list[str]:
     """Raise a ConfigError for the first thing that is wrong; the notices that remain are returned.
@@ -28,6 +30,7 @@ def check(config: Config, tolerant: bool = False, files: bool = True) -> list[st
     _contradictions(config)
     notices = _without_effect(config, tolerant)
     _numbers(config)
+    notices += _rates(config)
     if files:
         _photos(config)
         places(config)
@@ -125,10 +128,10 @@ def _numbers(config: Config) -> None:
     rates = {"learning_rate": train.learning_rate, "text_encoder_lr": train.text_encoder_lr}
     for name, rate in rates.items():
         if rate is not None and rate > limit and train.optimizer != "prodigy":
-            usual = "1e-6 to 5e-6" if train.method == "full" else "1e-4 to 5e-4"
+            least, most = USUAL[train.method]
             raise ConfigError(
                 f"train.{name} = {rate:g} would destroy the model ({train.method}: at most {limit:g})",
-                f"usual values are {usual}",
+                f"usual values are {short(least)} to {short(most)}",
             )
     if config.data.resolution and config.data.resolution % 8:
         near = max(round(config.data.resolution / 64) * 64, 64)
@@ -137,6 +140,27 @@ def _numbers(config: Config) -> None:
         )
     if config.train.adam_beta1 > config.train.adam_beta2 and config.chosen("train.adam_beta1"):
         raise ConfigError("adam_beta1 is above adam_beta2", "usual values are 0.9 and 0.999")
+
+
+def _rates(config: Config) -> list[str]:
+    """A rate that is ten times off for the method, as where a line of an adapter is run without its method. It may be meant,
+    and a batch of hundreds takes more: so it is said, and not refused. The demo model is small, and has rates of its own."""
+    train, (least, most) = config.train, USUAL[config.train.method]
+    rate = train.learning_rate
+    if rate is None or train.optimizer == "prodigy" or config.model.name == "demo" or least / 10 < rate < most * 10:
+        return []
+    meant = "for an adapter add --method lora" if train.method == "full" else "to train all weights add --method full"
+    what = "full fine-tuning" if train.method == "full" else "an adapter"
+    return [
+        f"--learning_rate {short(rate)} is far from what {what} usually takes, {short(least)} to {short(most)}; "
+        f"{'much may be forgotten' if rate > most else 'little will be learned'} ({meant})"
+    ]
+
+
+def short(rate: float) -> str:
+    """A rate as people write it: 1e-4, 2.5e-6."""
+    digits, _, power = f"{rate:e}".partition("e")
+    return f"{digits.rstrip('0').rstrip('.')}e{int(power)}"
 
 
 def on_demo(config: Config) -> bool:

@@ -254,6 +254,11 @@ class Export(Section):
     formats: list[Literal["diffusers", "single_file", "lora_diffusers", "lora_kohya"]] | None = knob(
         None, "default: diffusers and single_file, or both LoRA formats"
     )
+    output_name: str | None = knob(
+        None,
+        "name of the one file that ComfyUI and the WebUIs take, in the run folder; default by its format, in model/",
+        pattern=r"^[^/\\]*[^/\\.][^/\\]*$",
+    )
     precision: Literal["fp16", "fp32", "bf16"] = knob(
         "fp16", "bf16 throws away 10 to 40 % of what was learned", "save_precision"
     )

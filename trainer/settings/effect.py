@@ -73,6 +73,9 @@ def _rules(config: Config) -> Iterator[tuple[bool, str, str, str]]:
     yield once, "checkpoint.checkpoints_total_limit", "only the end is saved", "--checkpointing_steps"
     drawn = " ".join(key for key in knobs() if key.startswith("sample.") and key != "sample.num_validation_images")
     yield sample.num_validation_images == 0, drawn, "no pictures are drawn", "--num_validation_images above 0"
+    mine = "single_file" if train.method == "full" else "lora_kohya"
+    unnamed = config.export.formats is not None and mine not in config.export.formats
+    yield unnamed, "export.output_name", "the file that gets the name is not exported", f"{mine} to --formats"
     yield not config.run.report_to, "run.logging_dir", "no tracker writes", "--report_to tensorboard"
 
 

@@ -127,7 +127,6 @@ FLAGS: Flags = {
     "training_comment": Noted("exports name the settings they were trained with"),
     "use_safetensors": Noted("exports are always safetensors"),
     "save_model_as": _SAFE,
-    "output_name": Noted("the export is named after the run folder"),
     "output_config": Noted("config.toml in the run folder holds every setting"),
     "save_state": _STATE,
     "save_state_on_train_end": _STATE,
@@ -245,7 +244,7 @@ SCRIPT_FLAGS = frozenset(FLAGS) | LATER | frozenset(
     caption_dropout_rate config_file dataset_config enable_bucket flip_aug gradient_accumulation_steps
     gradient_checkpointing learning_rate logging_dir lr_scheduler lr_scheduler_num_cycles lr_scheduler_power
     lr_warmup_steps masked_loss max_grad_norm max_train_epochs max_train_steps min_snr_gamma mixed_precision
-    network_dim network_dropout noise_offset output_dir pretrained_model_name_or_path prior_loss_weight resolution
+    network_dim network_dropout noise_offset output_dir output_name pretrained_model_name_or_path prior_loss_weight resolution
     resume sample_every_n_steps save_every_n_steps seed stop_text_encoder_training train_batch_size train_data_dir
     train_text_encoder use_8bit_adam vae zero_terminal_snr
     """.split()
