@@ -1,6 +1,7 @@
 """Whatever a person can get wrong ends in one message with its fix and exit code 2, and nothing was written."""
 
 import errno
+import os
 import shutil
 
 import pytest
@@ -15,7 +16,7 @@ from trainer.models import SD1
 from trainer.out import checkpoint
 from trainer.settings import checks
 from trainer.settings.dialects import meanings
-from trainer.settings.overlay import load
+from trainer.settings.overlay import load, read, write
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +155,60 @@ def test_weights_that_round_to_nearest_in_16_bits_cannot_be_chosen(refusal, word
 def test_a_file_with_an_unknown_setting_names_the_one_that_was_meant(refusal, place):
     (place / "mine.toml").write_text("[train]\nlearning_rat = 1e-6\n")
     assert "did you mean train.learning_rate?" in refusal("--config mine.toml")
+
+
+FILES = {
+    "empty": (b"", "holds no settings"),
+    "only a comment": (b"# mine\n", "holds no settings"),
+    "only a section": (b"[train]\n", "holds no settings"),
+    "nested": (b"x = " + b"[" * 5000 + b"]" * 5000, "nested too deep"),
+    "an unknown section": (b"[trian]\nlearning_rate = 1e-6\n", "did you mean [train]?"),
+    "a number for a text": (b"[data]\nclass_name = 7\n", "class_name = 7 (file mine.toml): must be text"),
+    "a number outside of its section": (b"class_name = 7\n", "did you mean data.class_name?"),
+    "a run's, cut": (b"# All settings of this run, and\n[train]\nmax_train_steps = 3\n", "is cut short"),
+    "bytes": (b"[data]\nclass_name = '\xff'\n", "byte 21 is no UTF-8"),
+}
+
+
+@pytest.mark.parametrize(("text", "said"), FILES.values(), ids=FILES)
+def test_a_settings_file_that_says_nothing_or_nonsense(refusal, place, text, said):
+    (place / "mine.toml").write_bytes(text)
+    assert said in refusal("--config mine.toml")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes have no names there")
+@pytest.mark.parametrize("words", [
+    "--config {}.toml",
+    "--preset {}.toml",
+    "--config_file {}.toml",
+    "--dataset_config {}.toml",
+    "--model {}.safetensors",
+    "--vae {}.safetensors",
+    "--sample_prompts {}.txt",
+])  # fmt: skip
+def test_a_pipe_or_device_behind_a_flag_is_never_waited_for(refusal, place, words):
+    made = []
+    for kind in ("toml", "safetensors", "txt"):
+        os.mkfifo(place / f"pipe.{kind}")
+        (place / f"zero.{kind}").symlink_to("/dev/zero")
+        made += [place / f"pipe.{kind}", place / f"zero.{kind}"]
+    try:
+        for name in ("pipe", "zero"):
+            assert f"{name}." in refusal(words.format(name))
+    finally:
+        for path in made:
+            path.unlink()
+
+
+def test_the_settings_that_a_run_writes_are_whole_only_with_their_last_line(tmp_path):
+    config = load({"data.class_name": "dog"})
+    write(config, config.provenance, tmp_path / "config.toml")
+    lines = (tmp_path / "config.toml").read_text(encoding="utf-8").splitlines()
+    assert read(tmp_path / "config.toml")["data.class_name"] == "dog"
+    for kept in (len(lines) // 3, len(lines) - 1):
+        (tmp_path / "config.toml").write_text("\n".join(lines[:kept]), encoding="utf-8")
+        with pytest.raises(ConfigError, match="is cut short"):
+            read(tmp_path / "config.toml")
 
 
 def test_a_disk_without_room_for_the_model_is_refused_by_the_size_of_its_files(refusal, monkeypatch):

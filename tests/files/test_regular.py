@@ -2,6 +2,7 @@
 
 import os
 import socket
+import tomllib
 
 import pytest
 
@@ -41,3 +42,46 @@ def test_a_json_object_is_read_and_a_missing_one_is_named(tmp_path):
     assert regular.json_object(tmp_path / "a.json", "") == {"a": "ü"}
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         regular.json_object(tmp_path / "b.json", "")
+
+
+def test_a_text_is_read_with_and_without_its_mark_and_with_every_kind_of_line_end(tmp_path):
+    (tmp_path / "a.toml").write_bytes(b"\xef\xbb\xbfa = 1\r\nb = 2\rc = 3\n")
+    assert regular.text(tmp_path / "a.toml", "") == "a = 1\nb = 2\nc = 3\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes have no names there")
+def test_a_text_without_an_end_or_of_another_kind_is_one_line_with_its_fix(tmp_path, monkeypatch):
+    monkeypatch.setattr(regular, "TEXT_MIB", 1)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "long").write_bytes(b"#" * (2 << 20))
+    (tmp_path / "bytes").write_bytes(b"a = '\xff'")
+    said = {
+        "pipe": "cannot be read: a pipe",
+        "zero": "cannot be read: a device",
+        "long": "larger than 1 MiB",
+        "bytes": "byte 5 is no UTF-8",
+        "gone": "there is no file",
+        ".": "a folder",
+    }
+    for name, words in said.items():
+        with pytest.raises(ConfigError, match=words) as error:
+            regular.text(tmp_path / name, "name another")
+        assert error.value.fix == "name another"
+
+
+@pytest.mark.parametrize("text", ["x = " + "[" * 5000 + "]" * 5000, "x = " + "[" * 60 + "]" * 60, "x = " + "9" * 5000])
+def test_values_that_no_person_writes_are_one_line(tmp_path, text):
+    with pytest.raises(ConfigError, match="is not valid TOML: "):
+        regular.parsed(tmp_path / "a.toml", "TOML", "mend it", lambda: tomllib.loads(text))
+
+
+def test_aliases_that_name_themselves_or_multiply_are_counted_before_anybody_walks_them(tmp_path):
+    itself = {}
+    itself["a"] = itself
+    many = ["x"]
+    for _ in range(30):
+        many = [many] * 10
+    for found, said in ((itself, "nested too deep"), (many, "stands for more than")):
+        with pytest.raises(ConfigError, match=said):
+            regular.parsed(tmp_path / "a.yaml", "YAML", "mend it", lambda found=found: found)

@@ -34,6 +34,7 @@ def train(command: Command) -> int:
 
     log.check(config)
     if config.run.cards > launcher.expected() == 1:
+        launcher.require(config.run.cards, config.run.device)
         return launcher.launch(config.run.cards, command.typed)
     if launcher.rank() > 0:
         return _follow(config, launcher.rank())

@@ -10,11 +10,17 @@ import errno
 import json
 import os
 import stat
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from trainer.errors import ConfigError
 
+TEXT_MIB = 8  # settings, prompts, lists of photos: the largest seen have a tenth of it
+VALUES, DEPTH = (
+    100_000,
+    50,
+)  # of what a settings file holds; aliases in YAML can make more of a few lines than fits in memory
 KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
@@ -35,6 +41,50 @@ def data(path: Path) -> bytes:
     """All bytes of the file at `path`."""
     with opened(path) as file:
         return file.read()
+
+
+def text(path: Path, fix: str) -> str:
+    """What a file for people says: settings, prompts. Raises ConfigError with `fix` for what is none, or has no end."""
+    try:
+        with opened(path) as file:
+            found = file.read((TEXT_MIB << 20) + 1)
+        if len(found) > TEXT_MIB << 20:
+            raise ConfigError(f"{path} is larger than {TEXT_MIB} MiB: no file that a person wrote", fix)
+        return found.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no file {path}", fix) from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", fix) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} cannot be read: byte {error.start} is no UTF-8", fix) from error
+
+
+def parsed(path: Path, kind: str, fix: str, parse: Callable[[], Any]) -> Any:
+    """What `parse` makes of the text of `path`: plain values, no more and no deeper than anybody writes.
+
+    Parsers call themselves for each level, and Python ends that with an error of its own.
+    """
+    try:
+        found = parse()
+    except RecursionError as error:
+        raise ConfigError(f"{path} is not valid {kind}: it is nested too deep", fix) from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid {kind}: {error}", fix) from error
+    count, level = 0, [found]
+    for _ in range(DEPTH):
+        level = [each for value in level for each in _inside(value)]
+        count += len(level)
+        if not level:
+            return found
+        if count > VALUES:
+            raise ConfigError(f"{path} is not valid {kind}: it stands for more than {VALUES} values", fix)
+    raise ConfigError(f"{path} is not valid {kind}: it is nested too deep", fix)
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def json_object(path: Path, fix: str) -> dict[str, Any]:

@@ -9,7 +9,6 @@ The demo judge (a small dual encoder, shipped) knows the demo model's world; CLI
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+
+from trainer.files.regular import json_object
 
 ASSETS = Path(__file__).parent.parent / "assets" / "demo"
 SIDE = 64
@@ -186,7 +187,7 @@ class DemoJudge:
     def __init__(self, folder: Path) -> None:
         from safetensors.torch import load_file
 
-        self.card = json.loads((folder / "judge.json").read_text())
+        self.card = json_object(folder / "judge.json", "name another --judge, or none")
         self.labels: dict[str, list[str]] = self.card["labels"]
         self.tower, self.reader = towers(self.card)
         weights = {key: value.float() for key, value in load_file(folder / "judge.safetensors").items()}

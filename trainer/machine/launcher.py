@@ -9,6 +9,10 @@ import os
 import signal
 import sys
 
+from trainer.errors import ConfigError
+
+LINUX = hasattr(os, "sched_getaffinity")  # where a process may be kept from some of the cores
+
 
 def expected() -> int:
     """How many processes the launcher started for this run, this one included."""
@@ -18,6 +22,18 @@ def expected() -> int:
 def rank() -> int:
     """Which of them this process is, before it has met the others. The first, 0, leads."""
     return int(os.environ.get("RANK", "0"))
+
+
+def require(cards: int, device: str) -> None:
+    """ConfigError where fewer than `cards` are there: the processes would be started, and none of them could say why it failed."""
+    import torch
+
+    on_cards = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    found = torch.cuda.device_count() if on_cards else len(os.sched_getaffinity(0)) if LINUX else os.cpu_count() or 1
+    if cards > found:
+        what = "cards" if on_cards else "cores for CPU processes"
+        there = f"there are {found}" if found > 1 else f"there is {found}" if found else "there are none"
+        raise ConfigError(f"--cards {cards} asks for {cards} {what}, and {there}", f"use --cards {max(found, 1)}")
 
 
 def launch(cards: int, words: list[str]) -> int:

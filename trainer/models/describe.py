@@ -198,7 +198,7 @@ def _file(path: Path) -> tuple[StableDiffusion, Facts]:
             "s.save_file({k: v.contiguous() for k, v in d.get('state_dict', d).items() if hasattr(v, 'shape')}, 'out.safetensors')\"",
         )
     if not path.is_file():
-        raise ConfigError(f"no file {path}", "check the path")
+        raise ConfigError(f"{path} is a pipe or a device" if path.exists() else f"no file {path}", "check the path")
     try:
         head = header(path)
     except ValueError as error:

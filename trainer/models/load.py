@@ -20,7 +20,7 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from trainer.errors import ConfigError
-from trainer.files import hub
+from trainer.files import hub, regular
 from trainer.files.regular import json_object
 from trainer.files.safetensors_stream import header
 from trainer.models import clip_skip
@@ -323,7 +323,7 @@ def digest(path: Path, vae: str | None = None) -> str:
     for file in files:
         size = file.stat().st_size
         hashed.update(f"{file.parent.name}/{file.name} {size}".encode())
-        with open(file, "rb") as opened:
+        with regular.opened(file) as opened:
             if size <= WHOLE_BYTES:
                 while block := opened.read(EDGE_BYTES):
                     hashed.update(block)

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 import trainer
 from trainer.errors import ConfigError
+from trainer.files import regular
 from trainer.files.whole import whole
 from trainer.settings.config import Config, knobs
 from trainer.settings.effect import idle
@@ -35,6 +36,9 @@ def load(
     flags, origins = dict(flags or {}), dict(origins or {})
     layers: list[tuple[dict[str, str], dict[str, Any]]] = []  # ({key: origin}, {key: value}), weakest first
     written = read(file) if file else {}
+    validated(
+        written, dict.fromkeys(written, f"file {file}")
+    )  # also what a flag overrules: the next run has no such flag
     preset = flags.get("preset", written.get("preset"))
     if preset not in (None, "auto"):
         path = preset_file(str(preset))
@@ -74,20 +78,9 @@ def validated(values: Mapping[str, Any], origins: Mapping[str, str]) -> Config:
 
 def read(path: Path) -> dict[str, Any]:
     """The settings of a TOML file by dotted key; unknown keys are refused with the nearest known one."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise ConfigError(f"there is no file {path}", "check the path after --config or --preset") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}", "name a readable TOML file") from error
-    try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(
-            f"{path} is not valid TOML: {error}", "mend that line; strings need quotes, booleans are true or false"
-        ) from error
+    text = regular.text(path, "name a TOML file after --config or --preset")
     values: dict[str, Any] = {}
-    for section, table in tables.items():
+    for section, table in tables(path, text).items():
         values |= (
             {f"{section}.{name}": value for name, value in table.items()}
             if isinstance(table, dict)
@@ -99,7 +92,20 @@ def read(path: Path) -> dict[str, Any]:
             raise ConfigError(
                 f"{path} sets {key!r}, which does not exist", nearest(key, known) or "see --help for all settings"
             )
+    if not values:
+        raise ConfigError(f"{path} holds no settings", "name another file, or leave it out; see presets/ for examples")
+    if text.startswith(BEGIN) and END not in text:
+        raise ConfigError(
+            f"{path} is cut short: its last line, {END!r}, is missing",
+            "copy it again whole; if you shortened it yourself, remove its first line, too",
+        )
     return values
+
+
+def tables(path: Path, text: str) -> dict[str, Any]:
+    """The tables of a TOML file that says `text`."""
+    fix = "mend that line; strings need quotes, booleans are true or false"
+    return regular.parsed(path, "TOML", fix, lambda: tomllib.loads(text))
 
 
 def presets() -> dict[str, Path]:
@@ -186,6 +192,10 @@ def effective(settings: Mapping[str, Any], provenance: Mapping[str, str]) -> lis
     return rows
 
 
+BEGIN, END = (
+    "# All settings of this run",
+    "# end of the settings",
+)  # a file that was cut in between trains something else
 PLANNER, CHECKPOINT = "planner", "the checkpoint"  # who decided what a repetition decides again
 FOLDERS = (  # where a setting is one, relative to wherever the run was started
     "data.instance_data_dir",
@@ -207,7 +217,7 @@ def write(config: Config, provenance: Mapping[str, str], path: Path) -> None:
     silent = {key: f"no effect: {found.why}" for key, found in idle(config).items()} | NOT_REPEATED
     if config.train.max_train_steps is not None:
         silent["train.num_train_epochs"] = "counted in max_train_steps"
-    lines = [f"# Every setting of this run, and where it came from. Repeat it: {_repeat(path)}"]
+    lines = [f"{BEGIN}, and where each came from. Repeat it: {_repeat(path)}"]
     section = ""
     for key in knobs():
         table, _, name = key.rpartition(".")
@@ -224,7 +234,7 @@ def write(config: Config, provenance: Mapping[str, str], path: Path) -> None:
         else:
             lines.append(f"{name} = {_toml(value)}  # {origin}")
     with whole(path) as part:
-        part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        part.write_text("\n".join([*lines, "", END]) + "\n", encoding="utf-8")
 
 
 def _repeat(path: Path) -> str:

@@ -6,15 +6,17 @@ the JSON of its graphical front end, OneTrainer's JSON, ai-toolkit's YAML.
 
 from __future__ import annotations
 
+import difflib
 import json
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer.errors import ConfigError
-from trainer.settings.config import Config
+from trainer.files import regular
+from trainer.settings import overlay
+from trainer.settings.config import Config, knobs
 from trainer.settings.dialects import diffusers, kohya
 
 OURS = "ours"
@@ -44,42 +46,43 @@ class Row:
 
 def tree(path: Path, flag: str = "config") -> tuple[str, dict[str, Any]]:
     """(whose file it is, its tables). Raises ConfigError where it is none of the known kinds or cannot be read."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise ConfigError(f"there is no file {path}", f"check the path after --{flag}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}", "name a readable TOML, JSON or YAML file") from error
+    text = regular.text(path, f"name a TOML, JSON or YAML file after --{flag}")
     if text.lstrip().startswith("{"):
         return _json(path, text)
     if path.suffix.lower() in (".yaml", ".yml"):
         return _yaml(path, text)
     try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        tables = overlay.tables(path, text)
+    except ConfigError:
         if "\njob:" in f"\n{text}":
             return _yaml(path, text)
-        raise ConfigError(
-            f"{path} is not valid TOML: {error}", "mend that line; strings need quotes, booleans are true or false"
-        ) from error
-    return _toml(tables), tables
+        raise
+    return _toml(path, tables), tables
 
 
-def _toml(tables: dict[str, Any]) -> str:
+def _toml(path: Path, tables: dict[str, Any]) -> str:
     """Ours has our sections; a data set has [[datasets]]; anything else with a flag of theirs is a file of arguments."""
     if isinstance(tables.get("datasets"), list):
         return DATASET
     if tables.keys() <= Config.model_fields.keys():
         return OURS
+    _mistyped(path, tables)
     known = kohya.SCRIPT_FLAGS | diffusers.SCRIPT_FLAGS
     return KOHYA if any(key in known for key, _ in flat(tables)) else OURS
 
 
+def _mistyped(path: Path, tables: dict[str, Any]) -> None:
+    """ConfigError for a section that was meant to be one of ours: read as theirs, it would set what it happens to name."""
+    for section, table in tables.items():
+        near = (
+            difflib.get_close_matches(section.lower(), Config.model_fields, 1, 0.72) if isinstance(table, dict) else []
+        )
+        if near and section not in Config.model_fields and all(f"{near[0]}.{name}" in knobs() for name in table):
+            raise ConfigError(f"{path} has a section [{section}], which does not exist", f"did you mean [{near[0]}]?")
+
+
 def _json(path: Path, text: str) -> tuple[str, dict[str, Any]]:
-    try:
-        tables = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} is not valid JSON: {error}", "mend that line, or export the file again") from error
+    tables = regular.parsed(path, "JSON", "mend that line, or export the file again", lambda: json.loads(text))
     if isinstance(tables.get("datasets"), list):
         return DATASET, tables
     if _is_aitoolkit(tables):
@@ -99,10 +102,11 @@ def _json(path: Path, text: str) -> tuple[str, dict[str, Any]]:
 def _yaml(path: Path, text: str) -> tuple[str, dict[str, Any]]:
     import yaml
 
+    fix = "mend that line; indentation is by spaces"
     try:
-        tables = yaml.safe_load(text)
+        tables = regular.parsed(path, "YAML", fix, lambda: yaml.safe_load(text))
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}", "mend that line; indentation is by spaces") from error
+        raise ConfigError(f"{path} is not valid YAML: {error}", fix) from error
     if not (isinstance(tables, dict) and _is_aitoolkit(tables)):
         raise ConfigError(
             f"{path} is YAML of an unknown kind",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import ConfigError
+from trainer.files import regular
 
 SWITCH = "true"  # what a flag without a value carries
 OFF = ("false", "0", "no", "off", "none", "")
@@ -101,17 +102,19 @@ def prompts(text: str) -> dict[str, Any]:
 
 
 def _prompt_lines(path: Path) -> list[str]:
-    text = path.read_text(encoding="utf-8-sig")
+    fix = "mend the file, or write --prompt"
+    text = regular.text(path, fix)
     if path.suffix.lower() == ".txt":
         return [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
     import json
     import tomllib
 
-    try:
-        told = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text).get("prompt", {})
-    except ValueError as error:
-        raise ConfigError(f"{path} cannot be read: {error}", "mend the file, or write --prompt") from error
+    kind = path.suffix[1:].upper()
+    told = regular.parsed(path, kind, fix, lambda: (json if kind == "JSON" else tomllib).loads(text))
+    told = told.get("prompt", {}) if kind == "TOML" else told
     rows = told.get("subset", []) if isinstance(told, dict) else told
+    if not isinstance(rows, list):
+        raise ConfigError(f"{path} holds no list of prompts", fix)
     return [
         str(row["prompt"] if isinstance(row, dict) else row)
         for row in rows

@@ -7,10 +7,12 @@ says: text encoders are trained, rank 16 and alpha 1, adapters on every layer, a
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from trainer.errors import ConfigError
+from trainer.files import regular
 from trainer.settings.dialects.files import Row
 from trainer.settings.dialects.keyed import Key, Note, Stop, Values, choice, leaves, on, read, to
 from trainer.settings.dialects.kohya import RESNETS, TEXT, TRANSFORMERS
@@ -214,10 +216,11 @@ def _beside(path: Path, name: Any) -> list[dict[str, Any]]:
     """A list in a file of its own: as it is named, or beside this one; none where it is not there (presets name the usual one)."""
     for place in (Path(str(name or "")), path.parent / Path(str(name or "")).name):
         if name and place.is_file():
-            try:
-                return list(json.loads(place.read_text(encoding="utf-8-sig")))
-            except json.JSONDecodeError as error:
-                raise ConfigError(f"{place} is not valid JSON: {error}", "export it again") from error
+            fix = "export it again"
+            found = regular.parsed(place, "JSON", fix, partial(json.loads, regular.text(place, fix)))
+            if not (isinstance(found, list) and all(isinstance(each, dict) for each in found)):
+                raise ConfigError(f"{place} is not a list of objects", fix)
+            return found
     return []
 
 
@@ -236,7 +239,7 @@ def _concepts(concepts: list[dict[str, Any]]) -> tuple[list[Row], Values]:
         text = concept.get("text") or {}
         words = ""
         if text.get("prompt_source") == "concept" and Path(str(text.get("prompt_path") or "")).is_file():
-            lines = Path(text["prompt_path"]).read_text(encoding="utf-8-sig").splitlines()
+            lines = regular.text(Path(text["prompt_path"]), "mend it, or export it again").splitlines()
             words = next((line.strip() for line in lines if line.strip()), "")
         elif text.get("prompt_source") == "filename":
             rows.append(Row(f"{name}.text.prompt_source", "filename", "refused", "file names are not captions here",
