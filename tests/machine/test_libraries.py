@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import ConfigError
-from trainer.machine import libraries
+from trainer.machine import libraries, mending
 from trainer.settings.overlay import load
 
 ROOT = Path(__file__).parent.parent.parent
@@ -87,7 +87,7 @@ def test_a_run_whose_library_raises_whatever_it_likes_ends_before_anything_is_lo
     monkeypatch.setattr(models, "describe", lambda *_, **__: pytest.fail("it went on"))
     with pytest.raises(ConfigError, match=f"{library}, which does not load .built for another CUDA") as caught:
         prepare(load({setting: value, "run.device": "cpu"}))
-    assert f"--force-reinstall --no-deps -c {libraries.versions.CONSTRAINTS} {library}, or " in caught.value.fix
+    assert f"--force-reinstall --no-deps -c {mending.CONSTRAINTS} {library}, or " in caught.value.fix
 
 
 def test_what_does_not_load_is_installed_again_and_what_does_is_brought_to_its_tested_version(monkeypatch):

@@ -14,7 +14,7 @@ from functools import cache
 from importlib.util import find_spec
 
 from trainer.errors import ConfigError
-from trainer.machine import versions
+from trainer.machine import mending, versions
 
 # Each of these took all models along when it seemed to be installed and raised as it was imported (tried with transformers
 # 5.24, diffusers 0.42, accelerate 1.15). Those come first that others import: a peft that stumbles over torchvision is well.
@@ -73,7 +73,7 @@ def set_aside() -> dict[str, str]:
 def mended(name: str) -> str:
     """The command that mends the library `name`, which is there and broken, or removes it where nothing here needs it."""
     known = versions.tested().keys() | versions.asked(extras=True).keys()
-    return versions.command(name, again=True) if name in known else f"nothing here needs it: {versions.removal(name)}"
+    return mending.command(name, again=True) if name in known else f"nothing here needs it: {mending.removal(name)}"
 
 
 def there(name: str) -> bool:
@@ -85,7 +85,7 @@ def remedy(*names: str) -> str:
     """The command for libraries that did not do what was asked of them: those that are there and do not load are
     installed again, where there are any; else all of them in their tested versions."""
     broken = [name for name in names if there(name) and fault(name)]
-    return versions.command(*(broken or names), again=bool(broken))
+    return mending.command(*(broken or names), again=bool(broken))
 
 
 def need(who: str, name: str, otherwise: str) -> None:
@@ -98,4 +98,4 @@ def lacking(who: str, name: str, otherwise: str, package: str | None = None) -> 
     """The error of `who` ("adapters need"), for whom the library `name` is missing or broken; otherwise: what to do without."""
     package, installed = package or name, there(name)
     why = f"does not load ({fault(name)})" if installed else "is not installed"
-    return ConfigError(f"{who} {package}, which {why}", f"{versions.command(package, again=installed)}, or {otherwise}")
+    return ConfigError(f"{who} {package}, which {why}", f"{mending.command(package, again=installed)}, or {otherwise}")

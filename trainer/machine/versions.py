@@ -7,18 +7,16 @@ tried here: it may work as well, so it is named once at the start, with the one 
 
 from __future__ import annotations
 
-import shlex
-import sys
 import tomllib
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.version import InvalidVersion, Version
 
+from trainer.machine.mending import CONSTRAINTS, command
+
 DISTRIBUTION = "snugbooth"
-CONSTRAINTS = Path(__file__).resolve().parent.parent / "constraints.txt"
 
 
 @dataclass(frozen=True)
@@ -75,18 +73,6 @@ def untried() -> list[Untried]:
         if above or not requirement.specifier.contains(version, prereleases=True):
             found.append(Untried(name, str(version), newest.get(name, ""), str(requirement.specifier)))
     return found
-
-
-def command(*names: str, again: bool = False) -> str:
-    """The command that installs the tested versions of `names`, and of what they need in turn. again: of what is there and
-    broken, which pip would call satisfied; alone, for its neighbours may be gigabytes."""
-    options = ["--force-reinstall", "--no-deps"] if again else []
-    return shlex.join([sys.executable, "-m", "pip", "install", *options, "-c", str(CONSTRAINTS), *names])
-
-
-def removal(name: str) -> str:
-    """The command that removes what nothing here needs."""
-    return shlex.join([sys.executable, "-m", "pip", "uninstall", name])
 
 
 def warning() -> tuple[str, str] | None:
