@@ -10,6 +10,7 @@ from photos import noise_picture
 from PIL import Image, ImageCms
 
 from trainer.data.pictures import Unreadable, read
+from trainer.machine import libraries
 
 
 def test_exif_rotation_is_applied(tmp_path):
@@ -94,6 +95,15 @@ def test_heic_without_its_package_names_the_package(tmp_path):
     (tmp_path / "a.heic").write_bytes(b"\0" * 100)
     with pytest.raises(Unreadable, match="pip install pillow-heif"):
         read(tmp_path / "a.heic")
+
+
+def test_heic_with_a_broken_package_says_what_breaks(tmp_path, monkeypatch):
+    monkeypatch.setattr(libraries, "_hidden", {"pillow_heif": "libheif.so.1 is not there"})
+    libraries.loads.cache_clear()
+    (tmp_path / "a.heic").write_bytes(b"\0" * 100)
+    with pytest.raises(Unreadable, match=r"pillow-heif, which does not load .libheif.so.1 is not there.; convert it"):
+        read(tmp_path / "a.heic")
+    libraries.loads.cache_clear()
 
 
 def test_the_digest_follows_the_bytes(tmp_path):

@@ -98,6 +98,21 @@ def test_what_does_not_load_is_installed_again_and_what_does_is_brought_to_its_t
     assert "--force-reinstall" not in again and names.endswith(" safetensors rich")
 
 
+def test_without_imagehash_photos_are_read_and_one_line_says_what_is_not_looked_for(monkeypatch, tmp_path):
+    from PIL import Image
+
+    from trainer.data import looks
+    from trainer.data import photos as data
+
+    monkeypatch.setattr(looks, "can_compare", lambda: False)
+    monkeypatch.setattr(libraries, "_hidden", {"imagehash": "undefined symbol"})
+    Image.effect_noise((96, 96), 80).convert("RGB").save(tmp_path / "one.png")
+    photos = data.scan(load({"data.instance_data_dir": str(tmp_path), "data.class_name": "dog"}), 64, 8)
+    (line,) = [text for text in photos.advice if "burst" in text]
+    assert line.startswith("frames of one burst are not looked for: ") and line.endswith(" imagehash")
+    assert "--force-reinstall" in line, "it is there and broken"
+
+
 def test_only_what_does_not_load_is_set_aside(monkeypatch, tmp_path):
     (tmp_path / "crooked.py").write_text("raise AttributeError('an older neighbour')")
     (tmp_path / "straight.py").write_text("")

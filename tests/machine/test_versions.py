@@ -97,6 +97,16 @@ def test_the_wheel_carries_the_constraints():
     assert versions.CONSTRAINTS == ROOT / "trainer" / "constraints.txt"
 
 
+def test_the_wheel_has_whatever_the_checkout_has_beside_its_modules():
+    """Pages for readers of the source apart."""
+    data = PROJECT["tool"]["setuptools"]["package-data"]
+    for package, folder in (("trainer", "trainer"), ("trainer.presets", "presets"), ("trainer.kernels", "kernels")):
+        there = {path for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+        carried = {path for pattern in data[package] for path in (ROOT / folder).glob(pattern)}
+        left = {path.relative_to(ROOT).as_posix() for path in there - carried}
+        assert left <= {"trainer/README.md", "trainer/settings/REFERENCE.md"}, left
+
+
 @pytest.fixture
 def installed(monkeypatch):
     """Sets the version that a package seems to have."""

@@ -19,6 +19,7 @@ from trainer.data.prompts import class_prompt, fill, instance_prompt
 from trainer.data.reading import MUCH, SQUARE_MUCH, Wanted, read_folder
 from trainer.data.words import CAPTION_SUFFIXES, Table, Words
 from trainer.errors import ConfigError
+from trainer.machine import libraries
 from trainer.settings.config import Config
 from trainer.settings.subsets import subset
 
@@ -171,7 +172,7 @@ def _advice(photos: PhotoSet, config: Config) -> Iterator[str]:
     if tip := augment.recommendation(len(photos.photos), config.data):
         yield tip
     if not looks.can_compare():
-        yield "frames of one burst are not looked for: pip install imagehash"
+        yield f"frames of one burst are not looked for: {libraries.remedy('imagehash')}"
     if not config.data.captions:
         files = {Path(photo.path).parent for photo in photos.photos}
         unread = sum(1 for folder in files for path in folder.iterdir() if path.suffix.lower() in CAPTION_SUFFIXES)

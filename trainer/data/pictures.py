@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from trainer.files import image, regular
-from trainer.machine.libraries import loads
+from trainer.machine.libraries import fault, loads, there
 
 PICTURE_SUFFIXES = frozenset(
     {
@@ -104,6 +104,10 @@ def read(path: Path) -> Picture:
 
 def _allow_heif() -> None:
     if not loads("pillow_heif"):
+        if there("pillow_heif"):
+            raise Unreadable(
+                f"HEIC needs pillow-heif, which does not load ({fault('pillow_heif')}); convert it to JPEG"
+            )
         raise Unreadable("HEIC needs one more package: pip install pillow-heif (or convert it to JPEG)")
     import pillow_heif
 

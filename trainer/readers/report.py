@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 
 from trainer.files.whole import whole
-from trainer.machine import mending
+from trainer.machine import libraries
 from trainer.readers import log
 from trainer.readers.view import figures
 from trainer.readers.view.lines import duration, gib, number
@@ -101,7 +101,7 @@ def _tile(value: str, name: str) -> str:
 
 def warnings(state: RunState, run: Path) -> str:
     said = dict.fromkeys((n.text, n.fix) for n in state.warnings)
-    said |= {(figures.GAP, mending.command("matplotlib")): None} if figures.GAP else {}
+    said |= {(figures.GAP, libraries.remedy("matplotlib")): None} if figures.GAP else {}
     said |= dict.fromkeys((m.verdict, "") for m in state.meters if m.verdict)
     said |= dict.fromkeys((problem, "") for problem in (state.photos.problems if state.photos else ()))
     return section(
