@@ -75,7 +75,9 @@ def test_an_optimizer_whose_library_does_not_load_says_why_and_has_it_installed_
     for module in ["bitsandbytes", *(m for m in sys.modules if m.startswith("bitsandbytes."))]:
         monkeypatch.setitem(sys.modules, module, None)
     line = by_name(arithmetic.optimizers(config))["bnb_adamw8bit"]
-    assert line.state == "lost" and line.detail == "needs bitsandbytes, and libcudart.so.12 is not there"
+    assert (
+        line.state == "lost" and line.detail == "needs bitsandbytes, which does not load: libcudart.so.12 is not there"
+    )
     assert "--force-reinstall" in line.fix and line.fix.endswith(" bitsandbytes")
 
 

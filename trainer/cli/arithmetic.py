@@ -145,8 +145,9 @@ def _broken(optimizer: str, error: BaseException) -> Line:
     if package is None:
         fix = "report this; --optimizer torch_adamw works meanwhile"
         return Line(optimizer, "bad", f"does not work here: {first(error)}", fix)
-    why = fault(package) if there(package) else "it is not installed"
-    detail = f"needs {package}, and {why}" if why else f"does not work here: {first(error)}"
+    why = fault(package)
+    gone = f"which does not load: {why}" if there(package) else "which is not installed"
+    detail = f"needs {package}, {gone}" if why else f"does not work here: {first(error)}"
     return Line(optimizer, "lost", detail, remedy(package), OTHER)
 
 
