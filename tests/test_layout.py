@@ -39,9 +39,7 @@ BENCHMARK_WINGS = (("__main__", "report", "plans"), ("suites", "demo"), ("harnes
 
 # Each list below may only shrink: a rule fails for what is missing from its list and for what no longer needs to be on it.
 UPWARD: set[tuple[str, str]] = set()
-LONG = {  # files over 350 lines, each with its reason at its top
-    "trainer/step/engine.py",
-}
+LONG: set[str] = set()  # files over 350 lines, each with its reason at its top
 WIDE = {  # functions of more than 7 parameters
     "trainer/models/load.py: load",
     "trainer/plan/cards.py: geforce",
@@ -81,7 +79,7 @@ TESTED_IN = {
     "readers/view/lines readers/view/painter readers/view/panels readers/view/pictures readers/view/state",
     "run/stages": "run/assemble",
     "settings/config": "errors settings/checks settings/effect settings/knob settings/overlay",
-    "step/engine": "step/residency step/updates units",
+    "step/engine": "step/outside step/residency step/runner step/updates units",
 }
 
 # these answer without torch

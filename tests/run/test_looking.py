@@ -46,7 +46,7 @@ def test_the_same_is_learned_whether_somebody_looks_or_not(place, method):
 
 def test_a_look_sees_no_dropout_and_puts_it_back(place):
     trained, painter = outcome(get_ready(prepared(place, "--method", "lora", *DROPOUT, run="quiet")))
-    dropouts = trained.engine.dropouts
+    dropouts = trained.engine.runner.dropouts
     assert dropouts and all(dropout.training for dropout in dropouts if dropout.p)
     state, prompt = torch.get_rng_state(), next(iter(painter.texts))
     first, again = (outcome(painter.paint([prompt], [1]))[0].tobytes() for _ in range(2))

@@ -9,7 +9,8 @@ waits for the device.
     engine = Engine(units, Policy(weights="24bit", moments="8bit", compute=torch.bfloat16, checkpointing="blocks"), "cuda")
     result = engine.step(micro_batches, loss, lr=2e-6)
 
-The file is longer than most: forward and backward of a unit share their buffers and are read side by side.
+How one unit is run is `runner`'s business, where its bytes live `residency`'s, what its gradients do `updates`'; what others
+see between steps goes through `outside`.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ from torch import Tensor, nn
 from trainer import memory
 from trainer.errors import ConfigError
 from trainer.machine.team import ALONE, Team
-from trainer.memory import boundaries, checkpointing, cuda_graphs
+from trainer.memory import boundaries, checkpointing
 from trainer.memory.clipping import Waiting
 from trainer.memory.stream import Traffic
 from trainer.policy import AdamHyper, Policy
-from trainer.step import gradients, optim
+from trainer.step import gradients, optim, outside
 from trainer.step.ahead import Ahead
 from trainer.step.gradients import Gradients
-from trainer.step.mixed import autocast
 from trainer.step.residency import Holding
-from trainer.step.route import Route, needed
+from trainer.step.route import Route
+from trainer.step.runner import Runner
 from trainer.step.standin import StandIn
 from trainer.step.updates import Updates
-from trainer.units import EXACT, Unit, still
+from trainer.units import Unit
 
 __all__ = ["AdamHyper", "Engine", "Policy", "StepResult"]
 
@@ -60,7 +61,7 @@ class Engine:
         memory.check(policy)
         optim.check(policy)
         self.units, self.policy, self.device, self.team = units, policy, torch.device(device), team
-        self.dropouts = [m for unit in units for m in unit.module.modules() if isinstance(m, nn.Dropout)]
+        self.runner = Runner(units, policy, self.device)
         self.traffic = Traffic(self.device)
         stay = _staying(units, policy.resident_units if policy.stream != "off" else len(units))
         self.holdings = [
@@ -78,10 +79,8 @@ class Engine:
         self.updates = Updates(policy, self.device)
         self.waiting = Waiting(policy.gradients, self.traffic)
         self.shelves: list[dict[str, Tensor]] = []  # host memory of boundaries, by micro-batch
-        self.draws = [checkpointing.draws(unit.module) for unit in units]
         self.routes: dict[tuple[bool, ...], Route] = {}
         self.learning: tuple[bool, ...] = ()  # which units' parameters require gradients now
-        self.graphed: list[Unit] = []  # the units with captured runs, once there are any
 
     # one step
 
@@ -101,13 +100,13 @@ class Engine:
         """
         rates = [self._rate(unit, lr) for unit in self.units]
         route = self._route(rates)
-        if self.policy.cuda_graphs and not self.graphed and self.device.type == "cuda":
-            self._capture(route, micro_batches)
+        if self.policy.cuda_graphs and not self.runner.graphed and self.device.type == "cuda":
+            self.runner.capture(_only(micro_batches), route.wants)
         self.updates.start(update, counts=max(rates, default=0.0) > 0)
         while len(self.shelves) < len(micro_batches):
             self.shelves.append({})
         values = [
-            boundaries.Values(self._given(batch), self.traffic, route.travellers, shelf)
+            boundaries.Values(self.runner.given(batch), self.traffic, route.travellers, shelf)
             for batch, shelf in zip(micro_batches, self.shelves, strict=False)
         ]
         kept = self._forward(route, values)
@@ -136,12 +135,12 @@ class Engine:
                 inputs = self._inputs(route, values, k, i, backward=False)
                 if route.kept[k]:
                     kept[k, i], outputs = checkpointing.record(
-                        self._runner(k, route.light), unit.reads, unit.writes, inputs, route.wants[k]
+                        self.runner.differentiable(k, route.light), unit.reads, unit.writes, inputs, route.wants[k]
                     )
                 else:
-                    if self.draws[k]:
+                    if self.runner.draws[k]:
                         kept[k, i] = checkpointing.random_state(self.device)
-                    outputs = self._run(k, inputs)
+                    outputs = self.runner.run(k, inputs)
                 del inputs
                 for name, value in zip(unit.writes, outputs, strict=True):
                     store.put(name, value)
@@ -179,7 +178,7 @@ class Engine:
                     inputs = self._inputs(route, values, k, i, backward=True)
                     with checkpointing.replay(record, self.device):
                         record, outputs = checkpointing.record(
-                            self._runner(k), unit.reads, unit.writes, inputs, route.wants[k]
+                            self.runner.differentiable(k), unit.reads, unit.writes, inputs, route.wants[k]
                         )
                     del inputs
                     if unit is self.units[-1]:
@@ -266,76 +265,7 @@ class Engine:
         cotangents["prediction"] = prediction.grad
         return torch.stack([part.detach().float() for part in parts])
 
-    # running units
-
-    def _capture(self, route: Route, micro_batches: Sequence[Mapping[str, Tensor]]) -> None:
-        """Run forward once to see the shapes, then capture every unit."""
-        if len(micro_batches) > 1:
-            raise ConfigError(
-                "memory.cuda_graphs cannot be combined with gradient accumulation: a graph's activations are overwritten by its next run.",
-                "Set --gradient_accumulation_steps 1 (and a larger --train_batch_size), or leave out --cuda_graphs.",
-            )
-        known, examples = self._given(micro_batches[0]), []
-        for k, unit in enumerate(self.units):
-            inputs = [known[name] for name in unit.reads]
-            examples.append(
-                tuple(x.clone().requires_grad_(n in route.wants[k]) for n, x in zip(unit.reads, inputs, strict=True))
-            )
-            known.update(zip(unit.writes, self._run(k, inputs), strict=True))
-        self.graphed = cuda_graphs.capture(self.units, examples)
-
-    def _runner(self, k: int, light: bool = False) -> Callable[..., tuple[Tensor, ...]]:
-        run = (self.graphed or self.units)[k].run
-
-        def plain(*inputs: Tensor) -> tuple[Tensor, ...]:
-            with autocast(self.policy, self.device):
-                outputs = run(*inputs)
-            return outputs if isinstance(outputs, tuple) else (outputs,)
-
-        if k == len(self.units) - 1:  # backward follows at once
-            return plain
-        if self.policy.checkpointing == "selective":
-            return checkpointing.selective(plain, self.draws[k])
-        return checkpointing.again(plain, self.draws[k]) if light else plain
-
-    def _run(self, k: int, inputs: list[Tensor]) -> tuple[Tensor, ...]:
-        with torch.no_grad(), autocast(self.policy, self.device):
-            outputs = self.units[k].run(*inputs)
-        return outputs if isinstance(outputs, tuple) else (outputs,)
-
-    def forward(self, values: Mapping[str, Tensor], wanted: str = "prediction") -> Tensor:
-        """A value computed from `values` without gradients, with streamed weights too; units that are not needed for it
-        (text encoders, when `text` is given) do not run."""
-        self.flush()
-        known = self._given(values)
-        order = needed(self.units, set(known), {wanted})
-        for position, k in enumerate(order):
-            unit, holding = self.units[k], self.holdings[k]
-            holding.use_weights()
-            if position + 1 < len(order):
-                self.holdings[order[position + 1]].bring()
-            with still(self.dropouts):
-                known.update(zip(unit.writes, self._run(k, [known[name] for name in unit.reads]), strict=True))
-            holding.leave(changed=False)
-            later = {name for j in order[position + 1 :] for name in self.units[j].reads} | {wanted}
-            known = {name: value for name, value in known.items() if name in later}
-        return known[wanted]
-
-    def _given(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Values from outside, on the card, in the dtype the model computes with."""
-        dtype = (
-            torch.float32
-            if self.policy.weights == "fp32" and self.policy.compute != torch.float32
-            else self.policy.math
-        )
-        return {
-            name: value.to(
-                self.device,
-                dtype if value.is_floating_point() and name not in EXACT else value.dtype,
-                non_blocking=True,
-            )
-            for name, value in batch.items()
-        }
+    # which units learn, and the way that backward takes then
 
     def _rate(self, unit: Unit, lr: float | Mapping[str, float]) -> float:
         return lr if isinstance(lr, (int, float)) else lr.get(unit.name.split(".")[0], 0.0)
@@ -354,7 +284,13 @@ class Engine:
             self.learning = learns
         return self.routes[learns]
 
-    # weights and state, seen from outside
+    # seen from outside
+
+    def forward(self, values: Mapping[str, Tensor], wanted: str = "prediction") -> Tensor:
+        """A value computed from `values` without gradients, with streamed weights too; units that are not needed for it
+        (text encoders, when `text` is given) do not run."""
+        self.flush()
+        return self.runner.value(wanted, values, self.holdings)
 
     def master(self, frozen: bool = False) -> Iterator[tuple[str, Tensor]]:
         """(name, fp32 value) of every trained parameter, one unit's worth of memory at a time; `frozen`: the others too."""
@@ -372,58 +308,39 @@ class Engine:
         """Everything an exact resume needs: trained weights, corrections and moments by unit as they are stored (not
         copies), and the counters. Independent of where they live, so a run may resume with another residency."""
         self.flush()
-        state = {f"{unit.name}.{name}": tensor for unit, holding in zip(self.units, self.holdings, strict=True) if holding.n
-                 for name, tensor in holding.at_home().tensors.items()}  # fmt: skip
         layout = torch.tensor(int(self.policy.channels_last))
-        return state | self.updates.state_dict() | {"engine.channels_last": layout}
+        return outside.stored(self.units, self.holdings) | self.updates.state_dict() | {outside.LAYOUT: layout}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """The inverse. Raises ConfigError where the checkpoint's formats are not this run's."""
-        mine = {
-            name: tensor for name, tensor in self.state_dict().items() if not name.startswith(("engine.", "optimizer."))
-        }
-        theirs = {name for name in state if not name.startswith(("engine.", "optimizer."))}
-        wrong = sorted(mine.keys() ^ theirs)
-        wrong += [n for n in mine.keys() & theirs if (mine[n].shape, mine[n].dtype) != (state[n].shape, state[n].dtype)]
-        if bool(state["engine.channels_last"]) != self.policy.channels_last:
-            wrong.append("memory.channels_last")
-        if wrong:
-            raise ConfigError(
-                f"The checkpoint was written with other settings of [memory] or [train]: {wrong[0]} differs.",
-                "Resume with weights, moments, channels_last, mixed_precision, method and train_text_encoder as in its run's config.toml.",
-            )
-        for name, tensor in mine.items():
-            tensor.copy_(state[name])
+        outside.restore(self.state_dict(), state)
         self.updates.load_state_dict(state, self.holdings)
 
     @property
     def bytes(self) -> dict[str, int]:
         """Counted bytes: weights and state on the card, and everything in host memory."""
-        blocks = [(kind, getattr(holding, kind)) for holding in self.holdings for kind in ("weights", "state")]
-        counted = {
-            kind: sum(b.home.nbytes for k, b in blocks if k == kind and b.resident) for kind in ("weights", "state")
-        }
-        shelves = [*self.waiting.shelf.values(), *(tensor for shelf in self.shelves for tensor in shelf.values())]
-        return counted | {
-            "host": sum(b.home.nbytes for _, b in blocks if not b.resident) + sum(t.nbytes for t in shelves)
-        }
+        return outside.counted(self.holdings, (self.waiting.shelf, *self.shelves))
 
     @contextmanager
     def parked(self):
         """Optimizer state in host memory for the length of the block, so that sampling has the card to itself."""
         self.flush()
-        for holding in self.holdings:
-            holding.park()
-        try:
+        with outside.parked(self.holdings):
             yield self
-        finally:
-            for holding in self.holdings:
-                holding.unpark()
 
     def as_module(self, denoiser: nn.Module, values_of: Callable[..., dict[str, Tensor]]) -> nn.Module:
         """A stand-in for `denoiser` in a diffusers pipeline, which also works when the weights are streamed. `values_of`
         names what it is called with, as its family does."""
         return StandIn(self, denoiser, values_of)
+
+
+def _only(micro_batches: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+    if len(micro_batches) > 1:
+        raise ConfigError(
+            "memory.cuda_graphs cannot be combined with gradient accumulation: a graph's activations are overwritten by its next run.",
+            "Set --gradient_accumulation_steps 1 (and a larger --train_batch_size), or leave out --cuda_graphs.",
+        )
+    return micro_batches[0]
 
 
 def _staying(units: list[Unit], count: int) -> set[int]:
