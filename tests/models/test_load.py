@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from trainer.errors import ConfigError
 from trainer.files.safetensors_stream import Writer, header
-from trainer.models import DEMO, SD1, SD2, SDXL, check_vae, describe, load
+from trainer.models import DEMO, SD1, SD2, SDXL, Source, check_vae, describe, load
 from trainer.models.describe import check_weights
 from trainer.models.sd import ldm
 from trainer.objective import noise
@@ -48,7 +48,7 @@ def original(text_width=768, channels=4):
 
 def refused(source, words, **more):
     with pytest.raises(ConfigError, match=words) as error:
-        describe(str(source), **more)
+        describe(Source(str(source), **more))
     assert error.value.fix
     return error.value
 
@@ -73,7 +73,7 @@ def test_the_prediction_of_an_sd2_file_is_read_guessed_or_told(tmp_path):
     assert facts.prediction_type == "epsilon" and found.resolution == 512 == facts.configs["unet"]["sample_size"] * 8
     said = checkpoint(tmp_path / "said.safetensors", narrow, {"modelspec.prediction_type": "v"})
     assert describe(said)[1].prediction_type == "v_prediction"
-    assert describe(said, prediction_type="epsilon")[1].prediction_type == "epsilon"
+    assert describe(Source(said, prediction_type="epsilon"))[1].prediction_type == "epsilon"
 
 
 def marked(tmp_path, *marks):
@@ -134,7 +134,7 @@ def test_a_unet_that_was_trained_along_straight_lines_says_so_by_its_scheduler(t
 
 def test_a_single_file_trained_along_straight_lines_is_told_so_and_diffusers_draws_from_its_export(tmp_path):
     list(export.write(SD1.tiny(), None, tmp_path, ["single_file"], "fp32"))
-    parts = load(str(tmp_path / "model.safetensors"), prediction_type="flow")
+    parts = load(Source(str(tmp_path / "model.safetensors"), prediction_type="flow"))
     (written,) = [
         event
         for event in export.write(parts, None, tmp_path / "again", ["diffusers"], "fp32")
@@ -254,14 +254,13 @@ def test_a_folder_is_described_without_reading_weights_and_missing_weights_are_n
 def test_the_asked_family_must_be_the_model_s_own(exported):
     refused(exported / "diffusers", "not sdxl", family="sdxl")
     assert (
-        describe(str(exported / "diffusers"), family="sd1")[0].name == DEMO.name
+        describe(Source(str(exported / "diffusers"), family="sd1"))[0].name == DEMO.name
     )  # narrow, so with the demo's defaults
 
 
 def test_parts_dtype_and_prediction_are_as_asked(exported):
-    parts = load(
-        str(exported / "model.safetensors"), parts=("unet",), dtype=torch.bfloat16, prediction_type="v_prediction"
-    )
+    source = Source(str(exported / "model.safetensors"), prediction_type="v_prediction")
+    parts = load(source, parts=("unet",), dtype=torch.bfloat16)
     assert parts.vae is None and parts.text_encoders == [] and parts.tokenizers == []
     assert parts.unet.dtype == torch.bfloat16 and parts.prediction_type == "v_prediction"
     assert all(p.requires_grad for p in parts.unet.parameters()) and not parts.unet.training
@@ -326,7 +325,9 @@ def test_of_several_variants_the_one_that_is_read_decides_the_precision(tmp_path
         tmp_path / "diffusers/unet" / f"{name}.fp16.safetensors",
     )
     for variant, dtype in (("fp16", torch.float16), (None, torch.float32)):
-        assert load(str(tmp_path / "diffusers"), parts=("unet",), dtype=None, variant=variant).unet.dtype == dtype
+        assert (
+            load(Source(str(tmp_path / "diffusers"), variant=variant), parts=("unet",), dtype=None).unet.dtype == dtype
+        )
 
 
 @pytest.mark.parametrize("shard", ["10GB", "500KB"], ids=["whole", "in shards"])
@@ -339,7 +340,7 @@ def test_a_folder_with_one_variant_loads_when_it_is_named_and_the_flag_is_told_w
     pipeline.save_pretrained(tmp_path / "plain", max_shard_size=shard)
     for folder, variant in (("half", "fp16"), ("plain", None)):
         check_weights(describe(str(tmp_path / folder))[1], variant)
-        found = load(str(tmp_path / folder), variant=variant, parts=("unet", "text")).modules()
+        found = load(Source(str(tmp_path / folder), variant=variant), parts=("unet", "text")).modules()
         for name, module in found.items():
             expected = dict(SD1.tiny().modules()[name].named_parameters())
             assert all(torch.equal(tensor, expected[key]) for key, tensor in module.named_parameters())
@@ -366,13 +367,13 @@ def test_another_vae_takes_the_place_of_the_model_s(tmp_path, exported, record_p
     list(export.write(SD1.tiny(seed=1), None, tmp_path, ["diffusers"], "fp32"))
     plain = load(str(exported / "diffusers"), parts=("vae",))
     for place in (tmp_path / "diffusers", tmp_path / "diffusers" / "vae"):
-        other = load(str(exported / "diffusers"), parts=("vae",), vae=str(place))
+        other = load(Source(str(exported / "diffusers"), vae=str(place)), parts=("vae",))
         assert torch.equal(other.vae.encoder.conv_in.weight, SD1.tiny(seed=1).vae.encoder.conv_in.weight)
         assert other.digest != plain.digest
     with pytest.raises(ConfigError, match="no VAE"):
-        load(str(exported / "diffusers"), vae=str(tmp_path / "nothing"))
+        load(Source(str(exported / "diffusers"), vae=str(tmp_path / "nothing")))
     with pytest.raises(ConfigError, match="not a VAE"):
-        load(str(exported / "diffusers"), vae=checkpoint(tmp_path / "v.safetensors", original()))
+        load(Source(str(exported / "diffusers"), vae=checkpoint(tmp_path / "v.safetensors", original())))
 
 
 @pytest.mark.parametrize("scale", [0.18215, 0.13025], ids=["of 1.x", "of SDXL"])
@@ -389,7 +390,7 @@ def test_latents_of_a_vae_that_lies_in_a_file_are_scaled_as_the_model_knows_them
     alone = {key.removeprefix(ldm.VAE): tensor for key, tensor in whole.items() if key.startswith(ldm.VAE)}
     save_file(alone, tmp_path / "vae.safetensors")
     for file in ("vae.safetensors", "model.safetensors"):
-        found = load(str(model), parts=("vae",), vae=str(tmp_path / file)).vae
+        found = load(Source(str(model), vae=str(tmp_path / file)), parts=("vae",)).vae
         assert found.config.scaling_factor == scale
         assert torch.equal(found.decoder.conv_in.weight, SD1.tiny(seed=1).vae.decoder.conv_in.weight)
 
@@ -401,7 +402,10 @@ def test_a_vae_of_another_kind_of_latents_is_refused_and_one_that_says_nothing_t
     facts = describe(str(exported / "diffusers"))[1]
     config = json.loads((place / "config.json").read_text())
     (place / "config.json").write_text(json.dumps(config | {"scaling_factor": 0.13025}))
-    for ask in (lambda: check_vae(str(place), facts), lambda: load(str(facts.path), parts=("vae",), vae=str(place))):
+    for ask in (
+        lambda: check_vae(str(place), facts),
+        lambda: load(Source(str(facts.path), vae=str(place)), parts=("vae",)),
+    ):
         with pytest.raises(ConfigError, match="another kind") as error:
             ask()
         assert "Stable Diffusion 1.x" in error.value.fix
@@ -410,7 +414,7 @@ def test_a_vae_of_another_kind_of_latents_is_refused_and_one_that_says_nothing_t
     other = tmp_path / "model"
     shutil.copytree(exported / "diffusers", other)
     (other / "vae" / "config.json").write_text(json.dumps(config | {"scaling_factor": 0.5}))
-    assert load(str(other), parts=("vae",), vae=str(place)).vae.config.scaling_factor == 0.5
+    assert load(Source(str(other), vae=str(place)), parts=("vae",)).vae.config.scaling_factor == 0.5
 
 
 def test_a_vae_that_is_a_pickle_or_lacks_its_configuration_is_named_with_the_way_out(tmp_path, exported):
@@ -420,7 +424,7 @@ def test_a_vae_that_is_a_pickle_or_lacks_its_configuration_is_named_with_the_way
         check_vae(str(tmp_path / "x.vae.pt"), facts)
     weights = exported / "diffusers" / "vae" / "diffusion_pytorch_model.safetensors"
     with pytest.raises(ConfigError, match="diffusers' key names") as error:
-        load(str(exported / "diffusers"), parts=("vae",), vae=str(weights))
+        load(Source(str(exported / "diffusers"), vae=str(weights)), parts=("vae",))
     assert str(weights.parent) in error.value.fix
 
 

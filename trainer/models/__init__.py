@@ -1,6 +1,6 @@
 """The model families. Adding one is a file here and a line in `FAMILIES`."""
 
-from trainer.models.base import Defaults, Facts, Family, Parts
+from trainer.models.base import Defaults, Facts, Family, Parts, Source
 from trainer.models.describe import check_weights, describe, guess
 from trainer.models.load import check_vae, load, load_for
 from trainer.models.sd.sd1 import DEMO, SD1
@@ -19,6 +19,7 @@ __all__ = [
     "Facts",
     "Family",
     "Parts",
+    "Source",
     "check_vae",
     "check_weights",
     "describe",

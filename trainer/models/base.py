@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from trainer.objective import noise
 from trainer.objective.noise import Noise
+from trainer.settings.config import Model
 from trainer.units import Unit
 
 
@@ -49,6 +50,30 @@ class Defaults:
 
     def max_train_steps(self, method: str) -> int:
         return self.steps if method == "full" else self.steps_lora
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model is read from: a hub id, a folder, a file, or "demo"; and what its person says of it."""
+
+    name: str
+    family: str = "auto"
+    revision: str | None = None
+    variant: str | None = None
+    vae: str | None = None  # another VAE: folder, hub id or file
+    prediction_type: str = "auto"
+
+    @classmethod
+    def of(cls, settings: Model) -> Source:
+        """The settings' model, or the built-in one."""
+        return cls(
+            settings.name or "demo",
+            settings.family,
+            settings.revision,
+            settings.variant,
+            settings.vae,
+            settings.prediction_type,
+        )
 
 
 @dataclass(frozen=True)
@@ -127,7 +152,7 @@ class Parts:
     """
 
     family: Family
-    source: str
+    origin: Source
     digest: str
     denoiser: nn.Module | None = None  # what learns to draw: a UNet, or a transformer
     vae: nn.Module | None = None  # AutoencoderKL
@@ -135,7 +160,6 @@ class Parts:
     tokenizers: list[Any] = field(default_factory=list)  # CLIPTokenizer, as many
     scheduler_config: dict[str, Any] = field(default_factory=dict)
     prediction_type: str = "epsilon"  # or "v_prediction", "flow"
-    options: dict[str, Any] = field(default_factory=dict)  # keywords with which `load` reads the same model again
     spare: list[nn.Module] = field(default_factory=list)  # layers that clip_skip took off the text encoder
 
     def modules(self) -> dict[str, nn.Module]:
@@ -143,6 +167,10 @@ class Parts:
         named = {self.family.names.denoiser: self.denoiser, "vae": self.vae}
         named |= dict(zip(("text", "text_2"), self.text_encoders, strict=False))
         return {name: module for name, module in named.items() if module is not None}
+
+    @property
+    def source(self) -> str:
+        return self.origin.name
 
     @property
     def unet(self) -> nn.Module | None:

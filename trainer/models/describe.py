@@ -17,7 +17,7 @@ from trainer.errors import ConfigError
 from trainer.files import hub
 from trainer.files.regular import json_object
 from trainer.files.safetensors_stream import Header, header
-from trainer.models.base import Facts, Family
+from trainer.models.base import Facts, Family, Source
 from trainer.models.sd.family import StableDiffusion
 from trainer.models.sd.ldm import UNET
 from trainer.models.sd.sd1 import DEMO, SD1
@@ -37,15 +37,10 @@ FLOW = {
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
 
-def describe(
-    source: str,
-    *,
-    family: str = "auto",
-    revision: str | None = None,
-    variant: str | None = None,
-    prediction_type: str = "auto",
-) -> tuple[Family, Facts]:
-    """The family of `source` (with the resolution its own configuration names) and its facts."""
+def describe(wanted: Source | str) -> tuple[Family, Facts]:
+    """The family of a model (with the resolution its own configuration names) and its facts."""
+    wanted = wanted if isinstance(wanted, Source) else Source(wanted)
+    source, family, prediction_type = wanted.name, wanted.family, wanted.prediction_type
     path = Path(source).expanduser()
     with understood(source):
         if source == "demo":
@@ -55,7 +50,7 @@ def describe(
         elif path.is_file() or path.suffix in (".safetensors", *PICKLES):
             found, facts = _file(path)
         elif hub.is_id(source):
-            found, facts = _folder("hub", hub.configurations(source, revision), source)
+            found, facts = _folder("hub", hub.configurations(source, wanted.revision), source)
         else:
             raise ConfigError(f"no model at {source!r}", "check the path; " + WHAT_WORKS)
     if family not in ("auto", found.name) and not (family == "sd1" and found.name == "demo"):

@@ -24,7 +24,7 @@ from trainer.files import hub, regular
 from trainer.files.regular import json_object
 from trainer.files.safetensors_stream import header
 from trainer.models import clip_skip
-from trainer.models.base import Facts, Parts
+from trainer.models.base import Facts, Parts, Source
 from trainer.models.describe import PICKLES, describe, variant_of
 from trainer.models.sd import ldm, text
 from trainer.models.sd.family import StableDiffusion, build_encoder
@@ -44,64 +44,46 @@ CLASSES = {
 }
 
 
-def load(
-    source: str,
-    *,
-    family: str = "auto",
-    parts: Sequence[str] = ALL,
-    dtype: torch.dtype | None = torch.float32,
-    revision: str | None = None,
-    variant: str | None = None,
-    vae: str | None = None,
-    prediction_type: str = "auto",
-) -> Parts:
-    """Load `parts` of `source` in `dtype` on the CPU, in eval mode. `vae` is another VAE (folder, hub id or file).
+def load(source: Source | str, *, parts: Sequence[str] = ALL, dtype: torch.dtype | None = torch.float32) -> Parts:
+    """Load `parts` of `source` (its name alone, where nothing else is to be said) in `dtype` on the CPU, in eval mode.
 
     `dtype` None: every part as its file has it. Its tensors then lie in the file and take no memory (see mapped.py).
     """
     for library in (diffusers, transformers):  # the screen has bars of its own
         library.utils.logging.disable_progress_bar()
-    found, facts = describe(source, family=family, revision=revision, variant=variant, prediction_type=prediction_type)
+    source = source if isinstance(source, Source) else Source(source)
+    found, facts = describe(source)
     encoders = [part for part in ("text_encoder", "text_encoder_2") if part in facts.configs]
-    wanted = [part for part in ("unet", "vae") if part in parts and not (part == "vae" and vae)]
+    wanted = [part for part in ("unet", "vae") if part in parts and not (part == "vae" and source.vae)]
     wanted += encoders if "text" in parts else []
-    path = hub.weights(source, revision, variant, wanted) if facts.kind == "hub" else facts.path
+    path = hub.weights(source.name, source.revision, source.variant, wanted) if facts.kind == "hub" else facts.path
     modules = (
         _from_file(path, found, facts, wanted, dtype)
         if facts.kind == "file"
-        else _from_folder(path, wanted, dtype, variant)
+        else _from_folder(path, wanted, dtype, source.variant)
     )
-    if vae and "vae" in parts:
-        modules["vae"] = _another_vae(vae, facts, dtype)
-    require_numbers(modules, source)
+    if source.vae and "vae" in parts:
+        modules["vae"] = _another_vae(source.vae, facts, dtype)
+    require_numbers(modules, source.name)
     for module in modules.values():
         module.eval().requires_grad_(True)
     return Parts(
         family=found,
-        source=source,
-        digest=_named(source, path.name, variant or "", vae or "") if facts.kind == "hub" else digest(path, vae),
+        origin=source,
+        digest=_of_hub(source, path.name) if facts.kind == "hub" else digest(path, source.vae),
         denoiser=modules.get("unet"),
         vae=modules.get("vae"),
         text_encoders=[modules[part] for part in encoders if part in modules],
         tokenizers=_tokenizers(path, found) if "tokenizer" in parts else [],
         scheduler_config=facts.configs["scheduler"],
         prediction_type=facts.prediction_type,
-        options={"family": family, "revision": revision, "variant": variant, "vae": vae},
     )
 
 
 def load_for(settings: Model) -> Parts:
     """The model that the settings name (or the built-in one), every part as its file has it: the weights lie in the file
     and take no memory until a module visits or the engine has its own."""
-    parts = load(
-        settings.name or "demo",
-        family=settings.family,
-        dtype=None,
-        revision=settings.revision,
-        variant=settings.variant,
-        vae=settings.vae,
-        prediction_type=settings.prediction_type,
-    )
+    parts = load(Source.of(settings), dtype=None)
     return clip_skip.shortened(parts, settings.clip_skip)
 
 
@@ -308,8 +290,9 @@ def _tokenizers(path: Path, family: StableDiffusion) -> list[CLIPTokenizer]:
     return made
 
 
-def _named(*words: str) -> str:
+def _of_hub(source: Source, commit: str) -> str:
     """A hub model's digest: its id, commit, variant and VAE. Which of its files are here says nothing."""
+    words = (source.name, commit, source.variant or "", source.vae or "")
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:32]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from trainer.events import Event, Exported
 from trainer.files.whole import place
-from trainer.models.base import Parts
+from trainer.models.base import Parts, Source
 from trainer.out import export
 from trainer.settings.config import Config
 
@@ -55,7 +55,7 @@ def readable(parts: Parts, weights: export.Weights, point: Path, config: Config)
     text = bool(config.train.train_text_encoder)
     learning = replace(
         parts,
-        source="",  # what is left out is not read again
+        origin=Source(""),  # what is left out is not read again
         vae=None,
         tokenizers=[],
         text_encoders=parts.text_encoders if text else [],

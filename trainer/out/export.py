@@ -100,7 +100,7 @@ def _complete(parts: Parts) -> Parts:
     missing = [name for name, part in have.items() if not part]
     if not missing or not parts.source:
         return parts
-    again = load(parts.source, parts=missing, dtype=None, **parts.options)
+    again = load(parts.origin, parts=missing, dtype=None)
     return dataclasses.replace(
         parts,
         vae=parts.vae or again.vae,

@@ -30,6 +30,17 @@ class Card:
     source: str
 
 
+@dataclass(frozen=True)
+class TensorCore:
+    """Of one generation: `fma`, 16-bit multiply-adds a clock; `bf16`: of bf16, too"""
+
+    fma: int
+    bf16: bool
+
+
+TURING, AMPERE = TensorCore(64, bf16=False), TensorCore(128, bf16=True)  # and all that came after
+
+
 def geforce(
     name: str,
     vram_gb: float,
@@ -38,19 +49,11 @@ def geforce(
     bandwidth: float,
     *,
     bus: float = 24.0,
-    fma: int = 128,
-    bf16: bool = True,
+    each: TensorCore = AMPERE,
 ) -> Card:
-    tflops = tensor_cores * fma * 2 * boost_mhz * 1e6 / 1e12 / 2
-    return Card(
-        name,
-        vram_gb,
-        tflops,
-        bandwidth,
-        bus,
-        bf16,
-        f"{tensor_cores} tensor cores x {fma} FMA x 2 x {boost_mhz} MHz, halved for fp32 sums",
-    )
+    tflops = tensor_cores * each.fma * 2 * boost_mhz * 1e6 / 1e12 / 2
+    source = f"{tensor_cores} tensor cores x {each.fma} FMA x 2 x {boost_mhz} MHz, halved for fp32 sums"
+    return Card(name, vram_gb, tflops, bandwidth, bus, each.bf16, source)
 
 
 BF16 = (8, 0)  # the first compute capability whose units compute in bf16; older ones only pretend to
@@ -59,7 +62,7 @@ DROPPED = (
 )  # words that say nothing here
 X8 = 12.0  # GB/s that 8 lanes of PCIe 4.0, or 16 of 3.0, carry in practice (half of the study's 24 for 16 lanes of 4.0)
 GEN5 = 48.0  # 16 lanes of PCIe 5.0
-turing = partial(geforce, fma=64, bf16=False, bus=X8)
+turing = partial(geforce, each=TURING, bus=X8)
 
 
 def plain(name: str, vram_gb: float, cores: int, boost_mhz: int, bandwidth: float) -> Card:

@@ -13,7 +13,7 @@ import torch
 
 from trainer import models
 from trainer.errors import ConfigError
-from trainer.models import Facts, describe
+from trainer.models import Facts, Source, describe
 from trainer.plan import calibration, cards
 from trainer.plan.calibration import GIB, gib
 from trainer.plan.inputs import Machine, at_hand
@@ -61,7 +61,7 @@ def facts_for(config: Config) -> Facts:
             return describe("demo")[1]
         return models.family("sd1" if family == "auto" else family).public()
     try:
-        return describe(name, family=family, revision=config.model.revision, variant=config.model.variant)[1]
+        return describe(Source.of(config.model))[1]
     except ConfigError:
         if "/" not in name or name.startswith((".", "/", "~")):
             raise

@@ -9,6 +9,7 @@ operators that were not seen with such inputs, always run.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -149,15 +150,30 @@ class CardAttention(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func is nn.functional.scaled_dot_product_attention:
-            return _attend(*args, **(kwargs or {}))
+            return _attend(Asked(*args, **(kwargs or {})))
         return func(*args, **(kwargs or {}))
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False,
-            scale: float | None = None, enable_gqa: bool = False) -> Tensor:  # fmt: skip
+@dataclass(frozen=True)
+class Asked:
+    """What torch's attention is called with, under torch's names and in its order."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    attn_mask: Tensor | None = None
+    dropout_p: float = 0.0
+    is_causal: bool = False
+    scale: float | None = None
+    enable_gqa: bool = False
+
+
+def _attend(asked: Asked) -> Tensor:
+    query, key, value, attn_mask = asked.query, asked.key, asked.value, asked.attn_mask
+    dropout_p, is_causal, scale = asked.dropout_p, asked.is_causal, asked.scale
     if query.device.type != "meta":
         attention = torch._C._nn.scaled_dot_product_attention
-        return attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        return attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=asked.enable_gqa)
     if query.dtype in (torch.bfloat16, torch.float16) and attn_mask is None and query.shape[-1] <= 256:
         return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[
             0

@@ -236,13 +236,7 @@ def _model(config: Config):
         from trainer.models.sd.text import tokenizer
 
         return tokenizer(), None
-    from trainer.models import load
+    from trainer.models import Source, load
 
-    parts = load(
-        config.model.name,
-        family=config.model.family,
-        parts=("unet", "vae", "text", "tokenizer"),
-        revision=config.model.revision,
-        variant=config.model.variant,
-    )
+    parts = load(Source.of(config.model))
     return parts.tokenizers[0], parts

@@ -62,13 +62,7 @@ def prepare(config: Config) -> Run:
     memory.allocator.start()  # before CUDA starts
     _libraries(config)
     settle.subject(config)
-    family, facts = models.describe(
-        config.model.name,
-        family=config.model.family,
-        revision=config.model.revision,
-        variant=config.model.variant,
-        prediction_type=config.model.prediction_type,
-    )
+    family, facts = models.describe(models.Source.of(config.model))
     models.check_weights(facts, config.model.variant)
     checks.space(config, family.export_gb)
     clip_skip.check(family.name, config.model.clip_skip)

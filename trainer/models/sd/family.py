@@ -20,7 +20,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from trainer.models.base import Defaults, Facts, Names, Parts
+from trainer.models.base import Defaults, Facts, Names, Parts, Source
 from trainer.models.sd import ldm, units
 from trainer.models.sd.text import LENGTH, Visit, encode, tokenize, tokenizer
 from trainer.models.sd.text import split as split_text
@@ -107,7 +107,7 @@ class StableDiffusion:
         scheduler = config("scheduler")
         return Parts(
             family=self,
-            source=source,
+            origin=Source(source),
             digest=source,
             denoiser=UNet2DConditionModel.from_config(config("unet")).eval(),
             vae=AutoencoderKL.from_config(config("vae")).eval(),
