@@ -35,3 +35,19 @@ def test_what_fails_is_lost_where_something_works_without_it_and_else_training_i
 def test_an_error_without_words_is_called_by_its_kind_and_a_long_one_is_cut():
     assert first(RuntimeError()) == "RuntimeError"
     assert len(first(ValueError("x" * 500))) == 90
+
+
+def test_of_a_part_that_is_imported_late_the_line_says_what_it_stumbled_over():
+    """As transformers and diffusers wrap it, one around the other."""
+
+    def act() -> str:
+        try:
+            try:
+                raise OSError("libtokenizers.so: undefined symbol")
+            except OSError as error:
+                raise ModuleNotFoundError("Could not import module 'CLIPTextModel'.") from error
+        except ModuleNotFoundError as error:
+            raise RuntimeError("Failed to import diffusers.models because of the following error:\n...") from error
+
+    detail = tried("step", act, lambda: "pip install it").detail
+    assert detail == "does not work here: libtokenizers.so: undefined symbol"

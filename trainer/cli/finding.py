@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from trainer.machine.mending import reason
+
 # a bad install shows itself in many ways: compilers and shared libraries have errors of their own
 BROKEN = (Exception,)
 
@@ -50,5 +52,5 @@ def _quiet() -> Iterator[None]:
 
 def first(error: BaseException | Warning) -> str:
     """The first line of an error, short enough for a table."""
-    text = str(error).strip().partition("\n")[0] or type(error).__name__
+    text = reason(error)
     return text if len(text) <= 90 else text[:87] + "..."

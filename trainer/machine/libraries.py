@@ -48,7 +48,7 @@ def fault(name: str) -> str | None:
     try:
         importlib.import_module(name)
     except FAULTS as error:
-        return str(error).strip().partition("\n")[0] or type(error).__name__
+        return mending.reason(error)
     return None
 
 

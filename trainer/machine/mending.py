@@ -37,14 +37,23 @@ def stumbled(error: BaseException) -> ConfigError | None:
         return None
     package = DISTRIBUTIONS.get(name, name)
     if not (isinstance(error, ModuleNotFoundError) and _root(error.name) == name):
-        why = str(error).strip().partition("\n")[0] or type(error).__name__
-        return ConfigError(f"{package}, which this needs, does not load ({why})", command(package, again=True))
+        return ConfigError(
+            f"{package}, which this needs, does not load ({reason(error)})", command(package, again=True)
+        )
     checkout = PACKAGE.parent
     everything = command("-e", str(checkout)) if (checkout / "pyproject.toml").is_file() else command(package)
     home = checkout / ".venv" / "bin" / "python"
     if home.is_file() and Path(sys.prefix).resolve() != home.parent.parent:
         everything = f"start it by {shlex.quote(os.path.relpath(home))}, where it was set up; or {everything}"
     return ConfigError(f"{package}, which this needs, is not installed for {sys.executable}", everything)
+
+
+def reason(error: BaseException) -> str:
+    """The first line of `error`. transformers and diffusers import their parts when they are asked for, and tell then which
+    part it was; what it stumbled over is the cause."""
+    while isinstance(error, (ImportError, RuntimeError)) and " import" in str(error) and error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _importing(error: BaseException) -> str | None:
