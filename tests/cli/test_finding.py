@@ -1,6 +1,8 @@
 """A finding: what a thing that was tried says, and that a failure costs its own line only."""
 
+import importlib
 import logging
+import sys
 import warnings
 
 from trainer.cli.finding import first, tried
@@ -51,3 +53,15 @@ def test_of_a_part_that_is_imported_late_the_line_says_what_it_stumbled_over():
 
     detail = tried("step", act, lambda: "pip install it").detail
     assert detail == "does not work here: libtokenizers.so: undefined symbol"
+
+
+def test_a_library_that_breaks_as_others_import_it_is_the_one_to_mend(tmp_path, monkeypatch):
+    """peft asks for transformers, which asks for tokenizers: whatever is done to peft helps nothing."""
+    for name, text in {"asks": "import scipy", "scipy": "raise RuntimeError('undefined symbol')"}.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for module in [m for m in sys.modules if m.partition(".")[0] == "scipy"]:
+        monkeypatch.delitem(sys.modules, module)
+    line = tried("adapters", lambda: importlib.import_module("asks").__name__, lambda: "install asks", "more works")
+    assert line.detail == "does not work here: undefined symbol" and line.fix.endswith(" scipy")
+    assert "--force-reinstall" in line.fix

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from trainer.machine.mending import reason
+from trainer.machine import libraries, mending
 
 # a bad install shows itself in many ways: compilers and shared libraries have errors of their own
 BROKEN = (Exception,)
@@ -29,13 +29,15 @@ class Line:
 
 
 def tried(name: str, act: Callable[[], str], fix: Callable[[], str], without: str = "") -> Line:
-    """The line of a capability: `act` exercises it and gives the detail, or raises; `fix` is asked for only then.
-    Without `without`, training needs it."""
+    """The line of a capability: `act` exercises it and gives the detail, or raises. Then a library that broke as it was
+    imported is to be mended, whoever imported it, else `fix` knows. Without `without`, training needs it."""
     try:
         with _quiet():
             return Line(name, "ok", act())
     except BROKEN as error:
-        return Line(name, "lost" if without else "bad", f"does not work here: {first(error)}", fix(), without)
+        broken = mending.culprit(error)
+        mends = libraries.mended(broken) if broken else fix()
+        return Line(name, "lost" if without else "bad", f"does not work here: {first(error)}", mends, without)
 
 
 @contextmanager
@@ -52,5 +54,5 @@ def _quiet() -> Iterator[None]:
 
 def first(error: BaseException | Warning) -> str:
     """The first line of an error, short enough for a table."""
-    text = reason(error)
+    text = mending.reason(error)
     return text if len(text) <= 90 else text[:87] + "..."

@@ -35,7 +35,7 @@ def stumbled(error: BaseException) -> ConfigError | None:
     name = _importing(error)
     if name is None:
         return None
-    package = DISTRIBUTIONS.get(name, name)
+    package = _package(name)
     if not (isinstance(error, ModuleNotFoundError) and _root(error.name) == name):
         return ConfigError(
             f"{package}, which this needs, does not load ({reason(error)})", command(package, again=True)
@@ -51,9 +51,24 @@ def stumbled(error: BaseException) -> ConfigError | None:
 def reason(error: BaseException) -> str:
     """The first line of `error`. transformers and diffusers import their parts when they are asked for, and tell then which
     part it was; what it stumbled over is the cause."""
+    cause = _behind(error)
+    return str(cause).strip().partition("\n")[0] or type(cause).__name__
+
+
+def culprit(error: BaseException) -> str | None:
+    """The package that broke while others were importing it, or that they did not find; None where nothing was imported."""
+    cause = _behind(error)
+    if isinstance(cause, ModuleNotFoundError) and cause.name and not _known(_root(cause.name)):
+        return _package(_root(cause.name))
+    frames = [frame for frame, _ in traceback.walk_tb(cause.__traceback__) if frame.f_code.co_name == "<module>"]
+    roots = [root for frame in frames if not _known(root := _root(frame.f_globals.get("__name__")))]
+    return _package(roots[-1]) if roots else None
+
+
+def _behind(error: BaseException) -> BaseException:
     while isinstance(error, (ImportError, RuntimeError)) and " import" in str(error) and error.__cause__ is not None:
         error = error.__cause__
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    return error
 
 
 def _importing(error: BaseException) -> str | None:
@@ -67,6 +82,10 @@ def _importing(error: BaseException) -> str | None:
     imported = isinstance(error, ImportError) or any(code == "<module>" for _, code in foreign)
     roots = [*(root for root, _ in foreign), *([named] if named and not _known(named) else [])]
     return roots[0] if imported and roots else None
+
+
+def _package(module: str) -> str:
+    return DISTRIBUTIONS.get(module, module)
 
 
 def _root(name: str | None) -> str:
