@@ -4,7 +4,8 @@ import pytest
 from tiny_run import of, prepared
 
 from trainer.events import CheckpointSaved, Controls, Notice, Step, outcome
-from trainer.run import loop
+from trainer.run import loop, saving
+from trainer.run.habits import Habits
 from trainer.run.stages import get_ready
 
 
@@ -20,7 +21,9 @@ def no_preview(step):
 
 def ran(trained, habits=None, preview=no_preview, controls=None, during=lambda event: None):
     """(events, why it ended early)."""
-    found, steps = [], loop.run(trained, habits or loop.Habits(), preview, controls or Controls())
+    habits = habits or Habits()
+    steps = loop.run(trained, habits, controls or Controls(), lambda kind: saving.save(trained, kind, habits), preview)
+    found = []
     while True:
         try:
             found.append(next(steps))
@@ -30,7 +33,7 @@ def ran(trained, habits=None, preview=no_preview, controls=None, during=lambda e
 
 
 def test_all_steps_are_taken_and_habits_kept_but_not_after_the_last(trained):
-    found, stopped = ran(trained, loop.Habits(save_every=2, sample_every=2))
+    found, stopped = ran(trained, Habits(save_every=2, sample_every=2))
     assert stopped == "" and trained.step == 4
     assert [event.step for event in of(Step, found)] == [1, 2, 3, 4]
     assert [(event.step, event.kind) for event in of(CheckpointSaved, found)] == [(2, "interval")]
@@ -39,7 +42,7 @@ def test_all_steps_are_taken_and_habits_kept_but_not_after_the_last(trained):
 
 def test_losses_are_read_one_step_late_but_before_their_step_is_saved(trained):
     taken = []
-    found, _ = ran(trained, loop.Habits(save_every=3), during=lambda event: taken.append(trained.step))
+    found, _ = ran(trained, Habits(save_every=3), during=lambda event: taken.append(trained.step))
     assert [type(event).__name__ for event in found] == ["Step", "Step", "Step", "CheckpointSaved", "Step"]
     assert taken == [2, 3, 3, 3, 4]
 

@@ -1,68 +1,45 @@
 """The training loop: a generator of events that reads the same on a 4 GB card and on a 24 GB one.
 
 It draws a step's micro-batches, hands them to the engine, and yields what happened. Where bytes live is the engine's
-business, what is on screen the reader's; losses are read one step late (`late`), checkpoints are `saving`'s.
+business, what is on screen the reader's, what lies on the disk `saving`'s; losses are read one step late (`late`).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from trainer.data.batches import share
 from trainer.events import Controls, Event, Notice, Stage, while_wanted
-from trainer.run import saving
+from trainer.run.habits import Habits
 from trainer.run.late import Late, Pending
 from trainer.run.trained import Trained
-from trainer.settings.config import Config
 
 
-@dataclass(frozen=True)
-class Habits:
-    """What is done on the way: every so many steps, never after the last one, which has an ending of its own."""
-
-    save_every: int | None = None
-    save_limit: int | None = None
-    sample_every: int | None = None
-    keep_best: bool = False
-    theirs: bool = False  # checkpoints that were due are called checkpoint-N, as by diffusers' scripts
-
-    @classmethod
-    def of(cls, config: Config) -> Habits:
-        saves = config.checkpoint
-        return cls(
-            saves.checkpointing_steps,
-            saves.checkpoints_total_limit,
-            config.sample.validation_steps,
-            config.guard.keep_best,
-            config.run.layout == "diffusers",
-        )
-
-    def name(self, step: int) -> str:
-        """What a checkpoint of `step` is called; empty: our own way."""
-        return f"checkpoint-{step}" if self.theirs and self.save_every and step % self.save_every == 0 else ""
-
-
-def run(trained: Trained, habits: Habits, preview: Callable[[int], Stage[object]], controls: Controls) -> Stage[str]:
-    """Train until all steps are taken or somebody asks to stop; checkpoints, previews and readings on the way. Returns
-    why training ended early, or nothing."""
+def run(
+    trained: Trained,
+    habits: Habits,
+    controls: Controls,
+    save: Callable[[str], Iterator[Event]],
+    preview: Callable[[int], Iterator[Event]],
+) -> Stage[str]:
+    """Train until all steps are taken or somebody asks to stop; on the way `save(kind)` and `preview(step)`, as the habits
+    are, and the guard's readings. Returns why training ended early, or nothing."""
     guard, late, stopped = trained.guard, Late(trained.total, trained.engine.device), ""
     team = trained.engine.team  # what one process is asked, all do; what people look at, the first one makes
 
     def due(every: int | None) -> bool:
         return every is not None and trained.step % every == 0 and trained.step < trained.total
 
-    def save(kind: str) -> Iterator[Event]:
+    def keep(kind: str) -> Iterator[Event]:
         yield from late.settle()  # a diverged model is never saved
-        point = saving.save(trained, kind, habits.save_limit, habits.keep_best, habits.name(trained.step))
-        yield from team.first(point)
+        yield from team.first(save(kind))
 
     def read() -> Stage[str]:
         yield from team.first(guard.read(trained.step) if guard else ())
         stopped, improved = team.tell((guard.stop, guard.improved) if guard else ("", False))
         if improved and habits.keep_best:
-            yield from save("best")
+            yield from keep("best")
         return stopped
 
     if team.any(trained.resumed is not None and guard is not None and guard.missed(trained.step))[0]:
@@ -70,11 +47,11 @@ def run(trained: Trained, habits: Habits, preview: Callable[[int], Stage[object]
     while trained.step < trained.total and not stopped:
         yield from one_step(trained, late)
         yield from late.settle(but=1)
-        keep, show, look = team.any(
+        hold, show, look = team.any(
             controls.take("checkpoint"), controls.take("sample"), guard is not None and guard.due(trained.step)
         )
-        if due(habits.save_every) or keep:
-            yield from save("interval")
+        if due(habits.save_every) or hold:
+            yield from keep("interval")
         if due(habits.sample_every) or show:
             yield from team.first(while_wanted(preview(trained.step), controls))
         if look:

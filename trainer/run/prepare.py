@@ -25,6 +25,7 @@ from trainer.plan import planner
 from trainer.plan.plan import Plan
 from trainer.prior import manifest
 from trainer.run import settle
+from trainer.run.habits import Habits
 from trainer.settings import checks, overlay
 from trainer.settings.config import Config
 from trainer.settings.effect import prior_is_on
@@ -54,6 +55,11 @@ class Run:
     def look(self) -> Look:
         """How its previews are drawn."""
         return Look.of(self.config)
+
+    @property
+    def habits(self) -> Habits:
+        """What it does on the way."""
+        return Habits.of(self.config)
 
 
 def prepare(config: Config) -> Run:

@@ -8,16 +8,17 @@ from pathlib import Path
 from trainer.errors import Diverged
 from trainer.events import CheckpointSaved, Notice, Stage
 from trainer.out import checkpoint
+from trainer.run.habits import Habits
 from trainer.run.trained import Trained
 
 
-def save(trained: Trained, kind: str, limit: int | None = None, keep_best: bool = False, name: str = "") -> Stage[None]:
-    """A checkpoint of the step just done, called `name` or our own way; `limit` older ones stay, and where `keep_best` the
-    best one, too. Its losses have been looked at: a model that diverged is never saved."""
+def save(trained: Trained, kind: str, habits: Habits) -> Stage[Path]:
+    """A checkpoint of the step just done, and its folder; of older ones as many stay as the habits say. Its losses have
+    been looked at: a model that diverged is never saved."""
     started = time.perf_counter()
     if trained.resumed == checkpoint.folder(trained.folder, trained.step):  # read a moment ago: it holds just this
         yield CheckpointSaved(trained.step, str(trained.resumed), checkpoint.size_bytes(trained.resumed), 0.0, kind)
-        return
+        return trained.resumed
     state = trained.state()
     if broken := state.broken():
         raise Diverged(
@@ -25,10 +26,11 @@ def save(trained: Trained, kind: str, limit: int | None = None, keep_best: bool 
             "earlier ones are intact.\n  fix: lower --learning_rate, then --resume_from_checkpoint latest."
         )
     checkpoint.require_space(trained.folder, state.bytes, "a checkpoint")
-    path = checkpoint.save(trained.folder, state, name)
+    path = checkpoint.save(trained.folder, state, habits.name(trained.step))
     named = path.name.partition("-")[0]  # the last step's own checkpoint takes no place of those that were asked for
-    checkpoint.prune(trained.folder, limit, trained.best if keep_best else None, named)
+    checkpoint.prune(trained.folder, habits.save_limit, trained.best if habits.keep_best else None, named)
     yield CheckpointSaved(trained.step, str(path), checkpoint.size_bytes(path), time.perf_counter() - started, kind)
+    return path
 
 
 def resume(trained: Trained, point: Path) -> Stage[None]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from pathlib import Path
 
 import torch
 
@@ -17,7 +16,6 @@ from trainer import memory
 from trainer.draw.painter import Painter
 from trainer.draw.preview import preview
 from trainer.events import (
-    CheckpointSaved,
     Controls,
     Event,
     Notice,
@@ -128,11 +126,15 @@ def train(run: Run, trained: Trained, painter: Painter, controls: Controls) -> S
     def see(event: Event) -> list[Event]:
         nonlocal images
         images += event.images if isinstance(event, Step) else 0
-        if isinstance(event, CheckpointSaved):
-            readable(run, trained, painter.parts, Path(event.path))
         return spills(event)
 
-    steps = loop.run(trained, loop.Habits.of(run.config), lambda step: draw(run, painter, step), controls)
+    steps = loop.run(
+        trained,
+        run.habits,
+        controls,
+        save=lambda kind: keep(run, trained, painter.parts, kind),
+        preview=lambda step: draw(run, painter, step),
+    )
     stopped = yield from watched(steps, see)
     seconds = time.perf_counter() - begun
     detail = f"{trained.step - first} steps, {images / max(seconds, 1e-9):.2f} images a second"
@@ -142,18 +144,15 @@ def train(run: Run, trained: Trained, painter: Painter, controls: Controls) -> S
 
 def save(run: Run, trained: Trained, parts: Parts) -> Stage[None]:
     """What a run can go on from, before anything is drawn: too little memory for pictures then loses nothing."""
-    phase, habits = Phase("save", run.device), loop.Habits.of(run.config)
+    phase = Phase("save", run.device)
     yield phase.start()
-    name = habits.name(trained.step)
-    for event in saving.save(trained, "last", habits.save_limit, habits.keep_best, name):
-        yield event
-        if isinstance(event, CheckpointSaved):
-            readable(run, trained, parts, Path(event.path))
+    yield from keep(run, trained, parts, "last")
     yield phase.end()
 
 
-def readable(run: Run, trained: Trained, parts: Parts, point: Path) -> None:
-    """diffusers' scripts leave what was trained in each checkpoint-N, where `from_pretrained` finds it."""
+def keep(run: Run, trained: Trained, parts: Parts, kind: str) -> Stage[None]:
+    """A checkpoint. As diffusers' scripts do, each checkpoint-N holds what was trained where `from_pretrained` finds it."""
+    point = yield from saving.save(trained, kind, run.habits)
     if run.config.run.layout == "diffusers" and point.name.startswith("checkpoint-"):
         as_diffusers.readable(parts, trained.weights, point, run.config)
 
