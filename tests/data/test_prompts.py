@@ -140,7 +140,9 @@ def test_ai_toolkits_trigger_in_captions_is_the_identifier(tmp_path):
 def test_a_prompt_that_the_text_encoder_cuts_off_says_what_is_lost():
     long = "hta dog " + " ".join(["very"] * 72) + " small wooden boat, sunset"
     (said,) = odd(photos("hta dog", long), config(data__class_name="dog"))
-    assert "1.png is too long" in said and "reads 75 tokens and not 'wooden boat, sunset'" in said
+    assert "1.png is too long" in said and "75 tokens are read and not 'wooden boat, sunset'" in said
+    assert "--max_token_length 150" in said
+    assert odd(photos("hta dog", long), config(data__class_name="dog", model__max_token_length=150)) == []
     assert prompts.cut_off("hta dog " + "very " * 73) == ""
     assert prompts.cut_off("дом " * 40), "letters of other alphabets are several tokens each"
 

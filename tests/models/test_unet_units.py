@@ -1,5 +1,8 @@
 """Units equal the unmodified model bit for bit, forward and backward, for every family."""
 
+import itertools
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,7 +10,7 @@ from torch import Tensor
 from trainer import units as schedule
 from trainer.models import FAMILIES, Parts
 
-PROMPTS = ["a photo of sks dog", "a watercolour of two cats, with hats"]
+PROMPTS = ["a photo of sks dog", "a watercolour of two cats, with hats" + " and shoes" * 40]
 
 
 def inputs(parts: Parts, text: bool, size: tuple[int, int] = (8, 8)) -> dict[str, Tensor]:
@@ -30,9 +33,11 @@ def run(units: list[schedule.Unit], given: dict[str, Tensor]) -> dict[str, Tenso
     return values
 
 
-@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
+@pytest.fixture(scope="module", params=itertools.product(FAMILIES, (1, 2)), ids=lambda p: f"{p[0].name}-{75 * p[1]}")
 def parts(request) -> Parts:
-    return request.param.tiny()
+    """Every family, reading prompts in one window and in two."""
+    family, windows = request.param
+    return replace(family.tiny(), windows=windows)
 
 
 @pytest.mark.parametrize("text", [False, True])

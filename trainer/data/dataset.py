@@ -31,8 +31,8 @@ class Dataset:
     """instances: the views of each photo; classes: one example of each class image; repeats: of each photo in an epoch;
     class_repeats: of each class image, one where it is empty.
 
-    texts:  prompt -> {"text": (77, C), ...}; empty where the text encoder is trained
-    tokens: prompt -> {"input_ids": (77,), ...}
+    texts:  prompt -> {"text": (77 n, C), ...}; empty where the text encoder is trained
+    tokens: prompt -> {"input_ids": (77 n,), ...}
     square:  (height, width) of a plain picture; scaling: the VAE's factor from its latents to the denoiser's
     """
 

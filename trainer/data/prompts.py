@@ -18,7 +18,6 @@ from trainer.settings.config import Config, Data
 RARE_RANK = (
     40_000  # of 49,152: below this a token was frequent enough to be a word, a name or an abbreviation people use
 )
-WINDOW = 75  # tokens between begin and end of text
 ARTICLES = ("a", "an", "the")
 SAY_NOTHING = frozenset(
     """a an the of in on at with and or to from for by is are my your his her our their this that one very
@@ -140,7 +139,7 @@ def check(config: Config, photos: PhotoSet, prior: bool) -> list[str]:
     """What is odd about the prompts, one sentence each. Raises ConfigError for what defeats prior preservation."""
     if prior and not config.data.allow_prompts:
         _refuse(config, photos)
-    return [*_odd(config, photos, prior), *_too_long(photos)]
+    return [*_odd(config, photos, prior), *_too_long(photos, config.model.max_token_length)]
 
 
 def _refuse(config: Config, photos: PhotoSet) -> None:
@@ -220,16 +219,17 @@ def _class_in(prompt: str, config: Config) -> bool:
     return bool(wanted & set(words_of(prompt)))
 
 
-def _too_long(photos: PhotoSet) -> Iterator[str]:
+def _too_long(photos: PhotoSet, window: int) -> Iterator[str]:
     """Prompts that the text encoder cuts off, with what is lost. A token is a byte or more, so short ones need no count."""
     for prompt in photos.prompts:
-        cut = cut_off(prompt)
+        cut = cut_off(prompt, window)
         if cut:
+            more = "" if window == 225 else f"; --max_token_length {window + 75} reads more"
             of = [photo for photo in photos.photos if photo.prompt == prompt]
-            yield f"the prompt of {names(of)} is too long: the text encoder reads {WINDOW} tokens and not '{cut}'"
+            yield f"the prompt of {names(of)} is too long: {window} tokens are read and not '{cut}'{more}"
 
 
-def cut_off(prompt: str, window: int = WINDOW) -> str:
+def cut_off(prompt: str, window: int = 75) -> str:
     """The end of a prompt that does not fit; empty where all of it does."""
     if len(prompt.encode()) <= window:
         return ""

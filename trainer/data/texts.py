@@ -18,7 +18,7 @@ from trainer.models.base import Parts
 
 
 def token_ids(parts: Parts, prompts: list[str]) -> dict[str, dict[str, Tensor]]:
-    """Prompt -> {"input_ids": (77,), ...}; {} where the tokenizers are not loaded."""
+    """Prompt -> {"input_ids": (77 n,), ...}; {} where the tokenizers are not loaded."""
     if not parts.tokenizers or not prompts:
         return {}
     ids = parts.family.tokens(parts, prompts)
@@ -28,7 +28,7 @@ def token_ids(parts: Parts, prompts: list[str]) -> dict[str, dict[str, Tensor]]:
 def encode_prompts(
     parts: Parts, prompts: Iterable[str], device: torch.device | str, store: Store | None = None
 ) -> Stage[dict[str, dict[str, Tensor]]]:
-    """Embeddings of `prompts`: returns {prompt: {"text": (77, C), "pooled": (P,) for SDXL}}, fp32 on the CPU."""
+    """Embeddings of `prompts`: returns {prompt: {"text": (77 n, C), "pooled": (P,) for SDXL}}, fp32 on the CPU."""
     prompts, store = list(dict.fromkeys(prompts)), store or Store(None)
     phase = Phase("cache text", device)
     yield phase.start(len(prompts))

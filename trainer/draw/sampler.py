@@ -19,7 +19,7 @@ from trainer.models.base import Parts
 from trainer.settings.config import Config
 from trainer.units import EXACT
 
-Texts = Mapping[str, Mapping[str, Tensor]]  # prompt -> {"text": (77, C), "pooled": (P,) for SDXL}
+Texts = Mapping[str, Mapping[str, Tensor]]  # prompt -> {"text": (77 n, C), "pooled": (P,) for SDXL}
 
 
 @dataclass(frozen=True)

@@ -161,6 +161,7 @@ class Parts:
     scheduler_config: dict[str, Any] = field(default_factory=dict)
     prediction_type: str = "epsilon"  # or "v_prediction", "flow"
     spare: list[nn.Module] = field(default_factory=list)  # layers that clip_skip took off the text encoder
+    windows: int = 1  # of 77 tokens, in which prompts are read
 
     def modules(self) -> dict[str, nn.Module]:
         """The modules that are loaded, by the name that parameters and units carry: the denoiser's, vae, text, text_2."""
@@ -221,11 +222,11 @@ class Family(Protocol):
         """
 
     def encode_text(self, parts: Parts, prompts: list[str], visit: Any = nullcontext) -> dict[str, Tensor]:
-        """{"text": (B, 77, C)}, for SDXL also {"pooled": (B, P)}, without gradients, on the device where the last encoder
+        """{"text": (B, 77 n, C)}, for SDXL also {"pooled": (B, P)}, without gradients, on the device where the last encoder
         works. `visit(encoder)` is a context in which one encoder is where it should work."""
 
     def tokens(self, parts: Parts, prompts: list[str]) -> dict[str, Tensor]:
-        """{"input_ids": (B, 77)}, for SDXL also {"input_ids_2": (B, 77)}; what text units read."""
+        """{"input_ids": (B, 77 n)}, for SDXL also {"input_ids_2": (B, 77 n)}; what text units read."""
 
     def extra_values(
         self, original_size: tuple[int, int], crop_top_left: tuple[int, int], target_size: tuple[int, int], batch: int

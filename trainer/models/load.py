@@ -29,6 +29,7 @@ from trainer.models.describe import PICKLES, describe, variant_of
 from trainer.models.sd import ldm, text
 from trainer.models.sd.family import StableDiffusion, build_encoder
 from trainer.models.sound import AGAIN, require_numbers, understood
+from trainer.models.windows import widened
 from trainer.settings.config import Model
 
 ALL = ("unet", "vae", "text", "tokenizer")
@@ -84,7 +85,7 @@ def load_for(settings: Model) -> Parts:
     """The model that the settings name (or the built-in one), every part as its file has it: the weights lie in the file
     and take no memory until a module visits or the engine has its own."""
     parts = load(Source.of(settings), dtype=None)
-    return clip_skip.shortened(parts, settings.clip_skip)
+    return widened(clip_skip.shortened(parts, settings.clip_skip), settings.max_token_length)
 
 
 def _from_folder(path: Path, wanted: list[str], dtype: torch.dtype | None, variant: str | None) -> dict[str, nn.Module]:

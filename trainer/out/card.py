@@ -77,6 +77,7 @@ def network(parts: Parts, settings: Mapping[str, str]) -> dict[str, str]:
         "ss_prior_loss_weight": "prior.prior_loss_weight",
         "ss_mixed_precision": "train.mixed_precision",
         "ss_clip_skip": "model.clip_skip",
+        "ss_max_token_length": "model.max_token_length",
     }
     found = {key: settings[source] for key, source in told.items() if settings.get(source) not in (None, "None")}
     found |= {

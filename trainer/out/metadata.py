@@ -14,6 +14,7 @@ from trainer.settings.config import Config
 KEYS = (
     "model.name",
     "model.clip_skip",
+    "model.max_token_length",
     "data.instance_prompt",
     "data.identifier",
     "data.class_name",

@@ -19,6 +19,7 @@ from trainer.files.safetensors_stream import PIECE_BYTES
 from trainer.machine.team import Rehearsed
 from trainer.models import adapters, clip_skip
 from trainer.models.base import Parts
+from trainer.models.windows import widened
 from trainer.objective.loss import Objective
 from trainer.plan import calibration, rehearse
 from trainer.plan.plan import PhasePlan, Standing
@@ -38,7 +39,7 @@ class Rehearsals:
     """Rehearsals of one configuration, each done once."""
 
     def __init__(self, config: Config, parts: Parts, kind: str, bf16: bool = True):
-        parts = clip_skip.shortened(parts, config.model.clip_skip)
+        parts = widened(clip_skip.shortened(parts, config.model.clip_skip), config.model.max_token_length)
         self.config, self.parts, self.kind = config, parts, kind
         # the least approximate first; fp16 has too small a range for a VAE
         self.vae_dtypes = (torch.float32, torch.bfloat16) if bf16 else (torch.float32,)

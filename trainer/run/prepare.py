@@ -109,6 +109,8 @@ def prepare(config: Config) -> Run:
     notices += [Notice(text) for text in photos.advice]
     if config.checkpoint.resume_from_checkpoint == "latest" and resume is None:
         notices.append(Notice(f"{folder} holds no checkpoint yet: starting from the beginning."))
+    if config.model.max_token_length > 75:
+        notices.append(Notice("Long prompts: ComfyUI and the WebUIs read all of them, diffusers' pipelines 75 tokens."))
     if spared is not None:
         notices.append(Notice(f"{spared.name} is kept back to measure overfitting (--no-watch trains on it, too)."))
     return Run(config, photos, spared, plan, device, folder, team, resume, notices)

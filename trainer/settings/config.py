@@ -34,6 +34,7 @@ class Model(Section):
         None, "another VAE (hub id, folder or .safetensors)", "pretrained_vae_model_name_or_path", "vae"
     )
     clip_skip: int = knob(1, "SD 1.x: read the text encoder's last layer but so many less one; 2 is usual", ge=1, le=11)
+    max_token_length: int = knob(75, "tokens that are read of a prompt: 75, 150, 225", ge=75, le=225, multiple_of=75)
 
 
 class Data(Section):
@@ -262,9 +263,7 @@ class Export(Section):
     precision: Literal["fp16", "fp32", "bf16"] = knob(
         "fp16", "bf16 throws away 10 to 40 % of what was learned", "save_precision"
     )
-    strength: float = knob(
-        1.0, "share of what was learned that is exported: 0 the base model, 1 all of it; not for dora", ge=0, le=2
-    )
+    strength: float = knob(1.0, "share of what was learned that is exported: 0 none of it, 1 all", ge=0, le=2)
 
 
 class Guard(Section):

@@ -118,11 +118,11 @@ class StableDiffusion:
         )
 
     def units(self, parts: Parts, text: bool = False) -> list[Unit]:
-        return (split_text(parts.text_encoders) if text else []) + units.split(parts.denoiser)
+        return (split_text(parts.text_encoders, parts.windows) if text else []) + units.split(parts.denoiser)
 
     def tokens(self, parts: Parts, prompts: list[str]) -> dict[str, Tensor]:
         device = parts.text_encoders[0].device if parts.text_encoders else torch.device("cpu")
-        return {name: ids.to(device) for name, ids in tokenize(parts.tokenizers, prompts).items()}
+        return {name: ids.to(device) for name, ids in tokenize(parts.tokenizers, prompts, parts.windows).items()}
 
     @torch.no_grad()
     def encode_text(self, parts: Parts, prompts: list[str], visit: Visit = nullcontext) -> dict[str, Tensor]:
@@ -159,12 +159,13 @@ class StableDiffusion:
         self, parts: Parts, rows: int, size: tuple[int, int], text: bool
     ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         factor, config, real, whole = parts.latent_factor, parts.denoiser.config, torch.float32, torch.int64
+        length = LENGTH * parts.windows
         given = {"sample": ((rows, config.in_channels, size[1] // factor, size[0] // factor), real)}
         given["timestep"] = ((rows,), real if parts.prediction_type == "flow" else whole)
         if text:
-            given |= dict.fromkeys(("input_ids", "input_ids_2")[: len(self.pads)], ((rows, LENGTH), whole))
+            given |= dict.fromkeys(("input_ids", "input_ids_2")[: len(self.pads)], ((rows, length), whole))
         else:
-            given["text"] = ((rows, LENGTH, config.cross_attention_dim), real)
+            given["text"] = ((rows, length, config.cross_attention_dim), real)
             if "pooled" in self.text_values:
                 sizes = 6 * config.addition_time_embed_dim
                 given["pooled"] = ((rows, config.projection_class_embeddings_input_dim - sizes), real)

@@ -2,6 +2,9 @@
 
 SD 1.x and 2.x condition on the last hidden state after the final norm; SDXL on the penultimate hidden states of two
 encoders side by side, plus the second encoder's projected embedding of the end-of-text token ("pooled").
+
+A prompt that is longer than the 77 tokens of CLIP is read in windows of 75, each between a begin and an end of its own, whose
+states then stand one after the other, as in AUTOMATIC1111's WebUI and ComfyUI; "pooled" is the first window's, as there.
 """
 
 from __future__ import annotations
@@ -40,30 +43,57 @@ def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     return {word: i for i, word in enumerate(words)}, merges
 
 
-def tokenize(tokenizers: list[CLIPTokenizer], prompts: list[str]) -> dict[str, Tensor]:
-    """{"input_ids": (B, 77), "input_ids_2": (B, 77)}, cut off or padded to the encoders' length."""
+def tokenize(tokenizers: list[CLIPTokenizer], prompts: list[str], windows: int = 1) -> dict[str, Tensor]:
+    """{"input_ids": (B, 77 n), "input_ids_2": (B, 77 n)} in `windows` n, cut off or padded to them."""
+    named = zip(("input_ids", "input_ids_2"), tokenizers, strict=False)
+    if windows > 1:
+        return {name: _in_windows(each, prompts, windows) for name, each in named}
     return {
         name: each(prompts, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt").input_ids
-        for name, each in zip(("input_ids", "input_ids_2"), tokenizers, strict=False)
+        for name, each in named
     }
+
+
+def _in_windows(tokenizer: CLIPTokenizer, prompts: list[str], windows: int) -> Tensor:
+    """(B, 77 n): every window what the tokenizer makes of a prompt that consists of its 75 tokens."""
+    inner, rows = LENGTH - 2, []
+    for prompt in prompts:
+        ids = tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False).input_ids
+        row: list[int] = []
+        for first in range(0, windows * inner, inner):
+            window = [tokenizer.bos_token_id, *ids[first : first + inner], tokenizer.eos_token_id]
+            row += window + [tokenizer.pad_token_id] * (LENGTH - len(window))
+        rows.append(row)
+    return torch.tensor(rows)
+
+
+def _apart(ids: Tensor) -> Tensor:
+    """(B, 77 n) -> (B n, 77): an encoder reads every window as a prompt."""
+    return ids.reshape(-1, LENGTH)
+
+
+def _joined(hidden: Tensor, windows: int) -> Tensor:
+    """(B n, 77, C) -> (B, 77 n, C)."""
+    return hidden.reshape(-1, LENGTH * windows, hidden.shape[-1])
 
 
 def encode(encoders: list[nn.Module], tokens: dict[str, Tensor], visit: Visit = nullcontext) -> dict[str, Tensor]:
     """The plain forward pass of the text path, with gradients: {"text"} or {"text", "pooled"}. `visit(encoder)` is held
     while that encoder works, so that each may be on the card alone."""
+    windows = tokens["input_ids"].shape[-1] // LENGTH
     with visit(encoders[0]):
-        ids = tokens["input_ids"].to(encoders[0].device)
+        ids = _apart(tokens["input_ids"].to(encoders[0].device))
         if len(encoders) == 1:
-            return {"text": encoders[0](ids)[0]}
+            return {"text": _joined(encoders[0](ids)[0], windows)}
         first = encoders[0](ids, output_hidden_states=True).hidden_states[-2]
     with visit(encoders[1]):
-        second = encoders[1](tokens["input_ids_2"].to(encoders[1].device), output_hidden_states=True)
+        second = encoders[1](_apart(tokens["input_ids_2"].to(encoders[1].device)), output_hidden_states=True)
         text = torch.cat([first, second.hidden_states[-2]], dim=-1)
-        return {"text": text, "pooled": second.text_embeds}
+        return {"text": _joined(text, windows), "pooled": second.text_embeds[::windows]}
 
 
-def split(encoders: list[nn.Module]) -> list[Unit]:
-    """Units of the text path: read input_ids (and input_ids_2), write text (and pooled).
+def split(encoders: list[nn.Module], windows: int = 1) -> list[Unit]:
+    """Units of the text path: read input_ids (and input_ids_2) of so many windows, write text (and pooled).
 
     SDXL never uses the first encoder's last layer and final norm, so they belong to no unit.
     """
@@ -72,7 +102,7 @@ def split(encoders: list[nn.Module]) -> list[Unit]:
         encoder = encoders[0]
         hidden = _layers(units, "text", "text", encoder, "input_ids", len(encoder.encoder.layers))
         module = holder({"text.final_layer_norm": encoder.final_layer_norm})
-        run = lambda value: encoder.final_layer_norm(value)  # noqa: E731
+        run = lambda value: _joined(encoder.final_layer_norm(value), windows)  # noqa: E731
         units.append(Unit("text.final_layer_norm", module, (hidden[-1],), ("text",), run))
         return units
     first, second = encoders
@@ -80,10 +110,9 @@ def split(encoders: list[nn.Module]) -> list[Unit]:
     two = _layers(
         units, "text_2", "text_2.text_model", second.text_model, "input_ids_2", len(second.text_model.encoder.layers)
     )
-    units.append(
-        Unit("text_2.join", nn.Module(), (one[-1], two[-2]), ("text",), lambda a, b: torch.cat([a, b], dim=-1))
-    )
-    units.append(_pooled(second, two[-1]))
+    join = lambda a, b: _joined(torch.cat([a, b], dim=-1), windows)  # noqa: E731
+    units.append(Unit("text_2.join", nn.Module(), (one[-1], two[-2]), ("text",), join))
+    units.append(_pooled(second, two[-1], windows))
     return units
 
 
@@ -95,14 +124,14 @@ def _layers(units: list[Unit], model: str, path: str, encoder: nn.Module, ids: s
     assert encoder.config._attn_implementation == "sdpa", "another attention would need the mask"
 
     def through(layer: nn.Module):
-        def run(hidden: Tensor) -> Tensor:  # (B, 77, C)
+        def run(hidden: Tensor) -> Tensor:  # (B n, 77, C)
             return layer(hidden, None, is_causal=True)
 
         return run
 
     names = [f"{path}.embeddings"]
     module = holder({names[0]: encoder.embeddings})
-    units.append(Unit(names[0], module, (ids,), (names[0],), lambda value: encoder.embeddings(input_ids=value)))
+    units.append(Unit(names[0], module, (ids,), (names[0],), lambda value: encoder.embeddings(input_ids=_apart(value))))
     for i, layer in enumerate(encoder.encoder.layers[:count]):
         name = f"{path}.encoder.layers.{i}"
         units.append(Unit(name, holder({name: layer}), (names[-1],), (name,), through(layer)))
@@ -110,17 +139,17 @@ def _layers(units: list[Unit], model: str, path: str, encoder: nn.Module, ids: s
     return names
 
 
-def _pooled(encoder: nn.Module, hidden: str) -> Unit:
-    """Final norm, the end-of-text token's state, the projection."""
+def _pooled(encoder: nn.Module, hidden: str, windows: int) -> Unit:
+    """Final norm, the end-of-text token's state, the projection: of the first window."""
     model = encoder.text_model
     path = "text_2.text_model.final_layer_norm"
     module = holder({path: model.final_layer_norm, "text_2.text_projection": encoder.text_projection})
 
     def run(value: Tensor, ids: Tensor) -> Tensor:
-        value = model.final_layer_norm(value)
+        value, ids = model.final_layer_norm(value), _apart(ids)
         # Old configurations say eos_token_id = 2 and mean the largest id, which end-of-text is in CLIP's vocabulary.
         end = ids.int() if model.eos_token_id == 2 else (ids == model.eos_token_id).int()
         rows = torch.arange(value.shape[0], device=value.device)
-        return encoder.text_projection(value[rows, end.argmax(dim=-1)])  # (B, P)
+        return encoder.text_projection(value[rows, end.argmax(dim=-1)])[::windows]  # (B, P)
 
     return Unit("text_2.text_projection", module, (hidden, "input_ids_2"), ("pooled",), run)

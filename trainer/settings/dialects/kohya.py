@@ -199,7 +199,6 @@ FLAGS: Flags = {
     "base_weights": _MERGE,
     "base_weights_multiplier": _MERGE,
     "block_lr": Refused("one rate holds for the whole denoiser", "use --learning_rate"),
-    "max_token_length": Refused("prompts are one window of 77 tokens", "shorten the captions and leave it out", ("75", "77", "none")),
     "shuffle_caption": _CAPTIONS,
     "keep_tokens": _CAPTIONS,
     "secondary_separator": _CAPTIONS,

@@ -1,0 +1,21 @@
+"""Long prompts: read in windows of 75 tokens, whose states stand one after the other (`sd.text` does it).
+
+Every prompt of a run, the empty one too, then has as many windows as the longest may have, and so has what is cached, drawn
+and trained: the denoiser attends to all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from trainer.models.base import Parts
+
+WINDOW = 75  # tokens between the begin and the end of a text
+
+
+def widened(parts: Parts, max_token_length: int) -> Parts:
+    """The same parts, reading prompts of up to `max_token_length` tokens. The digest says so, as class images that were
+    drawn with more windows are others."""
+    if max_token_length == WINDOW:
+        return parts
+    return replace(parts, windows=max_token_length // WINDOW, digest=f"{parts.digest}-tokens{max_token_length}")
