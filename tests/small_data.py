@@ -22,7 +22,7 @@ def small_data():
             (64, 64),
         )
 
-    width = parts.unet.config.cross_attention_dim
+    width = parts.denoiser.config.cross_attention_dim
     texts = {
         p: {"text": torch.randn(77, width, generator=generator)} for p in ("a photo of sks dog", "a photo of a dog", "")
     }

@@ -37,7 +37,7 @@ def stepper(
 ) -> tuple[Callable[[], list[Tensor]], Callable[[], Tensor]]:
     """(what stays on the device between steps, a function that takes one step on `pairs` photos and as many class images
     and returns the loss)."""
-    unet = made.unet.to(device).train().requires_grad_(True)
+    unet = made.denoiser.to(device).train().requires_grad_(True)
     unet.set_attn_processor(AttnProcessor2_0() if recipe.sdpa else AttnProcessor())
     if recipe.checkpointing:
         unet.enable_gradient_checkpointing()
@@ -50,7 +50,7 @@ def stepper(
     generator = torch.Generator(device).manual_seed(0)
     pictures = torch.rand(rows, 3, pixels, pixels, generator=generator, device=device) * 2 - 1
     prompts = ["a photo of sks dog"] * pairs + ["a photo of a dog"] * pairs
-    config = made.unet.config
+    config = made.denoiser.config
     cached_text = torch.randn(rows, 77, config.cross_attention_dim, generator=generator, device=device)
     cached_mean = torch.randn(rows, 4, latent, latent, generator=generator, device=device)
     added = None

@@ -78,7 +78,7 @@ def _baseline(options: Options, recipe: baseline.Recipe) -> dict:
 
 def _engine(options: Options, policy: Policy) -> dict:
     made = work.parts(options, "unet", device=options.device)
-    undo = memory.prepare(made.unet, policy, options.device)
+    undo = memory.prepare(made.denoiser, policy, options.device)
     batches = [work.batch(made, work.side(options, made), PAIRS, options.device, seed) for seed in range(4)]
     engine, step = work.stepper(made, policy, batches, options.device)
     try:

@@ -112,7 +112,7 @@ def on_cpu(made, policy: Policy, shapes: rehearse.Shapes) -> Allocated:
 def real_step(
     made, parts: Parts, policy: Policy, shapes: rehearse.Shapes, device: torch.device
 ) -> tuple[Callable[[], object], Engine]:
-    memory.prepare(parts.unet, policy, device)
+    memory.prepare(parts.denoiser, policy, device)
     engine = Engine(made.units(parts), policy, device)
     micro = [filled(parts, shapes, device) for _ in range(shapes.accumulation)]
     objective = Objective(parts.noise())

@@ -41,7 +41,7 @@ def suite(options: Options) -> Iterator[dict]:
         )
     )
     made = work.parts(options, "unet", device=device)
-    memory.prepare(made.unet, policy, device)
+    memory.prepare(made.denoiser, policy, device)
     _, step = work.stepper(made, policy, [work.batch(made, work.side(options, made), 1, device)], device)
     measured = timed(step, options)
     seconds = measured.row(2)["seconds"]

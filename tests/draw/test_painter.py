@@ -75,7 +75,7 @@ def test_the_state_makes_room_while_latents_are_drawn_and_decoded_and_only_where
 
 def test_the_plans_batch_bounds_how_many_are_drawn_at_a_time_and_progress_counts_pictures(monkeypatch):
     parts, sizes = SD1.tiny(), []
-    hook = parts.unet.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
+    hook = parts.denoiser.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
     painter, phase = painter_of(parts), Phase("sample", CPU)
     phase.start(3 * 2)
     events, latents = finish(_latents(replace(painter, drawing=Drawing(batch=2)), phase))
@@ -104,7 +104,7 @@ def test_the_plans_precision_of_the_denoiser_is_what_it_visits_in():
     parts = SD1.tiny()
     with replace(painter_of(parts), drawing=Drawing(denoiser_dtype=torch.bfloat16)).on_card(PROMPTS) as brush:
         assert brush.denoiser.dtype == torch.bfloat16
-    assert parts.unet.dtype == torch.float32
+    assert parts.denoiser.dtype == torch.float32
 
 
 def test_a_way_of_drawing_survives_json():

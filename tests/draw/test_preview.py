@@ -28,7 +28,7 @@ def texts_of(parts, *prompts):
 
 def latents_of(parts, look, prompts=(PROMPT,), seeds=(7,), negative=""):
     texts = texts_of(parts, *prompts, negative, "")
-    *steps, latents = sampler.draw(parts, parts.unet, texts, prompts, seeds, look, "cpu")
+    *steps, latents = sampler.draw(parts, parts.denoiser, texts, prompts, seeds, look, "cpu")
     assert steps == list(range(1, look.steps + 1))
     return latents
 
@@ -80,7 +80,7 @@ def test_a_flow_matching_model_is_drawn_along_its_straight_lines():
     levels = torch.cat([2.0 * levels / (1 + levels), torch.zeros(1)])
     with torch.no_grad():
         for now, after in pairwise(levels):
-            x = x + (after - now) * SDXL.call(parts.unet, x, 1000 * now[None], values)
+            x = x + (after - now) * SDXL.call(parts.denoiser, x, 1000 * now[None], values)
     assert torch.allclose(latents_of(parts, look), x, atol=1e-4, rtol=1e-4)
 
 
@@ -92,7 +92,7 @@ def test_a_negative_prompt_changes_the_picture():
 
 def test_guidance_of_one_runs_the_model_once_a_step():
     parts, calls = SD1.tiny(), []
-    hook = parts.unet.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
+    hook = parts.denoiser.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
     latents_of(parts, sampler.Look((64, 64), 2, guidance=1.0))
     latents_of(parts, sampler.Look((64, 64), 2, guidance=3.0))
     hook.remove()

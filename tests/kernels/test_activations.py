@@ -119,7 +119,7 @@ def test_a_block_with_recompute_kernels_compiles_to_one_graph():
     from trainer import models
     from trainer.memory import recompute_kernels
 
-    unet = models.family("sd1").tiny().unet
+    unet = models.family("sd1").tiny().denoiser
     recompute_kernels.apply(unet, Policy(recompute_kernels=True))
     resnet, block = (
         next(part for part in unet.modules() if type(part).__name__ == kind)

@@ -47,7 +47,7 @@ def test_a_visit_that_fails_leaves_the_module_as_it_was():
 def test_weights_that_an_engine_holds_are_still_its_own_after_a_visit():
     parts = SD1.tiny()
     engine = Engine(parts.family.units(parts), Policy(), "cpu")
-    with visiting(parts.unet, "cpu", torch.bfloat16):
+    with visiting(parts.denoiser, "cpu", torch.bfloat16):
         pass
     engine.load_master({name: torch.zeros_like(value) for name, value in engine.master()})
-    assert not any(parameter.any() for parameter in parts.unet.parameters())
+    assert not any(parameter.any() for parameter in parts.denoiser.parameters())

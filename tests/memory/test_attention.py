@@ -18,7 +18,7 @@ NAMES = [each.name for each in FAMILIES]
 @pytest.fixture(scope="module", params=NAMES)
 def model(request):
     """(UNet, a function that runs it forward and backward and returns prediction, gradients and bytes kept between)"""
-    unet = family(request.param).tiny().unet
+    unet = family(request.param).tiny().denoiser
     torch.manual_seed(0)
     sample, text = torch.randn(2, 4, 16, 16), torch.randn(2, 77, unet.config.cross_attention_dim)
     added = None

@@ -75,7 +75,7 @@ def tiny(name: str):
 def fresh(name: str, method: str):
     """The family's tiny model with a denoiser of its own."""
     parts = replace(tiny(name), denoiser=copy.deepcopy(tiny(name).denoiser), vae=None)
-    parts.unet.requires_grad_(True)
+    parts.denoiser.requires_grad_(True)
     if method == "lora":
         adapters.inject(parts, Lora(rank=2))
     return parts
@@ -83,7 +83,7 @@ def fresh(name: str, method: str):
 
 def data(parts, step: int):
     g = torch.Generator().manual_seed(step)
-    rows, config = 2, parts.unet.config
+    rows, config = 2, parts.denoiser.config
     values = {"sample": torch.randn(rows, 4, 8, 8, generator=g), "timestep": torch.randint(1000, (rows,), generator=g)}
     values["text"] = torch.randn(rows, 5, config.cross_attention_dim, generator=g)
     values |= parts.family.extra_values((64, 64), (0, 0), (64, 64), rows)
@@ -95,7 +95,7 @@ def data(parts, step: int):
 def losses(name: str, method: str, policy: Policy) -> torch.Tensor:
     """Three steps of the engine."""
     parts = fresh(name, method)
-    undo = memory.prepare(parts.unet, policy, "cpu")
+    undo = memory.prepare(parts.denoiser, policy, "cpu")
     engine, found = Engine(parts.family.units(parts), policy, "cpu"), []
     for step in range(3):
         values, target = data(parts, step)
@@ -212,8 +212,6 @@ def test_any_two_techniques_work_together_or_are_refused_by_name(small, first):
         if policy.cuda_graphs:
             continue  # allowed, and tried on a card
         model = Model()
-        if policy.channels_last:
-            memory.channels_last.lay_out(model)
         engine = Engine(model.units(), policy, "cpu")
         found = torch.stack([take_step(engine, step).losses[0, 0] for step in range(2)])
         assert torch.allclose(found, small, rtol=2 * tolerance, atol=0), (a, b)

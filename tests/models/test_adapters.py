@@ -173,10 +173,10 @@ def test_dropout_acts_only_while_training():
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 def test_adapters_of_a_model_in_16_bits_begin_as_those_of_the_same_model_in_fp32(dora):
     half, wide = SD1.tiny(), SD1.tiny()
-    for ours, theirs in zip(half.unet.parameters(), wide.unet.parameters(), strict=True):
+    for ours, theirs in zip(half.denoiser.parameters(), wide.denoiser.parameters(), strict=True):
         ours.data = ours.data.half()
         theirs.data = ours.data.float()
-    plain = {name: p.data_ptr() for name, p in half.unet.named_parameters()}
+    plain = {name: p.data_ptr() for name, p in half.denoiser.named_parameters()}
     for parts in (half, wide):
         adapters.inject(parts, Lora(rank=4, targets=["to_q", "conv1"]), dora=dora)
     found, expected = adapters.state_dict(half), adapters.state_dict(wide)
@@ -184,7 +184,7 @@ def test_adapters_of_a_model_in_16_bits_begin_as_those_of_the_same_model_in_fp32
     assert all(found[name].dtype == torch.float32 and torch.equal(found[name], expected[name]) for name in expected)
     kept = {
         name.replace(".base_layer.", "."): p.data_ptr()
-        for name, p in half.unet.named_parameters()
+        for name, p in half.denoiser.named_parameters()
         if ".lora_" not in name
     }
     assert kept == plain

@@ -194,7 +194,7 @@ def test_missing_and_torn_files_are_named(tmp_path, exported):
 
 
 def test_a_file_of_the_family_with_other_shapes_is_refused(tmp_path):
-    tensors = {entry.key: torch.zeros(entry.shape) for entry in ldm.layout({"unet": SD1.tiny().unet}, "sd1")}
+    tensors = {entry.key: torch.zeros(entry.shape) for entry in ldm.layout({"unet": SD1.tiny().denoiser}, "sd1")}
     other = configurations(SD2.tiny()) | {"unet": configurations(SD1.tiny())["unet"] | {"cross_attention_dim": 48}}
     path = checkpoint(tmp_path / "m.safetensors", tensors, {"trainer.parts": json.dumps(other)})
     with pytest.raises(ConfigError, match="has shape"):
@@ -262,8 +262,8 @@ def test_parts_dtype_and_prediction_are_as_asked(exported):
     source = Source(str(exported / "model.safetensors"), prediction_type="v_prediction")
     parts = load(source, parts=("unet",), dtype=torch.bfloat16)
     assert parts.vae is None and parts.text_encoders == [] and parts.tokenizers == []
-    assert parts.unet.dtype == torch.bfloat16 and parts.prediction_type == "v_prediction"
-    assert all(p.requires_grad for p in parts.unet.parameters()) and not parts.unet.training
+    assert parts.denoiser.dtype == torch.bfloat16 and parts.prediction_type == "v_prediction"
+    assert all(p.requires_grad for p in parts.denoiser.parameters()) and not parts.denoiser.training
 
 
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -307,12 +307,12 @@ def test_parts_of_one_file_keep_their_own_precision_and_mixed_ones_the_wider(tmp
         for key, value in values.items():
             file.write(key, value)
     found = load(str(path), dtype=None)
-    assert (found.text_encoders[0].dtype, found.vae.dtype, found.unet.dtype) == (
+    assert (found.text_encoders[0].dtype, found.vae.dtype, found.denoiser.dtype) == (
         torch.float16,
         torch.float32,
         torch.float32,
     )
-    first = dict(found.unet.named_parameters())[names[odd].names[0].removeprefix("unet.")]
+    first = dict(found.denoiser.named_parameters())[names[odd].names[0].removeprefix("unet.")]
     assert torch.equal(first, values[odd])  # as the file has it, not by way of fp16
 
 
@@ -326,7 +326,8 @@ def test_of_several_variants_the_one_that_is_read_decides_the_precision(tmp_path
     )
     for variant, dtype in (("fp16", torch.float16), (None, torch.float32)):
         assert (
-            load(Source(str(tmp_path / "diffusers"), variant=variant), parts=("unet",), dtype=None).unet.dtype == dtype
+            load(Source(str(tmp_path / "diffusers"), variant=variant), parts=("unet",), dtype=None).denoiser.dtype
+            == dtype
         )
 
 
@@ -429,7 +430,7 @@ def test_a_vae_that_is_a_pickle_or_lacks_its_configuration_is_named_with_the_way
 
 
 def test_a_checkpoint_without_a_vae_says_so(tmp_path):
-    keys = {entry.key: torch.zeros(entry.shape) for entry in ldm.layout({"unet": SD1.tiny().unet}, "sd1")}
+    keys = {entry.key: torch.zeros(entry.shape) for entry in ldm.layout({"unet": SD1.tiny().denoiser}, "sd1")}
     path = checkpoint(tmp_path / "m.safetensors", keys, {"trainer.parts": json.dumps(configurations(SD1.tiny()))})
     with pytest.raises(ConfigError, match="no VAE"):
         load(path, parts=("unet", "vae"))
@@ -473,4 +474,4 @@ def test_a_hub_model_loads_and_a_missing_one_is_named(tmp_path):
         pytest.skip(f"the model hub cannot be reached: {type(error).__name__}")
     refused("hf-internal-testing/there-is-no-such-model", "no model")
     parts = load("hf-internal-testing/tiny-stable-diffusion-pipe")
-    assert parts.unet is not None and parts.digest
+    assert parts.denoiser is not None and parts.digest

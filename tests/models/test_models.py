@@ -27,12 +27,12 @@ def test_the_full_size_model_has_the_public_parameter_count_and_no_memory(whole)
         "sd2": (865_910_724, 340_387_840),
         "sdxl": (2_567_463_684, 123_060_480, 694_659_840),
     }[whole.family.name]
-    assert sum(p.numel() for p in whole.unet.parameters()) == unet
+    assert sum(p.numel() for p in whole.denoiser.parameters()) == unet
     assert [sum(p.numel() for p in encoder.parameters()) for encoder in whole.text_encoders] == text
     assert sum(p.numel() for p in whole.vae.parameters()) == 83_653_863
     assert all(p.is_meta for module in whole.modules().values() for p in module.parameters())
     assert whole.prediction_type == ("v_prediction" if whole.family is SD2 else "epsilon")
-    assert whole.family.resolution == whole.unet.config.sample_size * whole.latent_factor
+    assert whole.family.resolution == whole.denoiser.config.sample_size * whole.latent_factor
 
 
 def test_units_of_the_full_size_model_run_on_the_meta_device(whole):
@@ -74,7 +74,7 @@ def test_encoded_text_is_what_the_diffusers_pipeline_encodes(parts):
             PROMPTS, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
         )
     assert torch.equal(ours["text"], theirs[0])
-    assert ours["text"].shape == (3, 77, parts.unet.config.cross_attention_dim)
+    assert ours["text"].shape == (3, 77, parts.denoiser.config.cross_attention_dim)
     if len(parts.text_encoders) == 2:
         assert torch.equal(ours["pooled"], theirs[2])
 
@@ -129,8 +129,8 @@ def test_the_same_seed_builds_the_same_small_model_and_leaves_the_random_state_a
     before = torch.get_rng_state()
     first, again, other = SD1.tiny(1), SD1.tiny(1), SD1.tiny(2)
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(first.unet.conv_in.weight, again.unet.conv_in.weight)
-    assert not torch.equal(first.unet.conv_in.weight, other.unet.conv_in.weight)
+    assert torch.equal(first.denoiser.conv_in.weight, again.denoiser.conv_in.weight)
+    assert not torch.equal(first.denoiser.conv_in.weight, other.denoiser.conv_in.weight)
     assert first.digest == again.digest != other.digest
 
 
@@ -172,7 +172,7 @@ def test_facts_carry_their_family_with_the_defaults_and_the_resolution_of_this_m
 def test_the_public_facts_of_a_family_build_its_full_size_model(whole):
     facts = whole.family.public()
     assert (facts.family, facts.kind, facts.prediction_type) == (whole.family, "public", whole.prediction_type)
-    sizes = [sum(p.numel() for p in parts.unet.parameters()) for parts in (whole, facts.family.build_meta(facts))]
+    sizes = [sum(p.numel() for p in parts.denoiser.parameters()) for parts in (whole, facts.family.build_meta(facts))]
     assert sizes[0] == sizes[1]
 
 

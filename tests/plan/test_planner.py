@@ -167,7 +167,7 @@ def test_on_a_cpu_every_phase_is_planned_with_what_visits_in_fp32(facts):
     plan = draft(facts, Machine("cpu", None, None, 64 * GIB))
     ram = {phase.name: phase.ram_bytes - calibration.PROCESS_RAM_BYTES.amount for phase in plan.phases}
     assert list(ram) == ["load", "class images", "cache images", "cache text", "train", "sample", "save", "export"]
-    weights = 4 * sum(p.numel() for p in facts.family.build_meta(facts).unet.parameters())
+    weights = 4 * sum(p.numel() for p in facts.family.build_meta(facts).denoiser.parameters())
     assert weights < ram["class images"] < 3 * weights  # the UNet as it computes, and activations
     assert ram["train"] > 4 * weights  # weights, gradients, two moments
     assert ram["load"] < 0.01 * weights

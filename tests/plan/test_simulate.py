@@ -46,15 +46,15 @@ def watched(step: Callable[[], object], card: str, standing) -> int:
 def test_a_simulated_plain_step_agrees_with_the_allocator_within_one_percent(each):
     def build(device: str):
         parts = each.tiny()
-        parts.unet.to(device)
+        parts.denoiser.to(device)
         given = filled(parts, rehearse.Shapes((128, 128)), torch.device(device)).values
 
         def step() -> None:
             each.denoise(parts, given).square().mean().backward()
-            for parameter in parts.unet.parameters():
+            for parameter in parts.denoiser.parameters():
                 parameter.grad = None
 
-        return step, [*parts.unet.parameters(), *given.values()]
+        return step, [*parts.denoiser.parameters(), *given.values()]
 
     step, _ = build("cpu")
     step()  # the first call allocates what stays: threads, caches

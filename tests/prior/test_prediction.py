@@ -123,6 +123,6 @@ def test_where_training_rescales_the_schedule_the_base_model_is_told_its_own_equ
 
 
 def test_predictions_made_in_half_precision_leave_the_model_as_it_was(parts, tmp_path):
-    before = next(parts.unet.parameters()).clone()
+    before = next(parts.denoiser.parameters()).clone()
     ensure(parts, tmp_path, denoiser_dtype=torch.bfloat16, draws=2, latents=1)
-    assert torch.equal(next(parts.unet.parameters()), before)
+    assert torch.equal(next(parts.denoiser.parameters()), before)

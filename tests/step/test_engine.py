@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer.errors import ConfigError
 from trainer.machine import host
-from trainer.memory import channels_last, cuda_graphs
+from trainer.memory import cuda_graphs
 from trainer.memory.stream import Traffic
 from trainer.models import SD1
 from trainer.plan.simulate import Tracker
@@ -370,7 +370,7 @@ def test_the_engine_lays_convolutions_out_channels_last_whatever_order_they_came
     for before in (False, True):
         model = Model()
         if before:
-            channels_last.lay_out(model)
+            model.to(memory_format=torch.channels_last)
         engine = Engine(model.units(), Policy(channels_last=True), "cpu")
         kernels = [p for p in model.parameters() if p.dim() == 4]
         assert kernels and all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)

@@ -77,12 +77,12 @@ def test_gradients_are_let_go_of_before_the_unit_is_through(monkeypatch):
 
 @pytest.mark.parametrize("apply", [attention.apply, recompute_kernels.apply], ids=["attention", "resnets"])
 def test_nothing_is_divided_by_one(apply):
-    unet = SD1.tiny().unet
+    unet = SD1.tiny().denoiser
     apply(unet, Policy(recompute_kernels=True))
     with torch.no_grad(), Counted() as counted:
         unet(torch.randn(1, 4, 16, 16), torch.tensor([3]), torch.randn(1, 77, unet.config.cross_attention_dim))
     with torch.no_grad(), Counted() as plain:
-        SD1.tiny().unet(
+        SD1.tiny().denoiser(
             torch.randn(1, 4, 16, 16), torch.tensor([3]), torch.randn(1, 77, unet.config.cross_attention_dim)
         )
     assert counted.operators["div"] < plain.operators["div"]

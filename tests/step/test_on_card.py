@@ -139,7 +139,7 @@ def test_losses_are_there_before_the_next_step_is_done():
 def tiny(family: str, policy: Policy, text: bool, accumulation: int = 2, device: torch.device = DEVICE):
     """(engine, step): a real family's smallest model; a step returns its losses."""
     parts = models.family(family).tiny()
-    undo.append(memory.prepare(parts.unet, policy, device))
+    undo.append(memory.prepare(parts.denoiser, policy, device))
     engine = Engine(parts.family.units(parts, text=text), policy, device)
     shapes = rehearse.Shapes((64, 64), accumulation=accumulation)
 

@@ -11,7 +11,7 @@ from trainer.step.engine import Engine
 def put_together(name: str, policy: Policy):
     """(the module itself, what stands in for it, its inputs as diffusers gives them)"""
     parts = family(name).tiny()
-    unet = parts.unet.eval().requires_grad_(False)
+    unet = parts.denoiser.eval().requires_grad_(False)
     config, g = unet.config, torch.Generator().manual_seed(0)
     given = {
         "sample": torch.randn(2, config.in_channels, 16, 16, generator=g),

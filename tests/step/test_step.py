@@ -22,7 +22,7 @@ LR, GAMMA, PRIOR_WEIGHT = 0.1, 5.0, 0.7
 
 def draw(parts, rows):
     generator = torch.Generator().manual_seed(3)
-    side, unet = 8, parts.unet.config
+    side, unet = 8, parts.denoiser.config
     values = {"sample": torch.randn(rows, 4, side, side, generator=generator)}  # clean latents, to be noised
     values["text"] = torch.randn(rows, 77, unet.cross_attention_dim, generator=generator)
     if unet.addition_embed_type == "text_time":
@@ -38,7 +38,7 @@ def reference(parts, values, noise, timesteps, instances, prediction, gamma):
     scheduler = DDPMScheduler(**keep, prediction_type=prediction)
     added = {"text_embeds": values["pooled"], "time_ids": values["time_ids"]} if "pooled" in values else None
     noisy = scheduler.add_noise(values["sample"], noise, timesteps)
-    output = parts.unet(noisy, timesteps, values["text"], added_cond_kwargs=added).sample
+    output = parts.denoiser(noisy, timesteps, values["text"], added_cond_kwargs=added).sample
     target = noise if prediction == "epsilon" else scheduler.get_velocity(values["sample"], noise, timesteps)
     snr = compute_snr(scheduler, timesteps)
     loss = 0.0
@@ -52,7 +52,7 @@ def reference(parts, values, noise, timesteps, instances, prediction, gamma):
         if errors:
             loss = loss + weight * sum(errors) / len(errors)
     loss.backward()
-    return loss.item(), {f"unet.{name}": p.grad for name, p in parts.unet.named_parameters()}
+    return loss.item(), {f"unet.{name}": p.grad for name, p in parts.denoiser.named_parameters()}
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
@@ -71,7 +71,7 @@ def test_loss_and_gradients_equal_plain_diffusers(family, prior, gamma, predicti
     rows, instances = (4, 2) if prior else (2, 2)
     values, noise, timesteps = draw(parts, rows)
     expected, gradients = reference(copy.deepcopy(parts), values, noise, timesteps, instances, prediction, gamma)
-    before = {f"unet.{name}": p.detach().clone() for name, p in parts.unet.named_parameters()}
+    before = {f"unet.{name}": p.detach().clone() for name, p in parts.denoiser.named_parameters()}
 
     parts.prediction_type = prediction
     objective = Objective(parts.noise(), gamma, prior_loss_weight=PRIOR_WEIGHT)

@@ -69,14 +69,14 @@ def resolve(name: str) -> str:
     return "sdpa" if name == "auto" else name
 
 
-def apply(unet: nn.Module, policy: Policy, device: torch.device | str = "cpu") -> Callable[[], None]:
-    """Give every attention layer of `unet` our processor; on CUDA forbid the math path. Returns the undo."""
-    attention, before = resolve(policy.attention), unet.attn_processors
-    unet.set_attn_processor(Processor(attention))
+def apply(denoiser: nn.Module, policy: Policy, device: torch.device | str = "cpu") -> Callable[[], None]:
+    """Give every attention layer of `denoiser` our processor; on CUDA forbid the math path. Returns the undo."""
+    attention, before = resolve(policy.attention), denoiser.attn_processors
+    denoiser.set_attn_processor(Processor(attention))
     restore_flags = _forbid_math() if attention == "sdpa" and torch.device(device).type == "cuda" else None
 
     def undo() -> None:
-        unet.set_attn_processor(dict(before))
+        denoiser.set_attn_processor(dict(before))
         if restore_flags is not None:
             restore_flags()
 
@@ -123,10 +123,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, attention: str = "sdpa") -
     return scaled_dot_product_attention(query, key, value)  # on meta a simulation takes over here
 
 
-def shapes(unet: nn.Module, batch: int, height: int, width: int, text_tokens: int = 77) -> list[Shape]:
-    """The kinds of attention calls that `unet` makes for latents of height x width, largest first."""
+def shapes(denoiser: nn.Module, batch: int, height: int, width: int, text_tokens: int = 77) -> list[Shape]:
+    """The kinds of attention calls that `denoiser` makes for latents of height x width, largest first."""
     found, side = set(), 1
-    levels = [(block, bool(block.downsamplers)) for block in unet.down_blocks] + [(unet.mid_block, False)]
+    levels = [(block, bool(block.downsamplers)) for block in denoiser.down_blocks] + [(denoiser.mid_block, False)]
     for block, shrinks in levels:
         tokens = (height // side) * (width // side)
         for transformer in getattr(block, "attentions", ()):

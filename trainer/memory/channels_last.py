@@ -10,14 +10,9 @@ Exact: within rounding (other convolution algorithms sum in another order).
 
 from __future__ import annotations
 
-import torch
-from torch import nn
-
 from trainer.policy import Policy
 
 TOLERANCE = 1e-4
-
-
 FIELDS = ("channels_last",)
 
 
@@ -27,10 +22,3 @@ def enabled(policy: Policy) -> bool:
 
 def check(policy: Policy) -> None:
     """Nothing forbids it."""
-
-
-def lay_out(module: nn.Module) -> None:
-    """For modules that no engine takes over."""
-    for parameter in module.parameters():
-        if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

@@ -128,9 +128,14 @@ class Facts:
         return self.family.resolution
 
     @property
+    def denoiser(self) -> dict[str, Any]:
+        """The denoiser's configuration."""
+        return self.configs.get("unet", {})
+
+    @property
     def divides(self) -> int:
         """What sides of pictures are multiples of, where the denoiser is to halve them as often as it does."""
-        blocks = [self.configs.get(part, {}).get("block_out_channels", [0] * 4) for part in ("vae", "unet")]
+        blocks = [part.get("block_out_channels", [0] * 4) for part in (self.configs.get("vae", {}), self.denoiser)]
         return 2 ** sum(len(each) - 1 for each in blocks)
 
     def asdict(self) -> dict[str, Any]:
@@ -172,11 +177,6 @@ class Parts:
     @property
     def source(self) -> str:
         return self.origin.name
-
-    @property
-    def unet(self) -> nn.Module | None:
-        """The denoiser under its old name, until nobody asks for it any more."""
-        return self.denoiser
 
     def noise(self, zero_terminal_snr: bool = False) -> Noise:
         """What noises this model's latents; `zero_terminal_snr` rescales its schedule."""

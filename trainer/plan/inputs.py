@@ -83,7 +83,7 @@ def at_hand(config: Config, device: torch.device, facts: Facts | None = None) ->
 def convolved(config: Config, facts: Facts) -> Iterator[convolutions.Shape]:
     """The convolutions of a step."""
     side = (config.data.resolution or facts.resolution) // 8
-    channels = facts.configs["unet"]["block_out_channels"]
+    channels = facts.denoiser["block_out_channels"]
     return convolutions.levels(channels, config.train.train_batch_size * (1 + prior_is_on(config)), side, side)
 
 

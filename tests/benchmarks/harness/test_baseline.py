@@ -10,10 +10,10 @@ CPU = torch.device("cpu")
 
 def steps(recipe: baseline.Recipe, count: int = 2):
     made = work.parts(Options(tiny=True))
-    before = {name: value.clone() for name, value in made.unet.named_parameters()}
+    before = {name: value.clone() for name, value in made.denoiser.named_parameters()}
     stays, step = baseline.stepper(made, recipe, work.TINY_SIDE, 1, CPU)
     losses = [step().item() for _ in range(count)]
-    moved = [name for name, value in made.unet.named_parameters() if not torch.equal(value, before[name])]
+    moved = [name for name, value in made.denoiser.named_parameters() if not torch.equal(value, before[name])]
     return stays(), losses, moved, before
 
 
