@@ -51,7 +51,7 @@ TESTED_IN = {
     "settings/dialects/kohya_toml settings/dialects/onetrainer",
     "data/batches": "data/dataset",
     "data/encode": "models/vae",
-    "data/photos": "data/account data/reading",
+    "data/photos": "data/reading",
     "draw/preview": "draw/sampler draw/sheet",
     "guard/guard": "guard/rulings",
     "kernels/activations": "kernels/eager kernels/geglu kernels/groupnorm_silu kernels/layernorm",
