@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from photos import folder_of
 from safetensors.torch import load_file
 from tiny_run import events, of, words
 
@@ -22,7 +23,7 @@ from trainer.events import (
     Sampled,
     Step,
 )
-from trainer.models import SDXL
+from trainer.models import SD1, SDXL
 from trainer.out import checkpoint
 from trainer.run import stages
 
@@ -202,3 +203,14 @@ def test_the_log_holds_every_event(place):
     assert [line["event"] for line in lines if line["event"] != "Notice"] == [
         type(e).__name__ for e in found if not isinstance(e, Notice)
     ]
+
+
+def test_a_photo_that_is_kept_back_is_measured_with_its_own_caption(tmp_path):
+    """And braces in captions, some of them placeholders, come through to the usage lines of the export."""
+    SD1.pipeline(SD1.tiny()).save_pretrained(tmp_path / "sd1")
+    folder_of(tmp_path / "photos", 8)
+    for i in range(8):
+        (tmp_path / f"photos/{i:02d}.txt").write_text(f"a photo of {{identifier}} dog {i} {{wet}}")
+    found = events(tmp_path, "--watch", "--judge", "none", "--interval", 2)
+    assert of(Finished, found)[0].status == "done" and len(of(Exported, found)) == 2
+    assert [event.step for event in of(Meters, found)] == [0, 2, 4]

@@ -273,8 +273,10 @@ def _masks(folder: Path) -> dict[str, Path]:
 
 def _empty(folder: Path, flag: str, reader: _Reader) -> ConfigError:
     if reader.problems:
+        small = all("is too small for" in problem for problem in reader.problems)
         return ConfigError(
-            f"no picture in {folder} can be used:\n  " + "\n  ".join(reader.problems), "add photos that can be opened"
+            f"no picture in {folder} can be used:\n  " + "\n  ".join(reader.problems),
+            "add larger photos, or name a smaller --resolution" if small else "add photos that can be opened",
         )
     if said := folders.others(folder.iterdir()):
         return ConfigError(f"no photos in {folder} that can be read, but {said}", "save them as JPEG or PNG")
