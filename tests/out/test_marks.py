@@ -123,7 +123,7 @@ pipe = DiffusionPipeline.from_pretrained(sys.argv[1])
 pipe.set_progress_bar_config(disable=True)
 pipe("a photo of sks cat", num_inference_steps=1, height=64, width=64)
 half = DiffusionPipeline.from_pretrained(sys.argv[1], torch_dtype=torch.float16)
-assert half.text_encoder.dtype == half.denoiser.dtype == torch.float16
+assert half.text_encoder.dtype == half.unet.dtype == torch.float16
 assert not [name for name in sys.modules if name.partition(".")[0] == "trainer"]
 """
 
