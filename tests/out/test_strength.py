@@ -5,7 +5,7 @@ import torch
 
 from trainer.errors import ConfigError
 from trainer.models import SD1, adapters, load_for
-from trainer.out.strength import put, scaled
+from trainer.out.strength import Between
 from trainer.policy import Policy
 from trainer.settings.config import Lora, Model
 from trainer.step.engine import Engine
@@ -32,7 +32,7 @@ def test_weights_lie_on_the_line_from_the_base_model(model, share):
     parts = load_for(model)
     base, trained = dict(parts.denoiser.named_parameters()), moved(parts)
     kept = {name: value.clone() for name, value in trained.items()}
-    found = scaled(lambda: iter(trained.items()), share, parts, model)
+    found = Between(parts, model).scaled(lambda: iter(trained.items()), share)
     for _ in range(2):  # written once, and once more to compare
         values = dict(found())
         assert values.keys() == trained.keys()
@@ -45,7 +45,7 @@ def test_weights_lie_on_the_line_from_the_base_model(model, share):
 def test_nothing_is_computed_at_full_strength(model):
     parts = load_for(model)
     trained = moved(parts)
-    assert scaled(trained, 1.0, parts, model) is trained
+    assert Between(parts, model).scaled(trained, 1.0) is trained
 
 
 def test_an_engine_gets_the_same_weights_unit_by_unit(model):
@@ -53,8 +53,8 @@ def test_an_engine_gets_the_same_weights_unit_by_unit(model):
     trained = moved(parts)
     engine = Engine(parts.family.units(parts), Policy(), "cpu")
     engine.load_master(trained)
-    expected = dict(scaled(trained, 0.5, parts, model)())
-    put(engine, 0.5, parts, model)
+    expected = dict(Between(parts, model).scaled(trained, 0.5)())
+    Between(parts, model).put(engine, 0.5)
     assert all(torch.equal(value, expected[name]) for name, value in engine.master())
 
 
@@ -67,7 +67,7 @@ def test_adapters_at_half_strength_add_half_of_what_they_add(model):
         name: torch.randn(value.shape, generator=generator) for name, value in adapters.state_dict(parts).items()
     }
     whole = dict(adapters.merged(parts, learned))
-    half = dict(adapters.merged(parts, dict(scaled(learned, 0.5, parts, model)())))
+    half = dict(adapters.merged(parts, dict(Between(parts, model).scaled(learned, 0.5)())))
     changed = [name for name in base if not torch.equal(whole[name], base[name])]
     assert changed
     for name in changed:
@@ -78,4 +78,4 @@ def test_dora_has_no_path_between_and_says_so(model):
     parts = load_for(model)
     adapters.inject(parts, Lora(rank=2), dora=True)
     with pytest.raises(ConfigError, match="DoRA"):
-        scaled(adapters.state_dict(parts), 0.5, parts, model)
+        Between(parts, model).scaled(adapters.state_dict(parts), 0.5)

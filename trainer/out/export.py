@@ -60,7 +60,7 @@ def write(
     full = tuple(name for name in formats if name not in LORA)
     dtype = PRECISIONS[precision]
     parts = _complete(parts) if full else parts
-    trained = _again(weights)
+    trained = again(weights)
     with clip_skip.whole(parts):
         planned = [file for name in formats for file in files(name, parts, folder, precision, dict(metadata or {}))]
         _check_room(folder, planned, dtype, replace)
@@ -109,7 +109,8 @@ def _complete(parts: Parts) -> Parts:
     )
 
 
-def _again(weights: Weights) -> Callable[[], Iterable[tuple[str, Tensor]]]:
+def again(weights: Weights) -> Callable[[], Iterable[tuple[str, Tensor]]]:
+    """`weights` as a function that gives them anew at each call."""
     if weights is None:
         return lambda: ()
     return weights if callable(weights) else lambda: weights.items()

@@ -7,57 +7,62 @@ which comes to the same, since they add (alpha / rank) B A to w0. DoRA's magnitu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
+from functools import cached_property
 
 from torch import Tensor
 
-from trainer.errors import ConfigError
 from trainer.files.mapped import forget
 from trainer.models import Parts, adapters, load_for
+from trainer.out.export import Weights, again
+from trainer.settings import checks
 from trainer.settings.config import Model
 from trainer.step.engine import Engine
 
-Weights = Callable[[], Iterable[tuple[str, Tensor]]] | Mapping[str, Tensor]
 
+class Between:
+    """From the weights of `model` to what a run learned; any number of places on it for one reading of the base model.
 
-def scaled(trained: Weights, strength: float, parts: Parts, model: Model) -> Weights:
-    """What `engine.master` or a moving average holds (fp32, by full name), at `strength` from the weights of `model`.
-
-    parts: the run's, asked only for their adapters. At strength 1 `trained` itself. Raises ConfigError for DoRA.
+    parts: the run's, asked only for their adapters
     """
-    if strength == 1:
-        return trained
-    along = _way(strength, parts, model)
-    return lambda: ((name, along(name, value)) for name, value in (trained() if callable(trained) else trained.items()))
 
+    def __init__(self, parts: Parts, model: Model):
+        self.parts, self.model = parts, model
 
-def put(engine: Engine, strength: float, parts: Parts, model: Model) -> None:
-    """The weights in `engine` at `strength`, a unit's worth of memory at a time."""
-    if strength == 1:
-        return
-    along = _way(strength, parts, model)
-    engine.flush()
-    for holding in engine.holdings:
-        holding.set_master({name: along(name, value) for name, value in holding.master()})
+    def scaled(self, trained: Weights, strength: float) -> Weights:
+        """What `engine.master` or a moving average holds (fp32, by full name), at `strength`. At 1 `trained` itself. Raises
+        ConfigError for DoRA."""
+        if strength == 1:
+            return trained
+        along, values = self._along(strength), again(trained)
+        return lambda: ((name, along(name, value)) for name, value in values())
 
+    def put(self, engine: Engine, strength: float) -> None:
+        """What was trained lies in `engine`, and then its weights at `strength`: a unit's worth of memory at a time."""
+        if strength == 1:
+            return
+        along = self._along(strength)
+        engine.flush()
+        for holding in engine.holdings:
+            holding.set_master({name: along(name, value) for name, value in holding.master()})
 
-def _way(strength: float, parts: Parts, model: Model) -> Callable[[str, Tensor], Tensor]:
-    if adapters.is_dora(parts):
-        raise ConfigError(
-            f"export.strength {strength:g} means nothing for DoRA: its magnitudes multiply the weights",
-            "leave it at 1, or train with --method lora",
-        )
-    if adapters.injected(parts):
-        return lambda name, value: value * strength if ".lora_B" in name else value
-    base = {
-        f"{part}.{name}": weight.detach()
-        for part, module in load_for(model).modules().items()
-        for name, weight in module.named_parameters()
-    }
+    def _along(self, strength: float) -> Callable[[str, Tensor], Tensor]:
+        checks.strength(strength, adapters.is_dora(self.parts))
+        if adapters.injected(self.parts):
+            return lambda name, value: value * strength if ".lora_B" in name else value
+        base = self._base
 
-    def along(name: str, value: Tensor) -> Tensor:
-        between = base[name].to(value.device, value.dtype).lerp(value, strength)
-        forget(base[name])  # it lies in the model's file
-        return between
+        def along(name: str, value: Tensor) -> Tensor:
+            between = base[name].to(value.device, value.dtype).lerp(value, strength)
+            forget(base[name])  # it lies in the model's file
+            return between
 
-    return along
+        return along
+
+    @cached_property
+    def _base(self) -> dict[str, Tensor]:
+        return {
+            f"{part}.{name}": weight.detach()
+            for part, module in load_for(self.model).modules().items()
+            for name, weight in module.named_parameters()
+        }

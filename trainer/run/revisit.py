@@ -24,12 +24,13 @@ from trainer.models import Parts, adapters, load_for
 from trainer.out import checkpoint
 from trainer.out.export import write
 from trainer.out.metadata import metadata, photos_of
-from trainer.out.strength import put, scaled
+from trainer.out.strength import Between
 from trainer.policy import Drawing, Policy
 from trainer.run.assemble import make_engine
 from trainer.run.prepare import choose_device
 from trainer.run.settle import unused
-from trainer.settings.config import Config, Export, Model
+from trainer.settings import checks
+from trainer.settings.config import Config, Export
 from trainer.settings.overlay import load as settings
 from trainer.step.engine import Engine
 
@@ -40,23 +41,23 @@ def sample_run(
     """Draw every prompt with every seed, from the newest checkpoint of `run`, from one checkpoint, or from a model."""
     begun = time.perf_counter()
     shares = config.sample.strengths or [config.export.strength]
-    if odd := [share for share in shares if not 0 <= share <= 2]:
-        raise ConfigError(f"A strength of {odd[0]:g} is no share of what was learned.", "Choose from 0 to 2; 1 is all.")
+    for share in shares:
+        checks.strength(share, dora=config.train.method == "dora")
     _, device = choose_device(config)
     point = newest(run)
     if point is None and (run / "config.toml").is_file():
         raise no_checkpoint(run)
+    if point is None and shares != [1]:
+        raise ConfigError(
+            f"{run} is a model and no run: nothing tells what it learned from what it was.",
+            "Name the run folder, or leave the strength out.",
+        )
     if point is None:
         parts, engine, drawing = load_for(config.model), None, Drawing(batch=1)
     else:
         parts, engine, drawing = restore(point, config, device)
     if config.data.resolution is None:
         config.settle("data.resolution", parts.family.resolution, f"{parts.family.name} default")
-    if point is None and shares != [1]:
-        raise ConfigError(
-            f"{run} is a model and no run: nothing tells what it learned from what it was.",
-            "Name the run folder, or leave the strength out.",
-        )
     step = checkpoint.step_of(point) if point else 0
     drawing = replace(  # what was asked for here counts more than what the run's plan chose
         drawing, batch=config.sample.batch_size or drawing.batch, tile=config.memory.vae_tile or drawing.tile
@@ -71,29 +72,30 @@ def sample_run(
         (run if point is None and run.is_dir() else (point.parent if point else Path.cwd())) / "drawn"
     )
     rows = [(prompt, seed) for prompt in prompts for seed in seeds]
-    if len(shares) == 1:
-        if engine is not None:
-            put(engine, shares[0], parts, config.model)
+    if point is None:
         yield from preview(painter, rows, folder, step)
-    elif point is not None and engine is not None:
-        yield from _side_by_side(painter, rows, folder, point, shares, config.model)
+    else:
+        yield from _at_shares(painter, rows, folder, point, shares, Between(parts, config.model))
     yield Finished("done", step, time.perf_counter() - begun, str(run), f"pictures    {folder}")
 
 
-def _side_by_side(
-    painter: Painter, rows: list[tuple[str, int]], folder: Path, point: Path, shares: Sequence[float], model: Model
+def _at_shares(
+    painter: Painter, rows: list[tuple[str, int]], folder: Path, point: Path, shares: Sequence[float], between: Between
 ) -> Stage[None]:
-    """`rows` at each share of what `point` learned, one line of a contact sheet a share."""
+    """`rows` at each share of what `point` learned, which lies in the engine; of several one line of a contact sheet each."""
     pictures, words, step = [], [], checkpoint.step_of(point)
-    for share in shares:
-        assert painter.engine is not None, "a run's weights"
-        _fill(painter.engine, checkpoint.load(point))
-        put(painter.engine, share, painter.parts, model)
-        pictures += yield from preview(painter, rows, folder / f"strength-{share:g}", step)
+    assert painter.engine is not None, "a run's weights"
+    for number, share in enumerate(shares):
+        if number:
+            _fill(painter.engine, checkpoint.load(point))
+        between.put(painter.engine, share)
+        place = folder / f"strength-{share:g}" if len(shares) > 1 else folder
+        pictures += yield from preview(painter, rows, place, step)
         words += [f"strength {share:g}\n{prompt}  ({seed})" for prompt, seed in rows]
-    sheet = folder / f"strengths-{step:06d}.png"
-    contact_sheet(pictures, words, sheet, columns=len(rows), title=f"step {step}, so much of what was learned")
-    yield Notice(f"All strengths side by side: {sheet}")
+    if len(shares) > 1:
+        sheet = folder / f"strengths-{step:06d}.png"
+        contact_sheet(pictures, words, sheet, columns=len(rows), title=f"step {step}, so much of what was learned")
+        yield Notice(f"All strengths side by side: {sheet}")
 
 
 def export_run(run: Path, export: Export, output: Path | None) -> Iterator[Event]:
@@ -108,6 +110,7 @@ def export_run(run: Path, export: Export, output: Path | None) -> Iterator[Event
         raise ConfigError(
             f"{run} trained the whole model, there is no adapter in it", "use --formats diffusers single_file"
         )
+    checks.strength(export.strength, dora=config.train.method == "dora")
     parts, engine, _ = restore(point, config, torch.device("cpu"))
     formats = list(
         export.formats
@@ -115,7 +118,7 @@ def export_run(run: Path, export: Export, output: Path | None) -> Iterator[Event
         or (["lora_diffusers"] if config.train.method != "full" else ["diffusers"])
     )
     folder = output or unused(point.parent / f"model-{checkpoint.step_of(point):06d}-{export.precision}")
-    weights = scaled(engine.master, export.strength, parts, config.model)
+    weights = Between(parts, config.model).scaled(engine.master, export.strength)
     config.settle("export.strength", export.strength, "command line")
     yield from write(parts, weights, folder, formats, export.precision, metadata(config, photos_of(config)))
     yield Finished("done", checkpoint.step_of(point), time.perf_counter() - begun, str(run), f"model       {folder}")

@@ -31,7 +31,7 @@ from trainer.machine.phase import Phase
 from trainer.models import Parts
 from trainer.out import as_diffusers, by_name, export
 from trainer.out.metadata import metadata
-from trainer.out.strength import scaled
+from trainer.out.strength import Between
 from trainer.run import assemble, limit, loop, probe, resuming, saving
 from trainer.run.ending import Ending, Quit
 from trainer.run.prepare import Run, prepare
@@ -177,7 +177,7 @@ def draw(run: Run, painter: Painter, step: int) -> Stage[None]:
 def write(run: Run, trained: Trained, parts: Parts) -> Stage[None]:
     """The model in every format that was asked for: the moving average, where one was kept."""
     settings, facts, place = run.config.export, metadata(run.config, run.photos), run.folder / "model"
-    weights = scaled(trained.weights, settings.strength, parts, run.config.model)
+    weights = Between(parts, run.config.model).scaled(trained.weights, settings.strength)
     events = export.write(parts, weights, place, settings.formats, settings.precision, facts, replace=True)
     if settings.output_name:
         events = by_name.named(events, run.folder, settings.output_name, run.config.train.method)

@@ -67,11 +67,7 @@ def _contradictions(config: Config) -> None:
         raise ConfigError(
             f"export.formats = {lora} needs an adapter", "add --method lora, or --formats diffusers single_file"
         )
-    if train.method == "dora" and config.export.strength != 1:
-        raise ConfigError(
-            f"export.strength {config.export.strength:g} means nothing for DoRA: its magnitudes multiply the weights",
-            "leave it at 1, or train with --method lora",
-        )
+    strength(config.export.strength, dora=train.method == "dora")
     if config.memory.weights != "auto" and train.optimizer != "adamw" and config.memory.weights != "fp32":
         raise ConfigError(
             f"memory.weights = {config.memory.weights} needs the optimizer that understands it",
@@ -140,6 +136,17 @@ def _numbers(config: Config) -> None:
         )
     if config.train.adam_beta1 > config.train.adam_beta2 and config.chosen("train.adam_beta1"):
         raise ConfigError("adam_beta1 is above adam_beta2", "usual values are 0.9 and 0.999")
+
+
+def strength(share: float, dora: bool) -> None:
+    """ConfigError for what is no share of what was learned, and for a share of what DoRA learned, which has no parts."""
+    if not 0 <= share <= 2:
+        raise ConfigError(f"a strength of {share:g} is no share of what was learned", "choose from 0 to 2; 1 is all")
+    if dora and share != 1:
+        raise ConfigError(
+            f"export.strength {share:g} means nothing for DoRA: its magnitudes multiply the weights",
+            "leave it at 1, or train with --method lora",
+        )
 
 
 def _rates(config: Config) -> list[str]:
