@@ -2,7 +2,7 @@
 
 from trainer.models.base import Defaults, Facts, Family, Parts, Source
 from trainer.models.describe import check_weights, describe, guess
-from trainer.models.load import check_vae, load, load_for
+from trainer.models.load import check_vae, load, load_for, read_as
 from trainer.models.sd.sd1 import DEMO, SD1
 from trainer.models.sd.sd2 import SD2
 from trainer.models.sd.sdxl import SDXL
@@ -27,6 +27,7 @@ __all__ = [
     "guess",
     "load",
     "load_for",
+    "read_as",
 ]
 
 

@@ -84,7 +84,11 @@ def load(source: Source | str, *, parts: Sequence[str] = ALL, dtype: torch.dtype
 def load_for(settings: Model) -> Parts:
     """The model that the settings name (or the built-in one), every part as its file has it: the weights lie in the file
     and take no memory until a module visits or the engine has its own."""
-    parts = load(Source.of(settings), dtype=None)
+    return read_as(load(Source.of(settings), dtype=None), settings)
+
+
+def read_as(parts: Parts, settings: Model) -> Parts:
+    """The same parts, reading prompts as the settings say: without the text encoder's last layers, in several windows."""
     return widened(clip_skip.shortened(parts, settings.clip_skip), settings.max_token_length)
 
 

@@ -17,9 +17,8 @@ from torch import nn
 from trainer.events import PHASES
 from trainer.files.safetensors_stream import PIECE_BYTES
 from trainer.machine.team import Rehearsed
-from trainer.models import adapters, clip_skip
+from trainer.models import adapters, read_as
 from trainer.models.base import Parts
-from trainer.models.windows import widened
 from trainer.objective.loss import Objective
 from trainer.plan import calibration, rehearse
 from trainer.plan.plan import PhasePlan, Standing
@@ -39,7 +38,7 @@ class Rehearsals:
     """Rehearsals of one configuration, each done once."""
 
     def __init__(self, config: Config, parts: Parts, kind: str, bf16: bool = True):
-        parts = widened(clip_skip.shortened(parts, config.model.clip_skip), config.model.max_token_length)
+        parts = read_as(parts, config.model)
         self.config, self.parts, self.kind = config, parts, kind
         # the least approximate first; fp16 has too small a range for a VAE
         self.vae_dtypes = (torch.float32, torch.bfloat16) if bf16 else (torch.float32,)

@@ -176,7 +176,10 @@ def _attention(run: Run, parts: Parts, dataset: Dataset) -> Iterator[Event]:
     if run.device.type != "cuda" or not memory.attention.enabled(policy):
         return
     rows = run.config.train.train_batch_size * (2 if run.config.prior.with_prior_preservation else 1)
-    kinds = {kind: None for size in dataset.groups for kind in memory.attention.shapes(parts.denoiser, rows, *size)}
+    text = 77 * parts.windows
+    kinds = {
+        kind: None for size in dataset.groups for kind in memory.attention.shapes(parts.denoiser, rows, *size, text)
+    }
     yield Notice("\n".join(memory.attention.verify(kinds, policy.math, run.device, policy.attention)))
     memory.allocator.release()
 
