@@ -22,10 +22,7 @@ from trainer.settings.config import Config
 def spread(events: Iterable[Event], run: Path) -> Iterator[Event]:
     """The events of an export into run/model, whose pipeline or adapter goes up into the run folder itself."""
     model = run / "model"
-    for event in events:
-        yield _up(event, model, run) if isinstance(event, Exported) else event
-    if model.is_dir() and not any(model.iterdir()):
-        model.rmdir()
+    return export.moved(events, model, lambda made: _up(made, model, run))
 
 
 def _up(event: Exported, model: Path, run: Path) -> Exported:

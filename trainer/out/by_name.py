@@ -14,16 +14,14 @@ from pathlib import Path
 
 from trainer.events import Event, Exported
 from trainer.files.whole import place
+from trainer.out import export
 
 
 def named(events: Iterable[Event], run: Path, name: str, method: str) -> Iterator[Event]:
     """The events of an export into run/model, of which one file becomes run/NAME.safetensors."""
     wanted = "single file" if method == "full" else "lora kohya"
-    for event in events:
-        mine = isinstance(event, Exported) and event.format == wanted
-        yield _under(event, run / f"{name}.safetensors") if mine else event
-    if (model := run / "model").is_dir() and not any(model.iterdir()):
-        model.rmdir()
+    target = run / f"{name}.safetensors"
+    return export.moved(events, run / "model", lambda made: _under(made, target) if made.format == wanted else made)
 
 
 def _under(event: Exported, target: Path) -> Exported:

@@ -78,6 +78,14 @@ def write(
     yield PhaseEnded("export", time.time() - began, vitals.peak(), vitals.ram(), f"{len(formats)} formats in {folder}")
 
 
+def moved(events: Iterable[Event], model: Path, move: Callable[[Exported], Exported]) -> Iterator[Event]:
+    """The events of an export into the folder `model`, from where `move` takes what belongs elsewhere. Emptied it goes."""
+    for event in events:
+        yield move(event) if isinstance(event, Exported) else event
+    if model.is_dir() and not any(model.iterdir()):
+        model.rmdir()
+
+
 def set_others_aside(folder: Path, formats: Sequence[str]) -> Path | None:
     """What lies in `folder` in other formats is of an earlier export, with other weights, and somebody would take the two for
     one model. Moved beside it as a whole once the new one stands; returns where it is, if there was any."""
