@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from trainer.errors import ConfigError
 from trainer.guard import judge as judges
 
 SUBJECTS = judges.ASSETS / "subjects"
@@ -117,3 +118,20 @@ def test_a_clip_folder_takes_the_place_of_the_demo_judge(tmp_path: Path):
     pictures = photos("tuxedo-cat")[:2]
     assert clip.images(pictures).shape == (2, 8)
     assert judges.prompt_similarity(clip, pictures, ["a cat", "a dog"]).floor is not None
+
+
+@pytest.mark.parametrize("kind", ["clip", "dino"])
+def test_a_judge_whose_weights_never_came_is_said_without_asking_the_network_again(kind, tmp_path, monkeypatch):
+    """Its configuration is in the cache, which is all that the settings' check needs; its weights are not."""
+    from huggingface_hub import constants
+
+    folder, commit = tmp_path / "models--owner--name", "0" * 40
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    (folder / "snapshots" / commit).mkdir(parents=True)
+    (folder / "snapshots" / commit / "config.json").write_text("{}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match="owner/name has no weights") as caught:
+        judges.load(f"{kind}:owner/name")
+    assert "FOLDER" in caught.value.fix

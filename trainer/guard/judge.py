@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from trainer.errors import ConfigError
+from trainer.files import hub
 from trainer.files.regular import json_object
 
 ASSETS = Path(__file__).parent.parent / "assets" / "demo"
@@ -254,11 +256,23 @@ class Foreign:
         return F.normalize(self.words(prompts), dim=1)
 
 
+def _at_hand(where: str) -> Path:
+    """The folder of a judge, fetched where `where` is a hub id: by `files.hub`, which tries the network once, where
+    transformers would try again for half a minute. ConfigError where its weights are not there."""
+    folder = Path(where).expanduser()
+    if not folder.is_dir():
+        folder = hub.fetch(where, None, ["*.json", "*.txt", "model*.safetensors"], hub.JUDGE)
+    if not any(folder.glob("*.safetensors")):
+        raise ConfigError(f"the judge {where} has no weights in {folder} (model.safetensors)", hub.JUDGE)
+    return folder
+
+
 def clip(where: str) -> Foreign:
     """Any CLIP of transformers: CLIP-I and CLIP-T."""
     from transformers import CLIPModel, CLIPProcessor
 
-    model, processor = CLIPModel.from_pretrained(where).eval(), CLIPProcessor.from_pretrained(where)
+    folder = _at_hand(where)
+    model, processor = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
 
     def features(pictures: Sequence[Image.Image]) -> Tensor:
         inputs = processor(images=[picture.convert("RGB") for picture in pictures], return_tensors="pt")
@@ -275,7 +289,8 @@ def dino(where: str) -> Foreign:
     """Any ViT of transformers; its class token is the feature, as in the DreamBooth paper."""
     from transformers import AutoImageProcessor, AutoModel
 
-    model, processor = AutoModel.from_pretrained(where).eval(), AutoImageProcessor.from_pretrained(where)
+    folder = _at_hand(where)
+    model, processor = AutoModel.from_pretrained(folder).eval(), AutoImageProcessor.from_pretrained(folder)
 
     def features(pictures: Sequence[Image.Image]) -> Tensor:
         inputs = processor(images=[picture.convert("RGB") for picture in pictures], return_tensors="pt")

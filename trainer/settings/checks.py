@@ -304,7 +304,7 @@ def judge(name: str) -> None:
     if kind in ("clip", "dino") and where:
         from trainer.files import hub
 
-        if not Path(where).is_dir():
+        if not Path(where).expanduser().is_dir():
             hub.small(where, hub.JUDGE)
     elif name not in ("auto", "none", "demo", "efficientnet-lite0") and not (Path(name) / "judge.json").is_file():
         raise ConfigError(
