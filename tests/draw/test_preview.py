@@ -133,7 +133,7 @@ def test_previews_are_saved_with_a_sheet_and_do_not_depend_on_the_batch(tmp_path
     assert [Image.open(path).size for path in sampled.paths] == [(64, 48)] * 3
     assert np.array_equal(np.asarray(Image.open(sampled.paths[0])), np.asarray(pictures[0]))
     assert Image.open(sampled.sheet).width > 3 * 64
-    assert [event.done for event in events if isinstance(event, PhaseProgress)] == [1, 2, 3, 4, 5, 6]
+    assert [event.done for event in events if isinstance(event, PhaseProgress)] == [1, 2, 3, 4, 5, 6, 6, 6, 6]
     _, batched = preview(tmp_path / "b", 3)
     for one, other in zip(pictures, batched, strict=True):
         assert np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max() <= 1

@@ -8,6 +8,7 @@ from PIL import Image
 from small_data import small_data
 
 from trainer.data.batches import Batches
+from trainer.events import Controls
 from trainer.guard.guard import Guard
 from trainer.guard.meters import Losses, Probe
 from trainer.guard.rulings import Rulings
@@ -100,7 +101,7 @@ def test_readings_repeat_and_leave_training_as_it_is(small, tmp_path):
     without, _, _ = train(False)
     assert len(seen) == 4 and seen[0].keys() == {"held-out loss", "seen loss"}
     assert len({values["seen loss"] for values in seen}) == 4
-    assert losses.read() == losses.read() == seen[-1]
+    assert losses.read(Controls()) == losses.read(Controls()) == seen[-1]
     assert all(torch.equal(with_guard[name], without[name]) for name in without)
 
 
@@ -173,13 +174,32 @@ def test_a_reading_that_a_kill_prevented_is_still_to_be_taken(small, tmp_path):
     assert not watch.missed(5)
 
 
+def test_who_asks_to_stop_does_not_wait_for_a_reading_and_the_next_start_takes_it(small, tmp_path):
+    parts, data, held = small
+    watch = Guard(tmp_path, Settings(interval=5), losses_of(parts, data, held), None)
+    list(watch.begin())
+    watch.controls = Controls()
+    forward, seen = watch.meters["losses"].engine.forward, []
+
+    def asked(given):
+        watch.controls.quit = True
+        return seen.append(given) or forward(given)
+
+    watch.meters["losses"].engine.forward = asked
+    assert list(watch.read(5)) == [] and len(seen) == 1
+    assert watch.missed(5) and not watch.improved and not watch.stop
+    watch.controls = Controls()
+    watch.meters["losses"].engine.forward = forward
+    assert [event.step for event in watch.read(5)] == [5]
+
+
 class Watched:
     """What a guard asks of pictures, drawn in one colour that tells which weights drew them."""
 
     def __init__(self):
         self.base, self.colour, self.prompts = [], "red", ["one", "two"]
 
-    def read(self):
+    def read(self, controls):
         drawn = [Image.new("RGB", (8, 8), self.colour) for _ in self.prompts]
         self.base = self.base or drawn
         return {"drift": float(self.base[0].getpixel((0, 0)) != drawn[0].getpixel((0, 0)))}
@@ -196,7 +216,7 @@ def test_a_damaged_picture_of_the_base_model_is_drawn_again_before_the_trained_w
     assert "drawn again" in next(iter(watch.go_on(tmp_path / "guard", 5))).text
     list(watch.go_on(tmp_path / "guard", 5))
     again.colour = "blue"  # what the trained weights draw
-    assert again.read() == {"drift": 1.0}
+    assert again.read(Controls()) == {"drift": 1.0}
     assert all(Image.open(tmp_path / "guard" / f"base-{n}.png").getpixel((0, 0)) == (255, 0, 0) for n in range(2))
 
 

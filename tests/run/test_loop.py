@@ -68,3 +68,39 @@ def test_the_guard_ends_training_with_its_reason(trained, place, tmp_path):
     watched.guard.rulings.best_score = float("inf")  # no reading can be better
     found, stopped = ran(watched)
     assert stopped.startswith("plateau") and watched.step == 1 and len(of(Step, found)) == 1
+
+
+def saved(trained, place, tmp_path, *more):
+    """The same run, gone on with from its checkpoint."""
+    ran(trained, loop.Habits(save_every=2), during=lambda event: None)
+    run = prepared(place, "--output_dir", tmp_path, *more, "--resume_from_checkpoint", tmp_path / "step-000002")
+    again, _ = outcome(get_ready(run))
+    outcome(again.restore(run.resume))
+    return again
+
+
+def test_pictures_that_a_kill_prevented_are_drawn_from_the_checkpoint_of_their_step(trained, place, tmp_path):
+    again = saved(trained, place, tmp_path)
+    found, _ = ran(again, loop.Habits(sample_every=2))
+    assert [event.text for event in of(Notice, found)] == ["preview after step 2"] and again.step == 4
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "step-000002.png").touch()  # the sheet, which is written last
+    outcome(again.restore(again.folder / "step-000002"))
+    assert of(Notice, ran(again, loop.Habits(sample_every=2))[0]) == []
+    again.folder = tmp_path / "another"
+    outcome(again.restore(tmp_path / "step-000002"))
+    assert of(Notice, ran(again, loop.Habits(sample_every=2))[0]) == [], "they are the other run's"
+
+
+def test_who_asks_to_stop_while_that_is_made_up_for_leaves_the_run_where_it_was(trained, place, tmp_path):
+    again = saved(trained, place, tmp_path)
+    controls = Controls()
+
+    def asked(step):
+        controls.quit = True
+        yield Notice("half of them")
+        yield Notice("the rest")
+
+    found, stopped = ran(again, loop.Habits(sample_every=2), asked, controls)
+    assert stopped == "asked to stop" and again.step == 2 and again.resumed is not None
+    assert [event.text for event in of(Notice, found)] == ["half of them"]

@@ -205,3 +205,19 @@ def test_an_average_that_begins_on_resume_begins_from_the_weights_as_they_are(pl
     events(place, *fp32, "--ema", "--resume_from_checkpoint", "latest", run="averaged")
     average = {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
     assert all(weights[name].equal(average[name]) for name in weights)
+
+
+def test_what_a_killed_run_left_between_its_files_is_gone_and_nothing_else_is(again):
+    left = [
+        ".config.toml.9999999.part",
+        "samples/.step-000002.png.9999999.part",
+        "samples/step-000002/.00-a-dog-0.png.9999999.part",
+        "guard/.readings.json.9999999.part",
+    ]
+    mine = ["samples/mine.png.part", "samples/step-000002/.mine.part", "guard/.9.part"]
+    for name in (*left, *mine):
+        (again.run / name).parent.mkdir(parents=True, exist_ok=True)
+        (again.run / name).write_text("half")
+    again()
+    assert [name for name in left if (again.run / name).exists()] == []
+    assert all((again.run / name).read_text() == "half" for name in mine)

@@ -50,7 +50,13 @@ class Painter:
         with self.room():
             with self.on_card(prompts) as brush:
                 latents = yield from brush.latents(prompts, seeds, phase, done)
-            return self.pictures(latents)
+            pictures = []
+            for picture in self.developed(latents):
+                pictures.append(picture)
+                if phase is not None:  # whoever listens may stop here: decoding one takes seconds on a CPU
+                    now = done + self.look.steps * len(prompts)
+                    yield phase.progress(now, f"{len(pictures)} of {len(prompts)} decoded")
+            return pictures
 
     @contextmanager
     def on_card(self, prompts: Sequence[str]) -> Iterator[Brush]:
@@ -81,10 +87,15 @@ class Painter:
 
     def pictures(self, latents: Tensor) -> list[Image.Image]:
         """Scaled latents (N, C, H/f, W/f) decoded by the VAE, which visits the card for it."""
+        return list(self.developed(latents))
+
+    def developed(self, latents: Tensor) -> Iterator[Image.Image]:
+        """The same one after the other."""
         with visiting(self.parts.vae, self.device, self.drawing.vae_dtype) as vae:
-            decoded = (decode_latents(vae, one.to(self.device), self.drawing.tile)[0] for one in latents.split(1))
-            rows = [(one * 255).round().byte().permute(1, 2, 0).cpu() for one in decoded]  # a quarter of the fp32 bytes
-        return [Image.fromarray(one.numpy()) for one in rows]
+            for one in latents.split(1):
+                decoded = decode_latents(vae, one.to(self.device), self.drawing.tile)[0]
+                row = (decoded * 255).round().byte().permute(1, 2, 0).cpu()  # a quarter of the fp32 bytes
+                yield Image.fromarray(row.numpy())
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,20 @@ def preview(painter: Painter, rows: Sequence[tuple[str, int]], folder: Path, ste
         paths.append(str(place / f"{index:02d}-{slug(prompt)}-{seed}.png"))
         with whole(Path(paths[-1])) as part:
             picture.save(part, "PNG")
-    sheet = Path(folder) / f"step-{step:06d}.png"
+    sheet = _sheet(Path(folder), step)
     contact_sheet(pictures, [f"{prompt}  ({seed})" for prompt, seed in rows], sheet, title=f"step {step}")
     yield Sampled(step, paths, prompts, seeds, str(sheet))
     yield phase.end(f"{len(paths)} pictures", str(folder))
     return pictures
+
+
+def drawn(folder: Path, step: int) -> bool:
+    """Whether all pictures of `step` are in `folder`: the sheet is written last."""
+    return _sheet(folder, step).is_file()
+
+
+def _sheet(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:06d}.png"
 
 
 def slug(prompt: str, length: int = 40) -> str:

@@ -18,7 +18,7 @@ from PIL import Image
 from trainer.data.pictures import Unreadable
 from trainer.data.pictures import read as read_picture
 from trainer.errors import ConfigError
-from trainer.events import Event, Meters, Notice, Stage
+from trainer.events import Controls, Event, Meters, Notice, Stage
 from trainer.files.regular import json_object
 from trainer.files.whole import tidy, whole
 from trainer.guard.meters import Losses, Pictures
@@ -39,6 +39,7 @@ class Guard:
         self.begun = time.perf_counter()
         self.stop = ""
         self.improved = False
+        self.controls = Controls()  # who asks to stop is obeyed in the middle of a reading; a run puts its own here
 
     def begin(self) -> Iterator[Event]:
         """Read the base model, which all later readings are compared with. What an earlier run left here is not this one's."""
@@ -65,7 +66,7 @@ class Guard:
                 yield Notice(
                     "Pictures of the base model are missing or damaged: they are drawn again.", level="warning"
                 )
-                pictures.read()
+                pictures.read(self.controls)
             else:
                 pictures.base = found
         self._keep()
@@ -110,11 +111,15 @@ class Guard:
         return [kind for kind in at_hand if self.spent[kind] + self.cost[kind] <= SHARE[kind] * elapsed]
 
     def read(self, step: int) -> Iterator[Event]:
-        """Take the readings that are due; ends with a Meters event."""
+        """Take the readings that are due; ends with a Meters event. Left without one where somebody asks to stop: the next
+        start takes it."""
         values: dict[str, float] = {}
+        self.stop, self.improved = "", False
         for kind in self._affordable(step):
             started = time.perf_counter()
-            values |= self.meters[kind].read()
+            if (found := self.meters[kind].read(self.controls)) is None:
+                return
+            values |= found
             self.cost[kind] = time.perf_counter() - started
             self.spent[kind] += self.cost[kind]
         self.improved, verdicts = self.rulings.take(step, values)

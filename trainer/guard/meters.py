@@ -18,8 +18,9 @@ from trainer.data.dataset import Dataset, Example
 from trainer.data.photos import PhotoSet, class_prompt
 from trainer.data.pictures import read
 from trainer.draw.painter import Painter
-from trainer.events import outcome
+from trainer.events import Controls, outcome, while_wanted
 from trainer.guard import judge
+from trainer.machine.phase import Phase
 from trainer.objective.loss import Objective
 from trainer.settings.config import Config
 from trainer.step.engine import Engine
@@ -70,13 +71,15 @@ class Losses:
     def of(cls, engine: Engine, probe: Probe, examples: dict[str, Sequence[Example]]) -> Losses:
         return cls(engine, {name: probe.of(found) for name, found in examples.items() if found})
 
-    def read(self) -> dict[str, float]:
+    def read(self, controls: Controls) -> dict[str, float] | None:
+        """None where somebody asked to stop in between."""
         values = {}
         for name, chunks in self.sets.items():
-            errors = [
-                ((self.engine.forward(given).float().cpu() - target) ** 2).mean(dim=(1, 2, 3))
-                for given, target in chunks
-            ]
+            errors = []
+            for given, target in chunks:
+                if controls.quit:
+                    return None
+                errors.append(((self.engine.forward(given).float().cpu() - target) ** 2).mean(dim=(1, 2, 3)))
             values[f"{name} loss"] = torch.cat(errors).mean().item()
         return values
 
@@ -101,10 +104,11 @@ def prompts(config: Config) -> list[str]:
 
 @dataclass
 class Pictures:
-    """Similarity, diversity and drift of a few pictures. `draw(prompts, seeds)` paints the weights as they are."""
+    """Similarity, diversity and drift of a few pictures. `draw(prompts, seeds, controls)` paints the weights as they are;
+    None where somebody asked to stop in between."""
 
     judge: judge.Judge
-    draw: Callable[[list[str], list[int]], list[Image.Image]]
+    draw: Callable[[list[str], list[int], Controls], list[Image.Image] | None]
     photos: list[Image.Image]
     instance_prompt: str
     class_prompt: str
@@ -119,9 +123,14 @@ class Pictures:
         if name == "none" or not prompts(config):
             return None
         quick = replace(painter, look=replace(painter.look, steps=min(STEPS, painter.look.steps)))
+
+        def draw(prompts: list[str], seeds: list[int], controls: Controls) -> list[Image.Image] | None:
+            steps = quick.paint(prompts, seeds, Phase("sample", painter.device))  # whose events nobody sees
+            return outcome(while_wanted(steps, controls))
+
         return cls(
             judge.load(name),
-            lambda prompts, seeds: outcome(quick.paint(prompts, seeds)),
+            draw,
             [read(Path(photo.path)).rgb for photo in photos.photos],
             config.data.instance_prompt,
             class_prompt(config),
@@ -131,9 +140,11 @@ class Pictures:
     def prompts(self) -> list[str]:
         return prompts_for(self.instance_prompt, self.class_prompt)
 
-    def read(self) -> dict[str, float]:
+    def read(self, controls: Controls) -> dict[str, float] | None:
         prompts = self.prompts
-        drawn = self.draw(prompts, list(range(len(prompts))))
+        drawn = self.draw(prompts, list(range(len(prompts))), controls)
+        if drawn is None:
+            return None
         self.base = self.base or drawn
         subject, rest = drawn[:3], drawn[3:]
         values = {

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from trainer.data.batches import share
+from trainer.draw.preview import drawn
 from trainer.events import Controls, Event, Notice, Stage, while_wanted
 from trainer.run.habits import Habits
 from trainer.run.late import Late, Pending
@@ -42,8 +43,14 @@ def run(
             yield from keep("best")
         return stopped
 
+    # a run may have been ended between a checkpoint and the pictures and the reading of the same step
+    here = trained.resumed is not None and trained.resumed.resolve().parent == trained.folder.resolve()
+    if team.any(here and due(habits.sample_every) and not drawn(trained.folder / "samples", trained.step))[0]:
+        yield from team.first(while_wanted(preview(trained.step), controls))
     if team.any(trained.resumed is not None and guard is not None and guard.missed(trained.step))[0]:
-        stopped = yield from read()  # the run was killed between this checkpoint and the reading of the same step
+        stopped = yield from read()
+    if trained.resumed is not None and team.any(controls.quit)[0]:  # the next start makes what is still missing
+        stopped = "asked to stop"
     while trained.step < trained.total and not stopped:
         yield from one_step(trained, late)
         yield from late.settle(but=1)

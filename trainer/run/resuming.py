@@ -17,6 +17,7 @@ from trainer.data.photos import PhotoSet
 from trainer.errors import ConfigError
 from trainer.events import Notice
 from trainer.files.regular import json_object
+from trainer.files.whole import tidy
 from trainer.models import Parts
 from trainer.out import checkpoint
 from trainer.prior.prediction import Predictions
@@ -90,6 +91,7 @@ def make_room(run: Run) -> Iterator[Notice]:
     wanted, folder = run.config.checkpoint.resume_from_checkpoint, run.folder
     if not run.team.leads or not folder.is_dir():
         return
+    tidied(folder)
     if run.resume is not None and run.resume.resolve().parent == folder.resolve():
         if left := checkpoint.leave_behind(run.resume):
             yield Notice(f"What was trained after {run.resume.name} before is in {left} now.")
@@ -99,6 +101,15 @@ def make_room(run: Run) -> Iterator[Notice]:
         return  # a run that never came to its first checkpoint begins again; a folder without a run stays as it is
     if earlier := checkpoint.set_aside(folder, *written(folder)):
         yield Notice(f"An earlier run is in {earlier} now, whole.")
+
+
+def tidied(folder: Path) -> None:
+    """Finish or remove what a killed run left between its files, in every folder of its own; never through a link."""
+    tidy(folder, complete=lambda part: not checkpoint.damage(part))
+    places = [folder / "guard", folder / "model", folder / "samples", *(folder / "samples").glob("step-*")]
+    for place in places:
+        if not place.is_symlink() and not (folder / "samples").is_symlink():
+            tidy(place)
 
 
 def written(folder: Path) -> list[str]:

@@ -88,10 +88,15 @@ def work(run: Run, controls: Controls) -> Stage[str]:
     trained, painter = yield from watched(get_ready(run), unless_asked_to_quit)
     if run.config.run.probe:
         yield from probe.measure(run, trained, painter)
+    if trained.guard is not None:
+        trained.guard.controls = controls
     if run.resume:
         yield from saving.resume(trained, run.resume)
     elif trained.guard is not None:
         yield from trained.guard.begin()
+    # asked in the middle of reading the base model, there is nothing yet that later readings could be compared with
+    if run.team.any(controls.quit)[0]:
+        raise Quit
     run.team.wait()
     stopped = yield from train(run, trained, painter, controls)
     yield from run.team.first(finish(run, trained, painter, controls))
