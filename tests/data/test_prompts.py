@@ -59,14 +59,51 @@ def test_a_prompt_with_a_word_of_its_own_is_neither_refused_nor_odd(photo):
 
 def test_common_words_alone_are_odd_and_the_example_shows_how(tmp_path):
     (said,) = odd(photos("my dog"), config(data__instance_prompt="my dog"), prior=False)
-    assert "no word of its own" in said and "not the class" in said and "'a photo of hta dog'" in said
-    (said,) = odd(photos("my fluffy dog"), config(data__class_name="dog"))
-    assert "not the class" not in said
+    assert "no word of its own" in said and "'a photo of hta dog'" in said
+    (said,) = odd(photos("my dog"), config(data__class_name="cat", data__instance_prompt="my dog"), prior=False)
+    assert "and not the class" in said
+    for settings in (config(data__class_name="dog"), config()):
+        (said,) = odd(photos("my fluffy dog"), settings, prior=False)
+        assert "not the class" not in said
+
+
+def test_what_is_refused_names_the_flag_that_was_typed_and_an_example_of_this_class():
+    with pytest.raises(ConfigError) as error:
+        odd(photos("a photo of hta hta dog"), config(data__class_name="hta dog"))
+    assert "leave it out of --class_name" in error.value.fix
+    with pytest.raises(ConfigError) as error:
+        odd(photos("a photo of a cat"), config(prior__class_prompt="a photo of a cat"))
+    assert "'a photo of hta cat'" in error.value.fix
+
+
+def test_a_subjects_name_in_the_classs_is_named_with_the_two_flags():
+    (said,) = mended(config(data__class_name="ohwx man"))
+    assert "names one subject and no class" in said and "--identifier ohwx --class_name man" in said
+    assert mended(config(data__class_name="ohwx man", data__identifier="ohwx")) == [], "refused where it does harm"
+
+
+def test_what_holds_no_letter_was_not_typed():
+    settings = config(data__class_name="  ", data__instance_prompt=" ", prior__class_prompt="", data__identifier=" ")
+    assert mended(settings) == []
+    assert settings.data.class_name is None is settings.data.instance_prompt is settings.prior.class_prompt
+    assert not settings.chosen("data.instance_prompt"), "the account names the place that prompts come from"
+    settings.data.class_name = "dog"
+    assert prompts.instance_prompt(settings.data) == "a photo of dog"
+    with pytest.raises(ConfigError) as error:
+        odd(photos("a photo of dog"), settings)
+    assert "'a photo of hta dog'" in error.value.fix
 
 
 @pytest.mark.parametrize(
     "typed, taken",
-    [("a cat", "cat"), ("An Apple", "Apple"), ("the old man", "old man"), ("cat", "cat"), (" a  cat ", "cat")],
+    [
+        ("a cat", "cat"),
+        ("An Apple", "Apple"),
+        ("the old man", "old man"),
+        ("my cat", "cat"),
+        ("cat", "cat"),
+        (" a  cat ", "cat"),
+    ],
 )
 def test_an_article_before_the_class_is_taken_off(typed, taken):
     settings = config(data__class_name=typed)
@@ -76,14 +113,14 @@ def test_an_article_before_the_class_is_taken_off(typed, taken):
     assert settings.chosen("data.class_name"), "it is still the person's own"
 
 
-@pytest.mark.parametrize("noun", ["cats", "running shoes", "glasses"])
+@pytest.mark.parametrize("noun", ["cats", "running shoes", "glasses", "people", "old men"])
 def test_a_plural_is_named_and_gets_no_article(noun):
     settings = config(data__class_name=noun)
     assert "reads like a plural" in mended(settings)[0]
     assert prompts.class_prompt(settings) == f"a photo of {noun}"
 
 
-@pytest.mark.parametrize("noun", ["cat", "bus", "glass", "cactus", "iris", "dress", "gas"])
+@pytest.mark.parametrize("noun", ["cat", "bus", "glass", "cactus", "iris", "dress", "gas", "specimen"])
 def test_a_single_thing_that_ends_in_s_is_no_plural(noun):
     assert mended(config(data__class_name=noun)) == []
 
@@ -96,6 +133,9 @@ def test_the_identifier_is_read_off_the_persons_own_words():
         ({"data__class_name": "dog"}, ["sks dog on a sofa", "sks dog", "a dog"], "sks"),
         ({"data__class_name": "dog"}, ["a dog", "zwx dog", "another dog"], "hta"),
         ({"data__instance_prompt": "a photo of sks dog", "data__identifier": "zwx"}, (), "zwx"),
+        ({"data__instance_prompt": "it's a photo of my dog's hta bed"}, (), "hta"),
+        ({"data__instance_prompt": "a goldendoodle called ohwx"}, (), "ohwx"),
+        ({}, ["a labradoodle, hta, asleep", "hta, a labradoodle", "a labradoodle called hta"], "hta"),
     ):
         settings = config(**knobs)
         mended(settings, captions)
@@ -108,6 +148,8 @@ def test_captions_without_the_identifier_are_counted_and_named():
     assert "1 of 3 captions do without the identifier 'hta' (2.png)" in said
     said = odd(photos("a sofa", "a bed", words="x.csv"), config(data__class_name="dog", data__identifier="hta"))
     assert "2 of 2 captions" in said[0]
+    (said,) = odd(photos("a dog on a sofa", "a dog in snow", words="x.txt"), config(data__class_name="dog"))
+    assert "no caption has a name for a subject" in said and "write 'hta' before the word for it" in said
 
 
 def test_words_that_every_caption_has_beside_the_identifier_are_named():
@@ -115,6 +157,14 @@ def test_words_that_every_caption_has_beside_the_identifier_are_named():
     (said,) = odd(found, config(data__class_name="dog"))
     assert "red, sofa" in said
     assert odd(photos("hta dog", "hta dog asleep", "hta dog", words="x.txt"), config(data__class_name="dog")) == []
+
+
+def test_the_word_behind_the_identifier_is_the_class_though_nobody_named_one():
+    of_dogs = photos("hta dog asleep", "an hta dog in snow", "hta dog, barking", words="x.txt")
+    assert odd(of_dogs, config(), prior=False) == []
+    in_red = photos("hta dog, red", "hta puppy, red", "hta wears red", words="x.txt")
+    (said,) = odd(in_red, config(), prior=False)
+    assert "every caption says red beside 'hta'" in said
 
 
 def test_placeholders_are_filled_and_other_braces_stay():

@@ -8,17 +8,20 @@ that break this are refused (`--allow_prompts` overrides); what is odd is said o
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
-from trainer.data.account import PhotoSet, counted, names
+from trainer.data.account import Photo, PhotoSet, counted, names
 from trainer.errors import ConfigError
 from trainer.settings.config import Config, Data
 
 RARE_RANK = (
     40_000  # of 49,152: below this a token was frequent enough to be a word, a name or an abbreviation people use
 )
-ARTICLES = ("a", "an", "the")
+ARTICLES = frozenset("a an the my your his her our their this that".split())  # and what stands in their place
+MANY = frozenset("people men women children mice geese feet".split())  # plurals that do not end in s
+USUAL_NAMES = frozenset("sks ohwx zwx hta".split())  # what guides, and this program, call a subject
 SAY_NOTHING = frozenset(
     """a an the of in on at with and or to from for by is are my your his her our their this that one very
     photo photograph picture image portrait painting drawing closeup close up shot rendering""".split()
@@ -30,8 +33,8 @@ SAY_NOTHING = frozenset(
 
 def instance_prompt(data: Data) -> str:
     """The prompt of photos without words of their own."""
-    parts = ("a photo of", data.identifier, *([data.class_name] if data.class_name else []))
-    return fill(data.instance_prompt, data) if data.instance_prompt else " ".join(parts)
+    parts = ("a photo of", data.identifier, data.class_name or "")
+    return fill(data.instance_prompt, data) if data.instance_prompt else " ".join(filter(None, parts))
 
 
 def class_prompt(config: Config) -> str:
@@ -54,9 +57,10 @@ def with_article(noun: str) -> str:
 
 
 def plural(noun: str) -> bool:
-    """Whether a noun's last word looks like more than one: cats, shoes, but neither glass, bus nor iris."""
+    """Whether a noun's last word looks like more than one: cats, shoes, people, but neither glass, bus nor iris."""
     last = noun.split()[-1].lower() if noun.split() else ""
-    return len(last) > 3 and last.endswith("s") and not last.endswith(("ss", "us", "is", "os", "ics", "news"))
+    of_many = last.endswith("s") and not last.endswith(("ss", "us", "is", "os", "ics", "news"))
+    return last in MANY or (len(last) > 3 and of_many)
 
 
 def fill(prompt: str, data: Data) -> str:
@@ -80,17 +84,8 @@ def mend(config: Config, captions: Callable[[], Sequence[str]]) -> Iterator[str]
     """Set right what is typed askew, and say so: an article before the class, and an identifier that stands in the
     person's own words but was not named as one. `captions` are looked up only where nobody named an identifier."""
     data = config.data
-    if data.class_name is not None:
-        words = data.class_name.split()
-        if words and words[0].lower() in ARTICLES:
-            origin = config.provenance.get("data.class_name", "default")
-            config.settle("data.class_name", " ".join(words[1:]) or None, f"{origin}, without its article")
-            yield f"class_name '{' '.join(words)}' is taken as '{data.class_name}': prompts bring their own article"
-        if data.class_name and plural(data.class_name):
-            yield (
-                f"class_name '{data.class_name}' reads like a plural, so the class is '{with_article(data.class_name)}'; "
-                "where the photos show one, name one"
-            )
+    _without_blanks(config)
+    yield from _mend_class(config)
     if not config.chosen("data.identifier"):
         typed = [data.instance_prompt] if config.chosen("data.instance_prompt") else []
         texts = typed or captions()
@@ -104,13 +99,48 @@ def mend(config: Config, captions: Callable[[], Sequence[str]]) -> Iterator[str]
         config.settle("sample.validation_prompt", filled, config.provenance.get("sample.validation_prompt", "default"))
 
 
+def _without_blanks(config: Config) -> None:
+    """Take what holds no letter, such as a script's variable that was never set, for what was not typed."""
+    config.data.identifier = " ".join(config.data.identifier.split())
+    for key in ("data.class_name", "data.instance_prompt", "prior.class_prompt"):
+        value = config.value(key)
+        if value is not None and not value.strip():
+            config.settle(key, None, "default")
+
+
+def _mend_class(config: Config) -> Iterator[str]:
+    """What a class is called, without its article; and what is odd about it."""
+    data, words = config.data, (config.data.class_name or "").split()
+    if not words:
+        return
+    if words[0].lower() in ARTICLES:
+        origin = config.provenance.get("data.class_name", "default")
+        config.settle("data.class_name", " ".join(words[1:]) or None, f"{origin}, without its article")
+        yield f"class_name '{' '.join(words)}' is taken as '{data.class_name}': prompts bring their own article"
+    if data.class_name and plural(data.class_name):
+        yield (
+            f"class_name '{data.class_name}' reads like a plural, so the class is '{with_article(data.class_name)}'; "
+            "where the photos show one, name one"
+        )
+    names = [word for word in words if word.lower() in USUAL_NAMES and word.lower() not in words_of(data.identifier)]
+    if names:
+        rest = " ".join(word for word in words if word not in (*names, *ARTICLES)) or "dog"
+        yield (
+            f"class_name '{data.class_name}' has '{names[0]}' in it, which names one subject and no class; write it as "
+            f"{shlex.join(['--identifier', names[0], '--class_name', rest])}"
+        )
+
+
 def _rare_word(texts: Sequence[str], config: Config) -> str:
-    """The first word in most of `texts` that is rare and not the class's; empty where there is none."""
+    """The first word in most of `texts` that is rare and not the class's; empty where there is none. What guides call a
+    subject is one before any other; words with an apostrophe ("it's", "dog's") are several tokens, but nobody's name."""
     known = set(words_of(f"{config.data.class_name or ''} {config.prior.class_prompt or ''}")) | SAY_NOTHING
     texts = [re.sub(r"[{\[]\w+[}\]]", " ", text) for text in texts]  # placeholders are no words
     sets = [set(words_of(text)) for text in texts]
-    for word in dict.fromkeys(words_of(" ".join(texts))):
-        if word not in known and 2 * sum(word in words for words in sets) > len(sets) and rare(word):
+    words, usual = words_of(" ".join(texts)), USUAL_NAMES | set(words_of(config.data.identifier))
+    for word in dict.fromkeys([*(word for word in words if word in usual), *words]):
+        in_most = 2 * sum(word in each for each in sets) > len(sets)
+        if in_most and word not in known and not {"'", "\u2019"} & set(word) and rare(word):
             return word
     return ""
 
@@ -153,9 +183,10 @@ def _refuse(config: Config, photos: PhotoSet) -> None:
     used = set(words_of(" ".join(photos.prompts)))
     named = [word for word in words_of(name) if word in used and word not in SAY_NOTHING]
     if named and set(named) <= set(words_of(of_class)):
+        flag = "--class_prompt" if config.prior.class_prompt else "--class_name"
         raise ConfigError(
             f"the class prompt '{of_class}' contains the identifier '{name}': the class would be held where the subject is",
-            f"leave it out of --class_prompt, {anyway}",
+            f"leave it out of {flag}, {anyway}",
         )
     same = [photo for photo in photos.photos if not _beyond(photo.prompt, of_class)]
     if len(same) == len(photos.photos):
@@ -173,7 +204,12 @@ def _beyond(prompt: str, other: str) -> set[str]:
 
 
 def _example(config: Config) -> str:
-    return " ".join(("a photo of", config.data.identifier, config.data.class_name or "dog"))
+    """How a prompt is meant: a rare word, and the class as the person calls it."""
+    name = config.data.identifier or Data().identifier
+    told = [
+        word for word in words_of(config.prior.class_prompt or "") if word not in {name, *SAY_NOTHING, *USUAL_NAMES}
+    ]
+    return " ".join(("a photo of", name, config.data.class_name or " ".join(told) or "dog"))
 
 
 def _odd(config: Config, photos: PhotoSet, prior: bool) -> Iterator[str]:
@@ -183,7 +219,7 @@ def _odd(config: Config, photos: PhotoSet, prior: bool) -> Iterator[str]:
     for prompt in sorted(common):
         words = set(words_of(prompt))
         if not name & words and not any(rare(word) for word in words - SAY_NOTHING):
-            lacks = "" if _class_in(prompt, config) else " and not the class"
+            lacks = " and not the class" if _class_words(config) and not _class_words(config) & words else ""
             yield (
                 f"the prompt '{prompt}' has no word of its own for the subject{lacks}: what it says in common words, all of "
                 f"them will show; write it as '{_example(config)}'"
@@ -192,31 +228,48 @@ def _odd(config: Config, photos: PhotoSet, prior: bool) -> Iterator[str]:
         same = [photo for photo in captioned if not _beyond(photo.prompt, class_prompt(config))]
         if same:
             yield f"{names(same)}: the caption says no more than the class prompt '{class_prompt(config)}'"
+    yield from _about_captions(config, captioned, len(photos.photos))
+
+
+def _about_captions(config: Config, captioned: list[Photo], count: int) -> Iterator[str]:
+    """Whether captions name the subject, of `count` photos, and what they say beside it in every one."""
+    identifier = config.data.identifier
+    name = set(words_of(identifier)) - SAY_NOTHING
     without = [photo for photo in captioned if name and not name & set(words_of(photo.prompt))]
-    if without and (len(without) < len(photos.photos) or config.chosen("data.identifier")):
+    if without and len(without) == count and not config.chosen("data.identifier"):
         yield (
-            f"{len(without)} of {counted(len(captioned), 'caption')} do without the identifier '{data.identifier}' "
+            "no caption has a name for a subject, which is right for a style; a subject's looks would go into ordinary "
+            f"words: write '{identifier}' before the word for it in each caption, or add --no-captions"
+        )
+    elif without:
+        yield (
+            f"{len(without)} of {counted(len(captioned), 'caption')} do without the identifier '{identifier}' "
             f"({names(without)}): those photos teach it nothing"
         )
-    if len(captioned) >= 3:
+    if len(captioned) >= 3 and name:
         everywhere = set.intersection(*(set(words_of(photo.prompt)) for photo in captioned))
-        beside = (
-            everywhere
-            - SAY_NOTHING
-            - name
-            - set(words_of(f"{data.class_name or ''} {config.prior.class_prompt or ''}"))
-        )
+        of_class = _class_words(config) or _behind(identifier, captioned)
+        beside = everywhere - SAY_NOTHING - name - of_class
         beside = [word for word in words_of(captioned[0].prompt) if word in beside and not rare(word)]
         if beside and name & everywhere:
             yield (
-                f"every caption says {', '.join(dict.fromkeys(beside))} beside '{data.identifier}': the two will be learned "
+                f"every caption says {', '.join(dict.fromkeys(beside))} beside '{identifier}': the two will be learned "
                 "as one; leave it out where it is always so, or vary the words"
             )
 
 
-def _class_in(prompt: str, config: Config) -> bool:
-    wanted = set(words_of(config.data.class_name or config.prior.class_prompt or "")) - SAY_NOTHING
-    return bool(wanted & set(words_of(prompt)))
+def _behind(identifier: str, captioned: list[Photo]) -> set[str]:
+    """The word behind the identifier, where every caption has the same: the class, though nobody named one."""
+    last = words_of(identifier)[-1]
+    found = set()
+    for photo in captioned:
+        words = words_of(photo.prompt)
+        found |= set(words[words.index(last) + 1 :][:1]) if last in words else set()
+    return found if len(found) == 1 else set()
+
+
+def _class_words(config: Config) -> set[str]:
+    return set(words_of(config.data.class_name or config.prior.class_prompt or "")) - SAY_NOTHING
 
 
 def _too_long(photos: PhotoSet, window: int) -> Iterator[str]:
