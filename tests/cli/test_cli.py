@@ -235,6 +235,14 @@ def test_help_shows_every_setting_once_and_fits_its_width(monkeypatch):
     assert max(map(len, prose)) <= 110
 
 
+def test_help_says_what_becomes_of_a_run_that_nobody_reads(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    said = " ".join(page().split())
+    assert "Where stdout is closed, or its reader leaves" in said and "goes on to its end" in said
+    assert all(f"{code} " in said.partition("exit code is the run's:")[2] for code in (0, 1, 2, 130))
+    assert "stdout" not in page("export")
+
+
 def test_help_of_a_command_shows_only_its_settings():
     text = page("export")
     assert "--formats" in text and "--learning_rate" not in text and "export RUN" in text

@@ -29,6 +29,18 @@ def test_pipes_sockets_devices_and_folders_are_named_and_not_opened(tmp_path):
     there.close()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="pipes have no names there")
+def test_a_folder_for_a_library_may_hold_files_and_folders_only(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "nowhere.json").symlink_to("gone")
+    regular.only_files(tmp_path, "copy it again")
+    os.mkfifo(tmp_path / "merges.txt")
+    with pytest.raises(ConfigError, match=r"merges\.txt cannot be read: a pipe, not a file") as error:
+        regular.only_files(tmp_path, "copy it again")
+    assert error.value.fix == "copy it again"
+
+
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"1", b"\xff", b"nul\0", b"[" * 100_000, b'{"a":' * 100_000])
 def test_what_is_no_json_object_is_one_line_with_its_fix(tmp_path, text):
     (tmp_path / "a.json").write_bytes(text)

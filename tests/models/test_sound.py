@@ -1,7 +1,9 @@
 """A model that is none is said in one line, before anything is drawn from it."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -71,6 +73,19 @@ def test_broken_json_beside_a_model_is_one_line(model, kind):
         assert error.what.count("\n") == 0 and error.fix
     else:
         assert parts is not None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes have no names there")
+@pytest.mark.parametrize(
+    "name", ["tokenizer/vocab.json", "tokenizer/merges.txt", "text_encoder/generation_config.json"]
+)
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_no_library_is_left_waiting_for_a_pipe_or_device_beside_a_model(model, name, kind):
+    (model / name).unlink(missing_ok=True)
+    os.mkfifo(model / name) if kind == "pipe" else (model / name).symlink_to("/dev/zero")
+    with pytest.raises(ConfigError, match=f"{Path(name).name} cannot be read: a {kind}") as error:
+        look(model)
+    assert error.value.fix == "copy or download the model again"
 
 
 def test_a_configuration_that_lacks_a_setting_gets_the_families_own_or_a_line(model):

@@ -107,6 +107,24 @@ def test_a_folder_without_a_log_is_refused_with_advice(tmp_path: Path) -> None:
         list(log.read(tmp_path))
 
 
+@pytest.mark.parametrize("read", [log.read, log.follow])
+def test_what_is_no_log_is_refused_and_never_waited_for(tmp_path: Path, read) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "cat.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 9)
+    (tmp_path / "empty").touch()
+    (tmp_path / "half").write_text('{"event": "Noti')
+    (tmp_path / "of another.jsonl").write_text('{"a": 1}\n{"b": 2}\n')
+    for path in tmp_path.iterdir():
+        with pytest.raises(ConfigError, match="is no log of a run"):
+            next(read(path))
+
+
+def test_the_log_of_a_run_that_has_just_begun_is_waited_for(tmp_path: Path) -> None:
+    asked = iter([False, True])
+    for begun in ("", '{"event": "RunSt'):
+        (tmp_path / log.NAME).write_text(begun)
+        assert list(log.follow(tmp_path, 0.0, stop=lambda: next(asked, True))) == []
+
+
 def test_the_documented_structure_names_every_kind_and_field() -> None:
     assert log.__doc__ is not None
     cells: dict[str, str] = {}

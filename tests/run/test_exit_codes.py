@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 
 from trainer.__main__ import main
 from trainer.errors import Diverged
-from trainer.events import Finished
+from trainer.events import Finished, Notice
 from trainer.files.claim import claimed
 from trainer.out import checkpoint
 from trainer.readers import log
@@ -143,3 +145,29 @@ def test_the_readme_has_a_line_for_every_code():
     rows = re.findall(r"^\| (\d+) \|", README.read_text(encoding="utf-8"), re.M)
     tested = {re.match(r"test_(\d+)_", name)[1] for name in globals() if re.match(r"test_\d+_", name)}
     assert set(rows) == tested
+
+
+@pytest.mark.skipif(os.name == "nt", reason="streams are closed in another way there")
+@pytest.mark.parametrize("never", [False, True], ids=["its reader leaves", "its output was never open"])
+def test_a_run_that_nobody_reads_goes_on_and_ends_with_its_own_code_as_help_says(place, never):
+    """The program itself: exit code 0, a model, and a log that says what became of the output."""
+    run = place / f"unread-{never}"
+    given = ["--model", place / "sd1", "--instance_data_dir", place / "photos", "--output_dir", run, *SHORT.split()]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer", *map(str, given), "--max_train_steps", "1"],
+        cwd=README.parent,
+        stdin=subprocess.DEVNULL,
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=(lambda: os.close(1)) if never else None,
+    )
+    os.close(write)
+    assert done.returncode == 0, done.stderr
+    happened = [*log.read(run)]
+    assert isinstance(happened[-1], Finished) and happened[-1].status == "done"
+    assert any((run / "model").rglob("*.safetensors"))
+    said = [event for event in happened if isinstance(event, Notice) and event.text.startswith("Nobody reads")]
+    assert len(said) == (0 if never else 1)

@@ -21,6 +21,12 @@ EXAMPLES = (
     ("python -m trainer explain checkpointing", "everything about one setting"),
 )  # fmt: skip
 
+OUTPUT = (
+    "Nobody has to read what a run prints. Where stdout is closed, or its reader leaves (| head, a tee that died, a full disk "
+    "behind >), the run goes on to its end: RUN/log.jsonl has everything and says what became of the output, and the exit "
+    "code is the run's: 0 done, 1 a fault of this program, 2 something you can mend, 130 interrupted and saved."
+)
+
 
 def page(command: str = "train") -> str:
     width = max(60, min(shutil.get_terminal_size().columns, 120))
@@ -49,6 +55,8 @@ def page(command: str = "train") -> str:
             lines += ["", f"{bold}{about}{plain} {dim}[{section}]{plain}"]
         for key in keys:
             lines += _knob(key, width, dim, plain)
+    if command == "train":
+        lines += ["", f"{bold}Output{plain}", *(f"  {line}" for line in textwrap.wrap(OUTPUT, width - 2))]
     return "\n".join(lines) + "\n"
 
 

@@ -59,6 +59,18 @@ def text(path: Path, fix: str) -> str:
         raise ConfigError(f"{path} cannot be read: byte {error.start} is no UTF-8", fix) from error
 
 
+def only_files(folder: Path, fix: str) -> None:
+    """Refuse a folder that a library is about to read where something in it is neither file nor folder: libraries open
+    whatever has the right name. A link that leads nowhere is no file for them either."""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() or not path.exists():
+            continue
+        try:
+            _must_be_file(path, os.stat(path))
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror}", fix) from error
+
+
 def parsed(path: Path, kind: str, fix: str, parse: Callable[[], Any]) -> Any:
     """What `parse` makes of the text of `path`: plain values, no more and no deeper than anybody writes.
 

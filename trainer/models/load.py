@@ -96,6 +96,8 @@ def _from_folder(path: Path, wanted: list[str], dtype: torch.dtype | None, varia
     modules = {}
     for part in wanted:
         place = path / part
+        if place.is_dir():
+            regular.only_files(place, AGAIN)
         if not any(place.glob("*.safetensors")):
             raise ConfigError(
                 f"{place} has no .safetensors weights",
@@ -232,6 +234,7 @@ def _another_vae(source: str, facts: Facts, dtype: torch.dtype | None) -> nn.Mod
             hub.VAE,
         )
     place = _vae_folder(path, source)
+    regular.only_files(place, AGAIN)
     scale = _require_scale(json_object(place / "config.json", AGAIN), facts, source)
     dtype = dtype or _stored(place)
     vae = AutoencoderKL.from_pretrained(place, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
@@ -289,6 +292,8 @@ def _tokenizers(path: Path, family: StableDiffusion) -> list[CLIPTokenizer]:
     made = []
     for folder, pad in zip(("tokenizer", "tokenizer_2"), family.pads, strict=False):
         place = path / folder
+        if place.is_dir():
+            regular.only_files(place, AGAIN)
         own = (place / "vocab.json").is_file() or (place / "tokenizer.json").is_file()
         with understood(str(place)):
             made.append(CLIPTokenizer.from_pretrained(place, local_files_only=True) if own else text.tokenizer(pad))

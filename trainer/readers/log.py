@@ -188,15 +188,23 @@ def scalars(event: Event) -> dict[str, float]:
 
 def _path(run: str | Path) -> Path:
     path = Path(run)
-    path = path / NAME if path.is_dir() else path
-    if not path.is_file():
-        raise ConfigError(f"{run} holds no {NAME}", "name the folder of a run, such as the newest one in runs/")
-    return path
+    return path / NAME if path.is_dir() else path
 
 
 def _read(run: str | Path) -> TextIO:
-    """Bytes that are no UTF-8 cost their own line only."""
-    return _path(run).open(encoding="utf-8", errors="replace")
+    """The log of a run, which may be named itself. Bytes that are no UTF-8 cost their own line only, but a file of which no
+    line is an event is no log: who waits for more of it waits for ever. That of a run that has just begun may be empty."""
+    path, fix = _path(run), "name the folder of a run, such as the newest one in runs/"
+    if not path.is_file():
+        raise ConfigError(f"{run} holds no {NAME}", fix)
+    file = path.open(encoding="utf-8", errors="replace")
+    begins = file.read(1 << 20)
+    file.seek(0)
+    half = "\n" not in begins and len(begins) < 1 << 20  # of a line that is being written
+    if not (half and path.name == NAME) and not any(map(parse, begins.split("\n"))):
+        file.close()
+        raise ConfigError(f"{path} is no log of a run", fix)
+    return file
 
 
 def _open(run_dir: Path) -> TextIO:
