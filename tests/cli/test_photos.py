@@ -1,5 +1,7 @@
 """`photos DIR` says and shows what a run would make of a folder."""
 
+import shlex
+
 import numpy as np
 import pytest
 from photos import folder_of, noise_picture
@@ -58,8 +60,14 @@ def test_pictures_of_one_name_in_two_folders_are_shown_beside_a_numbered_one(her
 
 
 @pytest.mark.parametrize(
-    "line, words", [("photos", "looks at one folder"), ("photos a b", "one folder"), ("photos a --lr 1", "no effect")]
+    "line, words",
+    [
+        ("photos", "looks at one folder"),
+        ("photos a b", "one folder"),
+        ("photos a --lr 1", "no effect"),
+        ("doctor --photos 'my dog'", "python -m trainer photos 'my dog'"),
+    ],
 )
 def test_a_line_that_says_too_little_or_too_much_is_answered(here, capsys, line, words):
-    assert main(line.split()) == 2
+    assert main(shlex.split(line)) == 2
     assert words in capsys.readouterr().err

@@ -3,7 +3,7 @@
 import pytest
 
 from trainer.data.augment import recommendation, views
-from trainer.settings.config import Data
+from trainer.settings.config import Config, Data, Train
 
 PHOTO, DIGEST = (1000, 800), "ab" * 32
 
@@ -58,15 +58,21 @@ def test_colour_jitter_leaves_the_first_variant_as_it_is():
 
 
 def test_advice_is_given_for_few_photos_only_and_not_twice():
-    assert "--random_flip" in recommendation(3, Data())
-    assert "--max_train_steps" in recommendation(1, Data()) and "--method lora" in recommendation(1, Data())
-    assert recommendation(5, Data()) == ""
-    assert recommendation(3, Data(random_flip=True)) == ""
+    flipped = Config(data=Data(random_flip=True))
+    assert "--random_flip" in recommendation(3, Config())
+    assert "--max_train_steps" in recommendation(1, Config()) and "--method lora" in recommendation(1, Config())
+    assert recommendation(5, Config()) == ""
+    assert recommendation(3, flipped) == ""
 
 
 def test_two_hundred_photos_get_the_advice_of_a_data_set():
-    advice = recommendation(200, Data(random_flip=True))
+    advice = recommendation(200, Config(data=Data(random_flip=True)))
     assert all(
         word in advice for word in ("caption", "--no-with_prior_preservation", "--num_train_epochs", "--method lora")
     )
-    assert recommendation(40, Data()) == ""
+    assert recommendation(40, Config()) == ""
+
+
+def test_who_trains_an_adapter_is_not_advised_to():
+    adapter = Config(train=Train(method="lora"))
+    assert not any("--method lora" in recommendation(count, adapter) for count in (1, 200))

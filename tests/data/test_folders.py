@@ -3,7 +3,7 @@
 import pytest
 from photos import folder_of
 
-from trainer.data.folders import find, meant_as_repeats, others
+from trainer.data.folders import find, further_down, meant_as_repeats, others, unread_below
 from trainer.errors import ConfigError
 
 
@@ -81,6 +81,15 @@ def test_a_folder_that_is_named_itself_may_be_numbered_but_no_year(tmp_path):
     assert found(tmp_path / "10_hta dog") == {"10_hta dog": (10, "hta dog")}
     assert found(tmp_path / "2023_summer holiday") == {"2023_summer holiday": (1, "")}
     assert found(tmp_path / "3_dog") == {"3_dog": (1, "")}
+
+
+def test_pictures_that_lie_where_nobody_looks_are_counted(tmp_path):
+    for name in ("2023/07/best", "2023/08", "masks/deep", "2023/.thumbnails"):
+        folder_of(tmp_path / name, 2)
+    assert further_down(tmp_path) == {tmp_path / "2023" / "07" / "best": 2, tmp_path / "2023" / "08": 2}
+    (tmp_path / "2024_raw").mkdir()
+    (tmp_path / "2024_raw" / "a.CR2").touch()
+    assert list(unread_below(tmp_path)) == ["1 camera raw .cr2 in 2024_raw"]
 
 
 def test_camera_raws_are_told_from_junk(tmp_path):

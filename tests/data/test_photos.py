@@ -180,9 +180,15 @@ def test_real_photos_are_all_understood(name):
 
 def test_photos_need_a_name_a_prompt_or_words_beside_every_one(tmp_path):
     folder_of(tmp_path, 2)
-    (tmp_path / "00.caption").write_text("hta dog")
     with pytest.raises(ConfigError, match="what do the photos show"):
         scan(tmp_path, class_name=None)
+    (tmp_path / "00.caption").write_text("hta dog")
+    with pytest.raises(ConfigError, match=r"1 of 2 photos have captions; what do 01\.png show"):
+        scan(tmp_path, class_name=None)
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "1.png", "text": "hta dog"}')
+    with pytest.raises(ConfigError, match=r"1 row names no picture here: 1\.png"):
+        scan(tmp_path, class_name=None)
+    (tmp_path / "metadata.jsonl").unlink()
     assert scan(tmp_path, class_name=None, instance_prompt="my hta").prompts == ["hta dog", "my hta"]
     (tmp_path / "metadata.csv").write_text("file_name,text\n01.png,hta dog in snow\n")
     assert scan(tmp_path, class_name=None).prompts == ["hta dog", "hta dog in snow"]
@@ -199,6 +205,33 @@ def test_a_mask_outside_the_crop_leaves_its_photo_out_and_a_bucket_brings_it_bac
     assert "00.png is left out: its mask lies outside the crop" in found.problems[0]
     assert len(scan(tmp_path, masked_loss=True, buckets=True, divides=8).photos) == 2
     assert len(scan(tmp_path, masked_loss=True, crop="random", crop_variants=32).photos) == 2, "some crop shows it"
+    (tmp_path / "01.Mask.PNG").unlink()
+    with pytest.raises(
+        ConfigError, match=r"no photo that is left has .*\n  00\.png is left out: its mask lies outside"
+    ):
+        scan(tmp_path, masked_loss=True)
+
+
+def test_what_nobody_looks_at_is_in_the_account_and_said_once(tmp_path):
+    folder_of(tmp_path, 2)
+    folder_of(tmp_path / "2023" / "07", 3)
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.nef").touch()
+    (tmp_path / "captions.csv").write_text("file_name,text\n")
+    found = scan(tmp_path)
+    assert [left.why for left in found.left] == ["too far down"] * 3
+    assert found.problems == (
+        "3 pictures further down left out (2023/07): name their folder, or move them up",
+        "not read: 1 camera raw .nef in raw; save them as JPEG or PNG to train on them",
+        "captions in captions.csv are not read: put them into name.txt, metadata.jsonl or metadata.csv",
+    )
+    assert scan(tmp_path, folders="loose", captions=False).problems == (), "whoever says loose knows the rest"
+
+
+def test_buckets_that_change_nothing_are_said_to(tmp_path):
+    folder_of(tmp_path, 5, (128, 80))
+    assert any("--buckets changes nothing here" in text for text in scan(tmp_path, buckets=True).advice)
+    assert not any("changes nothing" in text for text in scan(tmp_path, buckets=True, divides=8).advice)
 
 
 def test_several_folders_have_their_own_repeats_and_prompts(tmp_path):

@@ -6,7 +6,7 @@ import unicodedata
 import pytest
 from photos import folder_of, noise_picture
 
-from trainer.data.words import Table, Words, text_of
+from trainer.data.words import Table, Words, elsewhere, text_of
 from trainer.errors import ConfigError
 
 
@@ -66,6 +66,9 @@ def test_texts_that_belong_to_no_picture_and_empty_ones_are_named(tmp_path):
         ("A.PNG", "a.png"),
         ("a.jpg", "a.png"),
         ("a", "a.png"),
+        ("photos/a.png", "a.png"),
+        ("D:\\Pictures\\A.jpg", "a.png"),
+        ("/srv/shared/photos/a.png", "a.png"),
         (unicodedata.normalize("NFD", "ü.png"), "ü.png"),
     ],
 )
@@ -84,6 +87,37 @@ def test_a_table_above_numbered_folders_names_pictures_in_them(tmp_path):
     picture = tmp_path / "10_hta dog" / "00.png"
     words = Words(picture.parent, [picture], Table.all(tmp_path))
     assert words.of(picture) == ("hta dog asleep", "metadata.jsonl")
+
+
+def test_a_row_with_folders_in_front_stays_with_the_picture_that_it_names(tmp_path):
+    folder_of(tmp_path / "sub", 1)
+    rows = ("sub/00.png", "hta dog"), ("x/01.png", "one"), ("y/01.png", "two")
+    (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps({"file_name": n, "text": t}) for n, t in rows))
+    found, problems = said(tmp_path, "00.png", "01.png")
+    assert found == [("", ""), ("", "")], "the first is another picture's, and which 01.png is meant nobody knows"
+    assert problems == ["metadata.jsonl: 3 rows name no picture here: sub/00.png, x/01.png, y/01.png"]
+
+
+def test_captions_in_files_that_are_not_read_are_told_from_what_phones_export(tmp_path):
+    for name, content in (
+        ("IMG_1.json", {"caption": "hta dog"}),
+        ("meta_cap.json", {"/srv/shared/img/IMG_1": {"caption": "hta dog"}}),
+        ("manifest.json", {"settings": {"prompt": "a photo of a dog"}, "images": {}}),
+        ("settings.json", {"prompt": "hta dog"}),
+        ("rows.json", [{"file_name": "IMG_1.jpg", "text": "hta dog"}]),
+        ("IMG_1.jpg.json", {"title": "IMG_1.jpg", "description": "", "geoData": {"latitude": 0.0}}),
+        ("workflow.json", {"prompt": {"3": {}}}),
+    ):
+        (tmp_path / name).write_text(json.dumps(content))
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "Captions.CSV").write_text("file_name,text\n")
+    (tmp_path / "._captions.csv").write_text("")
+    assert elsewhere(tmp_path.iterdir(), [tmp_path / "img_1.JPG"]) == [
+        "Captions.CSV",
+        "IMG_1.json",
+        "meta_cap.json",
+        "rows.json",
+    ]
 
 
 def test_rows_without_a_picture_are_named_and_a_caption_file_counts_before_a_row(tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from trainer.cli import flags as one
@@ -160,7 +161,11 @@ def _settle(command: Command, launcher: dict[str, str]) -> None:
     values = command.values
     for key in values:
         if not key.startswith(USES.get(command.name, "")):
-            raise ConfigError(f"--{command.spelled[key]} has no effect on `{command.name}`", "leave it out")
+            folder = values[key] if command.name == "doctor" and key == "data.instance_data_dir" else None
+            instead = f"a folder of photos is looked at by: python -m trainer photos {quote(str(folder))}"
+            raise ConfigError(
+                f"--{command.spelled[key]} has no effect on `{command.name}`", instead if folder else "leave it out"
+            )
     wanted = COMMANDS[command.name][0]
     if (
         wanted

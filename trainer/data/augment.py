@@ -13,7 +13,7 @@ import random
 from dataclasses import replace
 
 from trainer.data.crops import Size, View, center, place
-from trainer.settings.config import Data
+from trainer.settings.config import Config, Data
 
 MANY = 60  # photos; with more, the 800 steps of a subject show each fewer than 14 times
 
@@ -55,7 +55,7 @@ def _dice(seed: int, digest: str, variant: int) -> random.Random:
     return random.Random(hashlib.sha256(f"{seed} {digest} {variant}".encode()).digest())
 
 
-def recommendation(photos: int, data: Data) -> str:
+def recommendation(photos: int, config: Config) -> str:
     """A sentence for too few photos without any augmentation, and for more than one subject needs; empty where there is
     nothing to say.
 
@@ -63,17 +63,18 @@ def recommendation(photos: int, data: Data) -> str:
     style or a data set: a step shows one, so the steps of one subject hardly show each of them, and the class that holds a
     subject's neighbours in place holds back what was to be learned.
     """
+    data, full = config.data, config.train.method == "full"
     if photos >= MANY:
         return (
             f"{photos} photos are more than one subject needs. Of one subject, the best 20 teach as much; a style or a set "
             "of many things wants a caption beside each photo, --no-with_prior_preservation and steps by epochs, such as "
-            "--num_train_epochs 10, and --method lora learns it, too"
+            f"--num_train_epochs 10{', and --method lora learns it, too' * full}"
         )
     if photos > 4 or data.random_flip or data.crop == "random" or data.crop_jitter or data.color_jitter:
         return ""
     if photos == 1:
         return (
             "1 photo: its pose, light and background are learned as the subject's own; add photos, or vary it "
-            "(--crop_jitter 0.2 --color_jitter 0.1) and train less on it (--max_train_steps 300, or --method lora)"
+            f"(--crop_jitter 0.2 --color_jitter 0.1) and train less on it (--max_train_steps 300{', or --method lora' * full})"
         )
     return f"{photos} photos: consider --crop_jitter 0.1, or --random_flip if left and right may be swapped"

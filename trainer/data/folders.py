@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -113,13 +113,32 @@ def find(folder: Path, which: str, flag: str) -> Found:
 
 def _below(folder: Path) -> dict[Path, int]:
     """Folders in `folder` that hold pictures, with how many."""
+    return {sub: count for sub in _folders(folder) if (count := len(candidates(sub)))}
+
+
+def further_down(folder: Path) -> dict[Path, int]:
+    """Folders two and three below `folder` that hold pictures, with how many: nobody looks there."""
     found = {}
-    for sub in sorted(folder.iterdir()):
-        if sub.is_dir() and not sub.name.startswith(".") and sub.name.lower() not in NEVER_MEANT:
-            count = len(candidates(sub))
-            if count:
-                found[sub] = count
+    for sub in _folders(folder):
+        for deep in sorted([*_folders(sub), *(last for each in _folders(sub) for last in _folders(each))]):
+            if count := len(candidates(deep)):
+                found[deep] = count
     return found
+
+
+def unread_below(folder: Path) -> Iterator[str]:
+    """Pictures in the folders of `folder` that are not read, such as camera raws: a sentence's beginning for each folder."""
+    for sub in _folders(folder):
+        if said := others(sub.iterdir()):
+            yield f"{said} in {sub.name}"
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(
+        sub
+        for sub in folder.iterdir()
+        if sub.is_dir() and not sub.name.startswith(".") and sub.name.lower() not in NEVER_MEANT
+    )
 
 
 def _itself(folder: Path) -> Place:

@@ -12,11 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from trainer.data import augment, crops, folders, looks, prompts
-from trainer.data.account import Left, Photo, PhotoSet, counted
+from trainer.data.account import Left, Photo, PhotoSet, counted, names
 from trainer.data.crops import Size, View
 from trainer.data.folders import candidates
 from trainer.data.prompts import class_prompt, fill, instance_prompt
-from trainer.data.reading import MUCH, SQUARE_MUCH, Wanted, read_folder
+from trainer.data.reading import MUCH, OUTSIDE, SQUARE_MUCH, Wanted, read_folder
 from trainer.data.words import CAPTION_SUFFIXES, Table, Words
 from trainer.errors import ConfigError
 from trainer.machine import libraries
@@ -51,18 +51,29 @@ def scan(config: Config, resolution: int | None = None, divides: int = 64) -> Ph
         replace_in=lambda caption: fill(caption, data),
     )
     photos = _read(config, wanted)
-    if not (data.class_name or typed) and any(photo.words == wanted.words for photo in photos.photos):
+    nameless = [photo for photo in photos.photos if photo.words == wanted.words]
+    if not (data.class_name or typed) and nameless:
         raise ConfigError(
-            "what do the photos show?",
+            _question(photos, nameless),
             f"add --class_name dog (the prompt becomes 'a photo of {data.identifier} dog'), or --instance_prompt",
         )
     if data.masked_loss and not any(photo.mask for photo in photos.photos):
+        outside = [f"\n  {left.name} is left out: {left.why}" for left in photos.left if OUTSIDE in left.why]
         raise ConfigError(
-            "masked_loss is on, but no photo has an alpha channel or a mask",
+            f"masked_loss is on, but no photo {'that is left ' * bool(outside)}has an alpha channel or a mask"
+            + "".join(outside),
             "put name.mask.png beside name.jpg (white: subject, black: ignore), or leave --masked_loss out",
         )
     problems = [*photos.problems, *_overruled(photos, wanted)]
     return replace(photos, problems=tuple(problems), advice=tuple(_advice(photos, config)))
+
+
+def _question(photos: PhotoSet, nameless: list[Photo]) -> str:
+    """What a person is asked whose photos have no words, all or some of them; with what was meant as words, it seems."""
+    said = len(photos.photos) - len(nameless)
+    what = f"{said} of {counted(len(photos.photos), 'photo')} have captions; what do {names(nameless)} show?"
+    astray = [text for text in photos.problems if " no picture" in text or text.startswith("captions in ")]
+    return "\n  ".join([what if said else "what do the photos show?", *astray])
 
 
 def mend(config: Config) -> Iterator[str]:
@@ -167,9 +178,13 @@ def _overruled(photos: PhotoSet, wanted: Wanted) -> Iterator[str]:
         )
 
 
+def _worth_buckets(photos: PhotoSet) -> bool:
+    return any(1 - photo.kept > MUCH for photo in photos.photos)
+
+
 def _advice(photos: PhotoSet, config: Config) -> Iterator[str]:
     """What fits so many photos."""
-    if tip := augment.recommendation(len(photos.photos), config.data):
+    if tip := augment.recommendation(len(photos.photos), config):
         yield tip
     if not looks.can_compare():
         yield f"frames of one burst are not looked for: {libraries.remedy('imagehash')}"
@@ -178,6 +193,9 @@ def _advice(photos: PhotoSet, config: Config) -> Iterator[str]:
         unread = sum(1 for folder in files for path in folder.iterdir() if path.suffix.lower() in CAPTION_SUFFIXES)
         if unread:
             yield f"{counted(unread, 'text file')} beside the photos not read: captions are off"
+    if config.data.buckets and len({photo.size_cut for photo in photos.photos}) == 1 and _worth_buckets(photos):
+        size = " x ".join(map(str, photos.photos[0].size_cut))
+        yield f"--buckets changes nothing here: at this size every bucket nearest to a photo is {size} px"
     ordinary = [photo for photo in photos.photos if MUCH < 1 - photo.kept <= SQUARE_MUCH]
     if ordinary and not config.data.buckets:
         yield (

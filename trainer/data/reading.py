@@ -19,12 +19,13 @@ from trainer.data.account import Left, Photo, PhotoSet, counted
 from trainer.data.crops import Size, View, kept_share
 from trainer.data.folders import Place, candidates, fold, meant_as_repeats
 from trainer.data.pictures import Picture, Unreadable, read
-from trainer.data.words import TABLES, Table, Words, listed
+from trainer.data.words import TABLES, Table, Words, elsewhere, listed
 from trainer.errors import ConfigError
 from trainer.files.shown import is_text
 
 MUCH = 0.2  # a bucket's crop that loses more than this is named
 FEW = 3  # pictures with one fault are named one by one
+OUTSIDE = "its mask lies outside the crop"
 SQUARE_MUCH = 0.5  # a square takes a third of every ordinary photo
 
 
@@ -83,6 +84,7 @@ class _Reader:
         self.left: list[Left] = []
         self.problems: list[str] = []
         self.ignored = 0
+        self.pictures: list[Path] = []
         self.unread: list[Path] = []  # files that a person may take for pictures
         self.digests: dict[tuple[str, str], str] = {}  # (digest, prompt) -> name
         self.albums: dict[str, looks.Album] = {}  # prompt -> pictures with it
@@ -90,6 +92,7 @@ class _Reader:
 
     def read(self, place: Place) -> None:
         files = candidates(place.folder)
+        self.pictures += files
         tables = self.tables if place.folder == self.root else [*self._tables(place.folder), *self.tables]
         words = Words(place.folder, files, tables) if self.wanted.captions else None
         masks = _masks(place.folder) if self.wanted.masks else {}
@@ -137,7 +140,7 @@ class _Reader:
         views = wanted.views(picture.size, picture.digest)
         mask = self._mask(path, picture, masks, views) if wanted.masks else ""
         if mask is None:
-            return self._leave(path, "its mask lies outside the crop: crop it by hand, or use --buckets")
+            return self._leave(path, f"{OUTSIDE}: crop it by hand, or use --buckets")
         self.digests[picture.digest, prompt] = path.name
         self.albums[prompt].add(path.name, look)
         self.looks.append(look)
@@ -192,10 +195,29 @@ class _Reader:
             self.problems += table.problems()
         for sub, count, why in found.left:
             if self.wanted.places == "auto":
-                self.problems.append(f"{counted(count, 'picture')} in {sub.name} left out: {why}")
-        if said := folders.others(self.unread):
+                self.problems.append(
+                    f"{counted(count, 'picture')} in {sub.name} left out: {why} (--folders all takes them)"
+                )
+        below = self.wanted.places != "loose"
+        if below:
+            self._further_down()
+        unread = [folders.others(self.unread), *(folders.unread_below(self.root) if below else ())]
+        for said in filter(None, unread):
             self.problems.append(f"not read: {said}; save them as JPEG or PNG to train on them")
+        if self.wanted.captions and (names := elsewhere(self.unread, self.pictures)):
+            self.problems.append(
+                f"captions in {listed(names)} are not read: put them into name.txt, metadata.jsonl or metadata.csv"
+            )
         self.problems += self._complaints() if self.wanted.subject else self._spoiled()
+
+    def _further_down(self) -> None:
+        """Pictures deeper than a folder's folders: named once, and each is in the account."""
+        deep = folders.further_down(self.root)
+        if deep:
+            names = listed([sub.relative_to(self.root).as_posix() for sub in deep], FEW)
+            pictures = counted(sum(deep.values()), "picture")
+            self.problems.append(f"{pictures} further down left out ({names}): name their folder, or move them up")
+        self.left += [Left(str(path), "too far down") for sub in deep for path in candidates(sub)]
 
     def _spoiled(self) -> Iterator[str]:
         """Pictures that a model without numbers, or without light, leaves behind."""

@@ -1,8 +1,9 @@
 """The words beside the pictures of one folder: `name.txt`, `name.caption`, `metadata.jsonl`, `metadata.csv`.
 
 Names are matched as people match them: without case, in any Unicode form, with or without the picture's suffix inside
-("c.png.txt"), in tables also with "./" in front or another picture suffix. What an exact name says counts before what a
-near one says, and a file or a row that belongs to no picture is named, because it was meant for one.
+("c.png.txt"), in tables also with "./" or the folders of another machine in front, or with another picture suffix. What an
+exact name says counts before what a near one says, and a file or a row that belongs to no picture is named, because it was
+meant for one; so are captions in a kind of file that is not read.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ CAPTION_SUFFIXES = (".txt", ".caption")
 TABLES = ("metadata.jsonl", "metadata.csv")
 NO_CAPTIONS = "add --no-captions"
 TEXT_KEYS = ("text", "caption", "prompt")
+NOT_READ = (".csv", ".tsv", ".jsonl", ".parquet")  # where others keep captions, under names of their own
+MOST_JSON = 2**22  # bytes of a .json that is looked into
 MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -98,15 +101,27 @@ class Table:
 
     def take(self, picture: Path) -> str:
         """The caption of `picture`; its row counts as used."""
-        name = _key(picture.relative_to(self.folder).as_posix())
-        bare = without_picture_suffix(name)
-        key = (
-            name
-            if name in self.rows
-            else next((row for row in self.rows if without_picture_suffix(row, row) == bare), "")
-        )
+        key = self._row_of(picture)
         self.taken |= {key}
         return self.rows.get(key, "")
+
+    def _row_of(self, picture: Path) -> str:
+        """The row that is meant: it has the name, or the name with another suffix, or is the only one that ends so, behind
+        folders of the machine where the table was made."""
+        name = _key(picture.relative_to(self.folder).as_posix())
+        if name in self.rows:
+            return name
+        bare = without_picture_suffix(name, name)
+        near = {row: without_picture_suffix(row, row) for row in self.rows}
+        if exact := [row for row, other in near.items() if other == bare]:
+            return exact[0]
+        ends = [row for row, other in near.items() if other.endswith(f"/{bare}") and not self._another(row, picture)]
+        return ends[0] if len(ends) == 1 else ""
+
+    def _another(self, row: str, picture: Path) -> bool:
+        """Whether a row names a file that is there and is not `picture`."""
+        named = self.folder / self.spelled[row].replace("\\", "/")
+        return named.is_file() and named.resolve() != picture.resolve()
 
     def problems(self) -> Iterator[str]:
         left = [spelled for key, spelled in self.spelled.items() if key not in self.taken]
@@ -128,6 +143,39 @@ def without_picture_suffix(name: str, otherwise: str | None = None) -> str | Non
     """`name` without ".png" and the like; `otherwise` where it has none."""
     stem, dot, suffix = name.rpartition(".")
     return stem if dot and f".{suffix.lower()}" in PICTURE_SUFFIXES else otherwise
+
+
+def elsewhere(files: Iterable[Path], pictures: Iterable[Path]) -> list[str]:
+    """Names of files that hold captions and are not read: tables with names of their own, and .json with a caption for one
+    of `pictures` (a phone's export has one with other things beside each)."""
+    stems = {fold(picture.stem) for picture in pictures}
+    return sorted(
+        path.name
+        for path in files
+        if not path.name.startswith(".")
+        and (path.suffix.lower() in NOT_READ or (path.suffix.lower() == ".json" and _captions_any(path, stems)))
+    )
+
+
+def _captions_any(path: Path, stems: set[str]) -> bool:
+    """Whether a .json has words for a picture: it is called like it, has its name as a key, or is a list of rows."""
+    try:
+        if not path.is_file() or path.stat().st_size > MOST_JSON:
+            return False
+        found = json.loads(regular.data(path))
+    except (OSError, ValueError, RecursionError):
+        return False
+    rows = found if isinstance(found, list) else []
+    if isinstance(found, dict):
+        rows = [row for name, row in found.items() if _stem(name) in stems]
+        rows += [found] if _stem(path.stem) in stems else []
+    return any(isinstance(row, dict) and any(isinstance(row.get(key), str) for key in TEXT_KEYS) for row in rows)
+
+
+def _stem(name: str) -> str:
+    """The last part of a path as it is typed, folded, without a picture's suffix."""
+    last = _key(name).rpartition("/")[2]
+    return without_picture_suffix(last, last) or ""
 
 
 def listed(names: list[str], most: int = 5) -> str:
