@@ -292,7 +292,7 @@ def test_a_resolved_configuration_comes_back_from_its_file(tmp_path):
     assert back.model_dump() == config.model_dump()
     assert check(back) == []
     text = (tmp_path / "config.toml").read_text()
-    assert "learning_rate = 0.0001  # sd1 default" in text and "vram_gb = 11.2  # preset 12gb" in text
+    assert "learning_rate = 0.0001  # sd1 default" in text and "# vram_gb = 11.2  # preset 12gb" in text
 
 
 def test_settings_without_effect_and_those_of_one_run_are_written_as_comments(tmp_path):
@@ -362,6 +362,15 @@ def test_what_the_planner_decided_is_no_wish_when_the_settings_are_read_back(tmp
     assert '# weights = "24bit"  # planner' in text
     assert again.memory.weights == "auto" and again.sample.batch_size is None and again.memory.moments == "8bit"
     assert again.chosen("memory.moments") and not again.chosen("memory.weights")
+
+
+def test_what_a_preset_set_is_the_next_presets_to_set(tmp_path):
+    made = overlay.load({"preset": "8gb", "data.class_name": "dog", "train.train_batch_size": 3})
+    overlay.write(made, made.provenance, tmp_path / "config.toml")
+    same, larger = (overlay.load(flags, file=tmp_path / "config.toml") for flags in ({}, {"preset": "24gb"}))
+    assert same.memory.vram_gb == made.memory.vram_gb
+    assert larger.memory.vram_gb == overlay.load({"preset": "24gb"}).memory.vram_gb > made.memory.vram_gb
+    assert larger.train.train_batch_size == 3, "what a person set stays"
 
 
 def test_a_runs_settings_name_whole_paths_and_hub_ids_as_they_are(tmp_path, monkeypatch):

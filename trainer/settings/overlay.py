@@ -231,6 +231,8 @@ def write(config: Config, provenance: Mapping[str, str], path: Path) -> None:
             lines.append(f"# {name} = {_toml(value)}  # {origin}; {silent[key]}")
         elif origin in (PLANNER, CHECKPOINT):  # read back, it would count as a wish that another card cannot grant
             lines.append(f"# {name} = {_toml(value)}  # {origin}; planned anew for the card at hand")
+        elif origin.startswith("preset "):  # read back beside another --preset, it would count before that
+            lines.append(f"# {name} = {_toml(value)}  # {origin}; set by the preset that is named above")
         else:
             lines.append(f"{name} = {_toml(value)}  # {origin}")
     with whole(path) as part:
