@@ -157,6 +157,10 @@ def test_a_numbered_folder_of_class_images_names_the_class(tmp_path):
         ({"train__num_train_epochs": 4, "train__lr_warmup_steps": 500, "train__lr_scheduler": "cosine"}, "of 8 steps"),
         ({"train__lr_warmup_steps": 900, "train__lr_scheduler": "linear"}, "leaves nothing of 800 steps"),
         (
+            {"train__num_train_epochs": 4, "train__lr_num_cycles": 9, "train__lr_scheduler": "cosine_with_restarts"},
+            "more often than 8 steps",
+        ),
+        (
             {"train__num_train_epochs": 4, "train__train_text_encoder": True, "train__text_encoder_stop_step": 8},
             "would have no effect",
         ),

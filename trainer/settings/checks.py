@@ -85,6 +85,12 @@ def of_steps(config: Config) -> None:
         raise ConfigError(
             f"lr_warmup_steps = {train.lr_warmup_steps} leaves nothing of {counted}", "shorten --lr_warmup_steps"
         )
+    after = steps - train.lr_warmup_steps
+    if train.lr_scheduler == "cosine_with_restarts" and train.lr_num_cycles > after:
+        raise ConfigError(
+            f"lr_num_cycles = {train.lr_num_cycles} starts the rate again more often than {counted} allow",
+            f"choose at most {after}; 1 to 4 are usual",
+        )
     stop = train.text_encoder_stop_step
     if (
         train.train_text_encoder
