@@ -11,6 +11,7 @@ import sys
 
 from trainer.errors import ConfigError
 from trainer.files import disk
+from trainer.files.shown import shown
 from trainer.machine import mending
 from trainer.readers import lasting
 
@@ -38,7 +39,9 @@ def main(words: list[str] | None = None) -> int:
         refused = disk.refusal(error) if isinstance(error, OSError) else None
         mendable = error if isinstance(error, ConfigError) else refused or mending.stumbled(error)
         if mendable is not None:
-            print(f"error: {mendable.what}\n  fix: {mendable.fix}", file=sys.stderr)
+            print(
+                f"error: {shown(mendable.what, lines=True)}\n  fix: {shown(mendable.fix, lines=True)}", file=sys.stderr
+            )
             return 2
         if not isinstance(error, OSError):
             error.add_note("This is a fault of this program: please report it, with these lines.")

@@ -16,6 +16,7 @@ from trainer.data import photos as data
 from trainer.data import pictures, prompts
 from trainer.data.account import Photo, PhotoSet, within
 from trainer.draw.sheet import contact_sheet
+from trainer.files.shown import shown as fit
 from trainer.settings.config import Config
 from trainer.settings.effect import prior_is_on
 
@@ -31,20 +32,20 @@ def main(config: Config) -> int:
     said = list(data.mend(config))
     photos = data.scan(config, side)
     said += prompts.check(config, photos, prior_is_on(config))
-    print(photos.summary)
+    print(fit(photos.summary, lines=True))
     for line in photos.lines():
-        print(f"  {line}")
+        print(f"  {fit(line)}")
     print()
     for row in _rows(photos):
-        print(row)
+        print(fit(row))
     for text in (*said, *photos.problems):
         if " is left out: " not in text:  # its picture said so above
-            print(f"warning: {text}")
+            print(f"warning: {fit(text)}")
     for text in photos.advice:
-        print(f"note: {text}")
+        print(f"note: {fit(text)}")
     sheet = _place(config, Path(photos.folder))
     _draw(photos, [*said, *photos.problems], sheet)
-    print(f"\nsheet: {sheet}")
+    print(f"\nsheet: {fit(str(sheet))}")
     return 0
 
 

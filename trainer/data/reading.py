@@ -21,7 +21,7 @@ from trainer.data.folders import Place, candidates, fold, meant_as_repeats
 from trainer.data.pictures import Picture, Unreadable, read
 from trainer.data.words import TABLES, Table, Words, elsewhere, listed
 from trainer.errors import ConfigError
-from trainer.files.shown import is_text
+from trainer.files.shown import is_text, shown
 
 MUCH = 0.2  # a bucket's crop that loses more than this is named
 FEW = 3  # pictures with one fault are named one by one
@@ -153,7 +153,7 @@ class _Reader:
 
     def _leave(self, path: Path, why: str) -> None:
         self.left.append(Left(str(path), why))
-        self.problems.append(f"{path.name} is left out: {why}")
+        self.problems.append(f"{shown(path.name)} is left out: {why}")
 
     def _mask(self, path: Path, picture: Picture, masks: dict[str, Path], views: list[View]) -> str | None:
         """The path of name.mask.png if there is one, else "alpha" for a picture with transparency, else nothing; None

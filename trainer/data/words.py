@@ -43,7 +43,7 @@ class Words:
         self.folder, self.tables = folder, list(tables)
         by_base = defaultdict(list)
         for file in sorted(folder.iterdir()):
-            if file.suffix.lower() in CAPTION_SUFFIXES and not file.name.startswith(".") and file.is_file():
+            if file.suffix.lower() in CAPTION_SUFFIXES and not file.name.startswith(".") and file.exists():
                 by_base[fold(file.name[: -len(file.suffix)])].append(file)
                 bare = without_picture_suffix(file.name[: -len(file.suffix)])
                 if bare is not None:
@@ -94,7 +94,7 @@ class Table:
         self.rows: dict[str, str] = {}  # folded relative name -> caption
         self.spelled: dict[str, str] = {}
         self.taken: set[str] = set()
-        if self.path.is_file():
+        if self.path.exists():  # what is no file is refused: passed over, its captions would be missing without a word
             for file_name, caption in (_csv if name.endswith("csv") else _jsonl)(self.path):
                 key = _key(file_name)
                 self.rows[key], self.spelled[key] = " ".join(caption.split()), file_name

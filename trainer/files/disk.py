@@ -24,6 +24,7 @@ FIXES = {
     errno.ENOENT: PUT_BACK,
     errno.ENOTDIR: PUT_BACK,
     errno.EISDIR: PUT_BACK,
+    errno.ENAMETOOLONG: "take a shorter name",
     errno.EIO: CHECK,
     errno.ESTALE: CHECK,
     errno.ENODEV: CHECK,

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 import trainer
 from trainer.errors import ConfigError
 from trainer.files import regular
+from trainer.files.shown import is_text
 from trainer.files.whole import whole
 from trainer.settings.config import Config, knobs
 from trainer.settings.effect import idle
@@ -62,6 +63,7 @@ def validated(values: Mapping[str, Any], origins: Mapping[str, str]) -> Config:
     """A Config holding `values`; everything the schema objects to is told at once, in the words of who set it."""
     nested: dict[str, Any] = {}
     for key, value in values.items():
+        _require_text(key, value, origins)
         section, _, name = key.rpartition(".")
         (nested.setdefault(section, {}) if section else nested)[name] = value
     try:
@@ -143,6 +145,18 @@ LIMITS = {
     "less_than": ("less than", "lt"),
     "less_than_equal": ("at most", "le"),
 }
+
+
+def _require_text(key: str, value: Any, origins: Mapping[str, str]) -> None:
+    """No file can have a name with a zero in it, and no settings file can hold bytes that are no UTF-8."""
+    texts = [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)]
+    if odd := [text for text in texts if not is_text(text)]:
+        raise ConfigError(
+            f"{key} ({origins.get(key, 'default')}) holds what is no text: {odd[0]}",
+            "write it, and name files, in UTF-8",
+        )
+
+
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text", "list": "a list"}
 
 
@@ -167,6 +181,10 @@ def _follow(config: Config, file: Path | None) -> None:
     """What follows from the layers alone: the model where none is named, and which run `latest` speaks of."""
     if config.data.subsets and config.data.instance_data_dir is None:
         config.settle("data.instance_data_dir", subset(config.data.subsets[0])[1], "the first of data.subsets")
+    if (
+        config.model.name is not None and not config.model.name.strip()
+    ):  # such as --model "$MODEL" where MODEL is not set
+        raise ConfigError("model.name is empty", "name a hub id, a diffusers folder or a .safetensors file")
     if config.model.name is None and config.model.family == "auto":
         mine = config.data.instance_data_dir is not None
         config.settle("model.name", SD15 if mine else DEMO, "default" if mine else "built-in demo")
