@@ -394,7 +394,7 @@ def test_what_is_imported_is_declared():
 TYPED = {
     *"trainer/events.py trainer/units.py trainer/policy.py trainer/errors.py trainer/objective trainer/files".split(),
     *"trainer/machine trainer/settings/config.py trainer/settings/overlay.py trainer/settings/effect.py".split(),
-    "trainer/settings/checks.py",
+    *"trainer/settings/checks.py trainer/memory trainer/plan".split(),
 }
 
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,12 +73,13 @@ def resolve(name: str) -> str:
 
 def apply(denoiser: nn.Module, policy: Policy, device: torch.device | str = "cpu") -> Callable[[], None]:
     """Give every attention layer of `denoiser` our processor; on CUDA forbid the math path. Returns the undo."""
-    attention, before = resolve(policy.attention), denoiser.attn_processors
-    denoiser.set_attn_processor(Processor(attention))
+    attention, model = resolve(policy.attention), _diffusers(denoiser)
+    before = model.attn_processors
+    model.set_attn_processor(Processor(attention))
     restore_flags = _forbid_math() if attention == "sdpa" and torch.device(device).type == "cuda" else None
 
     def undo() -> None:
-        denoiser.set_attn_processor(dict(before))
+        model.set_attn_processor(dict(before))
         if restore_flags is not None:
             restore_flags()
 
@@ -91,7 +94,7 @@ class Processor:
 
     def __call__(
         self,
-        attn: nn.Module,
+        attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -116,7 +119,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, attention: str = "sdpa") -
     """softmax(q k^T / sqrt d) v; all (B, heads, tokens, d)"""
     if attention == "xformers" and query.is_cuda:
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-        return _xformers().memory_efficient_attention(query, key, value).transpose(1, 2)
+        kernels = _xformers()
+        assert kernels is not None, "resolve refuses xformers where it is not installed"
+        return kernels.memory_efficient_attention(query, key, value).transpose(1, 2)
     if attention == "math":
         with sdpa_kernel(SDPBackend.MATH):
             return scaled_dot_product_attention(query, key, value)
@@ -125,8 +130,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, attention: str = "sdpa") -
 
 def shapes(denoiser: nn.Module, batch: int, height: int, width: int, text_tokens: int = 77) -> list[Shape]:
     """The kinds of attention calls that `denoiser` makes for latents of height x width, largest first."""
-    found, side = set(), 1
-    levels = [(block, bool(block.downsamplers)) for block in denoiser.down_blocks] + [(denoiser.mid_block, False)]
+    found, side, model = set(), 1, _diffusers(denoiser)
+    levels = [(block, bool(block.downsamplers)) for block in model.down_blocks] + [(model.mid_block, False)]
     for block, shrinks in levels:
         tokens = (height // side) * (width // side)
         for transformer in getattr(block, "attentions", ()):
@@ -160,7 +165,7 @@ def verify(
 
 def kernel_for(query: Tensor, key: Tensor, value: Tensor) -> str:
     """The name of the kernel that SDPA takes for these inputs: flash, memory-efficient, cuDNN or math."""
-    choice = SDPBackend(torch._fused_sdp_choice(query, key, value))
+    choice = SDPBackend(torch.ops.aten._fused_sdp_choice(query, key, value))
     return NAMES.get(choice, choice.name.lower())
 
 
@@ -186,11 +191,11 @@ def _verify_one(shape: Shape, dtype: torch.dtype, device: torch.device, attentio
     out = attend(query, key, value, attention)
     results = (out, *torch.autograd.grad(out, (query, key, value), pull))
     parts = (some, slice(None), slice(None))
-    one = [
+    head = [
         x.detach()[:1, :1, part].float().requires_grad_() for x, part in zip((query, key, value), parts, strict=True)
     ]
-    expected = attend(*one, "math")
-    expected = (expected, *torch.autograd.grad(expected, one, pull[:1, :1, some].float()))
+    truth = attend(head[0], head[1], head[2], "math")
+    expected = (truth, *torch.autograd.grad(truth, head, pull[:1, :1, some].float()))
     errors = [
         float((mine.detach()[:1, :1, part].float() - true.detach()).norm() / true.detach().norm())
         for mine, true, part in zip(results, expected, (some, *parts), strict=True)
@@ -216,7 +221,7 @@ def _forbid_math() -> Callable[[], None]:
     order = torch._C._get_sdp_priority_order()
     for switch in switches:
         switch(switch is not flags.enable_math_sdp)
-    torch._C._set_sdp_priority_order([int(kernel) for kernel in (*ORDER, SDPBackend.MATH)])
+    torch._C._set_sdp_priority_order([kernel.value for kernel in (*ORDER, SDPBackend.MATH)])
 
     def undo() -> None:
         for switch, value in switches.items():
@@ -226,7 +231,12 @@ def _forbid_math() -> Callable[[], None]:
     return undo
 
 
-def _xformers():
+def _diffusers(denoiser: nn.Module) -> Any:
+    """The same object, as the model of diffusers that it is: what it offers beyond a module, this wing knows by name only."""
+    return denoiser
+
+
+def _xformers() -> ModuleType | None:
     try:
         import xformers.ops
     except (ImportError, OSError, RuntimeError):  # a wheel for another torch fails in any of these ways

@@ -48,7 +48,8 @@ class Inlet(torch.autograd.Function):
         return value.detach()
 
     @staticmethod
-    def backward(ctx, cotangent: Tensor):
+    def backward(ctx, *cotangents: Tensor):
+        (cotangent,) = cotangents
         whole = cotangent.untyped_storage().nbytes() > cotangent.nbytes
         ctx.sink[ctx.name] = (
             cotangent.clone() if whole else cotangent

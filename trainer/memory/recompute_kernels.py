@@ -15,9 +15,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C import _autograd
 
 from trainer.kernels.geglu import geglu
 from trainer.kernels.groupnorm_silu import groupnorm_silu
@@ -46,12 +48,14 @@ def apply(module: nn.Module, policy: Policy, device: torch.device | str = "cpu")
             part.forward = forward
             swapped.append(part)
 
+    model: Any = module  # of diffusers, as are the blocks inside: known here by their names
     for part in module.modules():
         kind = type(part).__name__
-        if kind == "ResnetBlock2D" and _plain_resnet(part):
-            swap(part.norm1, partial(_group_norm, part.norm1, True))
-            swap(part.norm2, partial(_group_norm, part.norm2, True))
-            swap(part, partial(_remade, partial(_resnet, part)))
+        block: Any = part
+        if kind == "ResnetBlock2D" and _plain_resnet(block):
+            swap(block.norm1, partial(_group_norm, block.norm1, True))
+            swap(block.norm2, partial(_group_norm, block.norm2, True))
+            swap(part, partial(_remade, partial(_resnet, block)))
         elif kind == "GEGLU":
             swap(part, partial(_geglu, part))
         elif (
@@ -61,9 +65,9 @@ def apply(module: nn.Module, policy: Policy, device: torch.device | str = "cpu")
             and len(part.normalized_shape) == 1
         ):
             swap(part, partial(_layer_norm, part))
-    if isinstance(getattr(module, "conv_norm_out", None), nn.GroupNorm) and isinstance(module.conv_act, nn.SiLU):
-        swap(module.conv_norm_out, partial(_group_norm, module.conv_norm_out, True))
-        swap(module.conv_act, _pass)
+    if isinstance(getattr(model, "conv_norm_out", None), nn.GroupNorm) and isinstance(model.conv_act, nn.SiLU):
+        swap(model.conv_norm_out, partial(_group_norm, model.conv_norm_out, True))
+        swap(model.conv_act, _pass)
     for part in module.modules():
         if isinstance(part, nn.GroupNorm) and part.affine:
             swap(part, partial(_group_norm, part, False))  # those with no activation behind them
@@ -78,11 +82,11 @@ def apply(module: nn.Module, policy: Policy, device: torch.device | str = "cpu")
     return undo
 
 
-def _plain_resnet(block: nn.Module) -> bool:
+def _plain_resnet(block: Any) -> bool:
     return block.time_embedding_norm == "default" and isinstance(block.nonlinearity, nn.SiLU)
 
 
-def _resnet(block: nn.Module, hidden: Tensor, temb: Tensor | None, *_, **__) -> Tensor:
+def _resnet(block: Any, hidden: Tensor, temb: Tensor | None, *_, **__) -> Tensor:
     """ResnetBlock2D.forward of diffusers, whose norms now bring the activation along."""
     inner, shortcut = block.norm1(hidden), hidden
     resample = block.upsample if block.upsample is not None else block.downsample
@@ -114,7 +118,7 @@ def _remade(forward: Callable, *args, **kwargs):
     behind it), keep the recipe instead: backward makes the tensor again from the input, which is kept anyway."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # the compiler decides itself, and asks first
         return forward(*args, **kwargs)
-    if _kitchen.recipes is not None or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+    if _kitchen.recipes is not None or _autograd._top_saved_tensors_default_hooks(True) is not None:
         return forward(*args, **kwargs)  # an outer block of ours, or selective checkpointing, decides what is kept
     recipes = _kitchen.recipes = {}
 
@@ -159,7 +163,7 @@ def _layer_norm(norm: nn.LayerNorm, hidden: Tensor) -> Tensor:
     return _made(make(hidden, norm.weight, norm.bias), make, hidden, norm.weight, norm.bias)
 
 
-def _geglu(gate: nn.Module, hidden: Tensor, *_, **__) -> Tensor:
+def _geglu(gate: Any, hidden: Tensor, *_, **__) -> Tensor:
     projected = gate.proj(hidden)
     return _made(geglu(projected), geglu, projected)
 

@@ -141,10 +141,10 @@ class Block:
 
     home: Tensor  # (bytes,) uint8
     resident: bool
+    traffic: Traffic = field(repr=False)
     live: Tensor | None = None
     arrived: Landing | None = None
     saved: Landing | None = None
-    traffic: Traffic | None = field(default=None, repr=False)
 
     @classmethod
     def make(cls, size: int, resident: bool, traffic: Traffic) -> Block:
@@ -152,22 +152,24 @@ class Block:
         home = (
             torch.empty(size, dtype=torch.uint8, device=device) if resident else host.empty(size, torch.uint8, device)
         )
-        return cls(home, resident, home if resident else None, traffic=traffic)
+        return cls(home, resident, traffic, home if resident else None)
 
-    def bring(self) -> None:
-        """Start the journey to the card; does nothing where the block is there or on its way."""
+    def bring(self) -> Tensor:
+        """Start the journey to the card; does nothing where the block is there or on its way. -> where it arrives."""
         if self.live is None:
             self.live = torch.empty_like(self.home, device=self.traffic.device)
             self.arrived = self.traffic.up.copy(self.live, self.home, after=self.saved)
+        return self.live
 
     def use(self) -> Tensor:
-        self.bring()
+        live = self.bring()
         self._land()
-        return self.live
+        return live
 
     def save(self) -> None:
         """Start taking what has changed home; the card's copy stays for who still reads it."""
         if not self.resident:
+            assert self.live is not None, "only what is on the card can have changed there"
             self.saved = self.traffic.save(self.home, self.live)
 
     def leave(self, changed: bool) -> None:

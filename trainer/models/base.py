@@ -185,8 +185,28 @@ class Parts:
     @property
     def latent_factor(self) -> int:
         """Pixels along the side of one latent pixel (8 for every public model)."""
-        assert self.vae is not None, "the VAE was not loaded"
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return 2 ** (len(_config(self.vae).block_out_channels) - 1)
+
+    @property
+    def latent_channels(self) -> int:
+        return _config(self.vae).latent_channels
+
+    @property
+    def side(self) -> int | None:
+        """Pixels along the side of a picture that the denoiser's own configuration names, where it names one."""
+        latent = _config(self.denoiser).sample_size
+        return latent * self.latent_factor if latent else None
+
+
+def loaded(module: nn.Module | None) -> nn.Module:
+    """A part of a model, for who needs it and has seen to it that it was loaded."""
+    assert module is not None, "this part of the model was not loaded"
+    return module
+
+
+def _config(module: nn.Module | None) -> Any:
+    """What diffusers keeps of a part's configuration."""
+    return loaded(module).config
 
 
 class Family(Protocol):

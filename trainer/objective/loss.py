@@ -34,11 +34,20 @@ class Rows(Protocol):
     """What the loss asks of a micro-batch. target: (B, C, H/8, W/8); weights: (B,); mask: (B, 1, H/8, W/8) or None;
     counts: photos and class images of the whole micro-batch where these rows are one card's share of it."""
 
-    target: Tensor
-    weights: Tensor
-    mask: Tensor | None
-    instances: int
-    counts: tuple[int, int] | None
+    @property
+    def target(self) -> Tensor: ...
+
+    @property
+    def weights(self) -> Tensor: ...
+
+    @property
+    def mask(self) -> Tensor | None: ...
+
+    @property
+    def instances(self) -> int: ...
+
+    @property
+    def counts(self) -> tuple[int, int] | None: ...
 
 
 @dataclass(frozen=True)

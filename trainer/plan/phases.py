@@ -18,7 +18,7 @@ from trainer.events import PHASES
 from trainer.files.safetensors_stream import PIECE_BYTES
 from trainer.machine.team import Rehearsed
 from trainer.models import adapters, read_as
-from trainer.models.base import Parts
+from trainer.models.base import Parts, loaded
 from trainer.objective.loss import Objective
 from trainer.plan import calibration, rehearse
 from trainer.plan.plan import PhasePlan, Standing
@@ -43,9 +43,7 @@ class Rehearsals:
         # the least approximate first; fp16 has too small a range for a VAE
         self.vae_dtypes = (torch.float32, torch.bfloat16) if bf16 else (torch.float32,)
         self.text = config.train.train_text_encoder
-        side = config.data.resolution or parts.family.resolution
-        if config.data.resolution is None and parts.denoiser.config.sample_size:
-            side = parts.denoiser.config.sample_size * parts.latent_factor
+        side = config.data.resolution or parts.side or parts.family.resolution
         self.prior = prior_is_on(config)
         batch = config.train.train_batch_size
         self.team = Rehearsed(0, config.run.cards)
@@ -172,21 +170,28 @@ class Rehearsals:
         room = float("inf") if budget is None else budget
         standing = self.standing[policy]
         early = standing.card if policy.stream == "all" else 0
+
+        def vae_fits(way: Drawing) -> bool:
+            decoding, encoding = self._vae(way, decode=True), self._vae(way, decode=False)
+            return _process(max(standing.weights + decoding, early + encoding)) <= room
+
+        def fits(way: Drawing) -> bool:
+            stays = standing.weights if way.park else standing.card
+            own = stays + max(self._draw(policy, way.batch), self._vae(way, decode=True))
+            limit = room if way.park else min(room, self.step_bytes(policy))
+            return _process(max(own, self._draw_base(policy, way.batch))) <= limit
+
         tiles = [asked] if asked else [None, TILE, TILE // 2]
-        for dtype, tile in ((dtype, tile) for dtype in self.vae_dtypes for tile in tiles):
-            drawing = Drawing(tile=tile, vae_dtype=dtype, denoiser_dtype=policy.math)
-            decoding, encoding = self._vae(drawing, decode=True), self._vae(drawing, decode=False)
-            if _process(max(standing.weights + decoding, early + encoding)) <= room:
-                break
+        ways = [
+            Drawing(tile=tile, vae_dtype=dtype, denoiser_dtype=policy.math)
+            for dtype in self.vae_dtypes
+            for tile in tiles
+        ]
+        drawing = next(filter(vae_fits, ways), ways[-1])
         batches = (MAX_SAMPLE_BATCH, 4, 2, 1)
-        for park, batch in [(False, batch) for batch in batches[:2]] + [(True, batch) for batch in batches]:
-            drawing = replace(drawing, park=park, batch=batch)
-            stays = standing.weights if park else standing.card
-            own = stays + max(self._draw(policy, batch), self._vae(drawing, decode=True))
-            limit = room if park else min(room, self.step_bytes(policy))
-            if _process(max(own, self._draw_base(policy, batch))) <= limit:
-                break
-        return drawing
+        parks = [(False, batch) for batch in batches[:2]] + [(True, batch) for batch in batches]
+        ways = [replace(drawing, park=park, batch=batch) for park, batch in parks]
+        return next(filter(fits, ways), ways[-1])
 
     def _vae(self, drawing: Drawing, decode: bool) -> int:
         """Bytes of the VAE and one picture."""
@@ -195,7 +200,7 @@ class Rehearsals:
         rehearsal = rehearse.decode_picture if decode else rehearse.encode_picture
 
         def run() -> int:
-            _cast(self.parts.vae, dtype)
+            _cast(loaded(self.parts.vae), dtype)
             return rehearsal(self.parts, size, tile).card_peak
 
         return self._once(("vae", decode, dtype, tile), run)
@@ -213,7 +218,7 @@ class Rehearsals:
         return pictures * self._once(("draw", policy), run)
 
     def _through(self, made: Engine) -> nn.Module:
-        return made.as_module(self.parts.denoiser, self.parts.family.values_of)
+        return made.as_module(loaded(self.parts.denoiser), self.parts.family.values_of)
 
     def _draw_base(self, policy: Policy, pictures: int) -> int:
         """Bytes that drawing class images takes, the denoiser included."""
@@ -226,7 +231,7 @@ class Rehearsals:
         dtype = policy.math if self.kind == "cuda" else torch.float32
 
         def run() -> int:
-            return _own(rehearse.draw(self.parts, _cast(self.parts.denoiser, dtype), self.shapes.size, 1))
+            return _own(rehearse.draw(self.parts, _cast(loaded(self.parts.denoiser), dtype), self.shapes.size, 1))
 
         return self.sizes[self.parts.family.names.denoiser] // 4 * dtype.itemsize + pictures * self._once(
             ("draw base", dtype), run
@@ -264,7 +269,7 @@ class Rehearsals:
     def latents(self) -> int:
         """Encoded photos and class images, in the cache and in RAM: fp32 means and deviations."""
         (width, height), parts = self.shapes.size, self.parts
-        one = 2 * 4 * parts.vae.config.latent_channels * (width * height // parts.latent_factor**2)
+        one = 2 * 4 * parts.latent_channels * (width * height // parts.latent_factor**2)
         return (PHOTOS + self.class_images()) * one
 
     def disk(self, policy: Policy) -> int:

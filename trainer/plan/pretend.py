@@ -128,9 +128,14 @@ def _maker(out: Any) -> Callable[[], Any] | None:
         size, stride, dtype = out.shape, out.stride(), out.dtype
         return lambda: torch.empty_strided(size, stride, dtype=dtype, device="meta")
     if isinstance(out, (tuple, list)) and out:
-        makers = [_maker(value) if isinstance(value, Tensor) else (lambda value=value: value) for value in out]
+        makers: list[Callable[[], Any]] = []
+        for value in out:
+            maker = _maker(value) if isinstance(value, Tensor) else (lambda value=value: value)
+            if maker is None:
+                return None
+            makers.append(maker)
         storages = [value.untyped_storage()._cdata for value in out if isinstance(value, Tensor)]
-        if any(maker is None for maker in makers) or len(set(storages)) != len(storages):
+        if len(set(storages)) != len(storages):
             return None
         kind = type(out) if type(out) in (tuple, list) else tuple
         return lambda: kind(maker() for maker in makers)
@@ -172,7 +177,7 @@ def _attend(asked: Asked) -> Tensor:
     query, key, value, attn_mask = asked.query, asked.key, asked.value, asked.attn_mask
     dropout_p, is_causal, scale = asked.dropout_p, asked.is_causal, asked.scale
     if query.device.type != "meta":
-        attention = torch._C._nn.scaled_dot_product_attention
+        attention = nn.functional.scaled_dot_product_attention
         return attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=asked.enable_gqa)
     if query.dtype in (torch.bfloat16, torch.float16) and attn_mask is None and query.shape[-1] <= 256:
         return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[

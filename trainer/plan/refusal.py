@@ -44,12 +44,14 @@ def nearest(config: Config, made: Plan, machine: Machine, facts: Facts) -> Itera
         phases, _ = rehearsals.all(policy, made.budget_bytes)
         return max(phase.vram_bytes for phase in phases)
 
+    budget = made.budget_bytes
+    assert budget is not None, "what has no budget fits"
     train, side = config.train, config.data.resolution or facts.resolution
     ways: list[tuple[str, dict[str, Any]]] = []
     if (batch := train.train_batch_size) > 1:
         one = smallest(train__train_batch_size=1)
         each = max(made.vram_peak_bytes - one, 1) / (batch - 1)  # bytes grow along a straight line, near enough
-        fewer = min(max(int((made.budget_bytes - one) / each) + 1, 1), batch - 1)
+        fewer = min(max(int((budget - one) / each) + 1, 1), batch - 1)
         ways.append((f"--train_batch_size {fewer}", {"train__train_batch_size": fewer}))
     if train.train_text_encoder:
         ways.append(("no --train_text_encoder", {"train__train_text_encoder": False}))
@@ -59,7 +61,7 @@ def nearest(config: Config, made: Plan, machine: Machine, facts: Facts) -> Itera
         lower = side * 3 // 4 // 64 * 64
         ways.append((f"--resolution {lower}", {"data__resolution": lower}))
     for words, changes in ways:
-        if (size := smallest(**changes)) <= made.budget_bytes:
+        if (size := smallest(**changes)) <= budget:
             yield f"{words} (from {gib(size)})"
 
 

@@ -21,7 +21,7 @@ from trainer.kernels.adamw_lowbit import block_bytes
 from trainer.machine import host
 from trainer.machine.team import ALONE, Team
 from trainer.models import vae
-from trainer.models.base import Parts
+from trainer.models.base import Parts, loaded
 from trainer.objective.loss import Objective
 from trainer.plan.pretend import CardAttention
 from trainer.plan.simulate import Tracker, Watched
@@ -66,7 +66,7 @@ def engine(parts: Parts, policy: Policy, *, text: bool, team: Team = ALONE) -> I
     policy = replace(
         policy, compile="off", cuda_graphs=False
     )  # neither changes which bytes are alive between operators
-    restore = memory.prepare(parts.denoiser, policy, "meta")
+    restore = memory.prepare(loaded(parts.denoiser), policy, "meta")
     try:
         yield Engine(parts.family.units(parts, text=text), policy, torch.device("meta"), team)
     finally:
@@ -151,13 +151,14 @@ def encode_text(parts: Parts) -> Watched:
 
 def encode_picture(parts: Parts, size: tuple[int, int], tile: int | None) -> Watched:
     pixels = torch.empty(1, 3, size[1], size[0], device="meta")
-    return watch(lambda: vae.encode_pixels(parts.vae, pixels, tile), parts.vae)
+    module = loaded(parts.vae)
+    return watch(lambda: vae.encode_pixels(module, pixels, tile), module)
 
 
 def decode_picture(parts: Parts, size: tuple[int, int], tile: int | None) -> Watched:
-    factor = parts.latent_factor
-    latents = torch.empty(1, parts.vae.config.latent_channels, size[1] // factor, size[0] // factor, device="meta")
-    return watch(lambda: vae.decode_latents(parts.vae, latents, tile), parts.vae)
+    module, factor = loaded(parts.vae), parts.latent_factor
+    latents = torch.empty(1, parts.latent_channels, size[1] // factor, size[0] // factor, device="meta")
+    return watch(lambda: vae.decode_latents(module, latents, tile), module)
 
 
 def draw(

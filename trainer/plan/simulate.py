@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from trainer.plan.pretend import Outcome, Outcomes
+from trainer.plan.pretend import Outcomes
 from trainer.plan.timeline import Entry
 
 KINDS = ("weights", "moments", "corrections", "window", "gradients", "activations", "inputs")
@@ -134,9 +134,9 @@ class Tracker(TorchDispatchMode):
     def _entry(self, kind: Any, number: int = -1, size: int = 0, after: int | None = None) -> Entry:
         """With the work that was queued since the entry before."""
         now = self.flops, self.moved, self.operators
-        work = (new - old for new, old in zip(now, self._told, strict=True))
+        flops, moved, operators = (new - old for new, old in zip(now, self._told, strict=True))
         self._told = now
-        return Entry(kind, *work, number, size, after)
+        return Entry(kind, flops, moved, operators, number, size, after)
 
     # the dispatch
 
@@ -154,7 +154,7 @@ class Tracker(TorchDispatchMode):
         self.operators += 1
         known = self._outcomes.find(func, args, kwargs) if self._outcomes is not None else None
         if known is not None and known.make is not None:
-            return self._repeat(func, known)
+            return self._repeat(func, known.make, known.work)
         out = known.unchanged(args) if known is not None else func(*args, **kwargs)
         fresh = False
         for tensor in () if written or func.is_view else _tensors(out):  # neither views nor changes in place allocate
@@ -174,13 +174,13 @@ class Tracker(TorchDispatchMode):
             self._outcomes.learn(func, args, kwargs, out, fresh, work)
         return out
 
-    def _repeat(self, func: Any, known: Outcome) -> Any:
+    def _repeat(self, func: Any, make: Callable[[], Any], work: tuple[int, int, int]) -> Any:
         """An operator on shapes that were seen before: its outputs without running its Python again."""
-        out = known.make()
+        out = make()
         for tensor in _tensors(out):
             self._add(tensor.untyped_storage(), self._buffer(func, tensor))
         self._mark_after(func)
-        flops, moved, matmul_moved = known.work
+        flops, moved, matmul_moved = work
         self.flops += flops
         self.moved += moved
         self.matmul_moved += matmul_moved

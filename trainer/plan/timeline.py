@@ -46,7 +46,8 @@ class Rates:
 
 def seconds(entries: Sequence[Entry], rates: Rates) -> float:
     """How long a step in the middle of a run takes."""
-    clocks, ends = dict.fromkeys(("host", "compute", "up", "down"), 0.0), [0.0]
+    clocks: dict[str, float] = dict.fromkeys(("host", "compute", "up", "down"), 0.0)
+    ends = [0.0]
     for _ in range(ROUNDS):
         _play(entries, rates, clocks)
         ends.append(clocks["compute"])
