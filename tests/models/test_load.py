@@ -198,7 +198,7 @@ def test_a_file_of_the_family_with_other_shapes_is_refused(tmp_path):
     other = configurations(SD2.tiny()) | {"unet": configurations(SD1.tiny())["unet"] | {"cross_attention_dim": 48}}
     path = checkpoint(tmp_path / "m.safetensors", tensors, {"trainer.parts": json.dumps(other)})
     with pytest.raises(ConfigError, match="has shape"):
-        load(path, parts=("unet",))
+        load(path, parts=("denoiser",))
 
 
 def test_a_folder_that_is_something_else_is_called_by_its_name(tmp_path, exported):
@@ -260,7 +260,7 @@ def test_the_asked_family_must_be_the_model_s_own(exported):
 
 def test_parts_dtype_and_prediction_are_as_asked(exported):
     source = Source(str(exported / "model.safetensors"), prediction_type="v_prediction")
-    parts = load(source, parts=("unet",), dtype=torch.bfloat16)
+    parts = load(source, parts=("denoiser",), dtype=torch.bfloat16)
     assert parts.vae is None and parts.text_encoders == [] and parts.tokenizers == []
     assert parts.denoiser.dtype == torch.bfloat16 and parts.prediction_type == "v_prediction"
     assert all(p.requires_grad for p in parts.denoiser.parameters()) and not parts.denoiser.training
@@ -326,7 +326,7 @@ def test_of_several_variants_the_one_that_is_read_decides_the_precision(tmp_path
     )
     for variant, dtype in (("fp16", torch.float16), (None, torch.float32)):
         assert (
-            load(Source(str(tmp_path / "diffusers"), variant=variant), parts=("unet",), dtype=None).denoiser.dtype
+            load(Source(str(tmp_path / "diffusers"), variant=variant), parts=("denoiser",), dtype=None).denoiser.dtype
             == dtype
         )
 
@@ -341,7 +341,7 @@ def test_a_folder_with_one_variant_loads_when_it_is_named_and_the_flag_is_told_w
     pipeline.save_pretrained(tmp_path / "plain", max_shard_size=shard)
     for folder, variant in (("half", "fp16"), ("plain", None)):
         check_weights(describe(str(tmp_path / folder))[1], variant)
-        found = load(Source(str(tmp_path / folder), variant=variant), parts=("unet", "text")).modules()
+        found = load(Source(str(tmp_path / folder), variant=variant), parts=("denoiser", "text")).modules()
         for name, module in found.items():
             expected = dict(SD1.tiny().modules()[name].named_parameters())
             assert all(torch.equal(tensor, expected[key]) for key, tensor in module.named_parameters())
@@ -354,7 +354,7 @@ def test_a_folder_with_one_variant_loads_when_it_is_named_and_the_flag_is_told_w
 
 
 def test_the_digest_follows_the_weights_not_what_was_loaded(tmp_path, exported):
-    whole, part = load(str(exported / "diffusers")), load(str(exported / "diffusers"), parts=("unet",))
+    whole, part = load(str(exported / "diffusers")), load(str(exported / "diffusers"), parts=("denoiser",))
     assert whole.digest == part.digest
     other = shutil.copytree(exported / "diffusers", tmp_path / "other")
     with open(other / "unet" / "diffusion_pytorch_model.safetensors", "r+b") as file:
@@ -433,7 +433,7 @@ def test_a_checkpoint_without_a_vae_says_so(tmp_path):
     keys = {entry.key: torch.zeros(entry.shape) for entry in ldm.layout({"unet": SD1.tiny().denoiser}, "sd1")}
     path = checkpoint(tmp_path / "m.safetensors", keys, {"trainer.parts": json.dumps(configurations(SD1.tiny()))})
     with pytest.raises(ConfigError, match="no VAE"):
-        load(path, parts=("unet", "vae"))
+        load(path, parts=("denoiser", "vae"))
 
 
 def test_a_checkpoint_of_1_x_from_before_the_text_model_level_loads(tmp_path, exported, record_property):

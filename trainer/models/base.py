@@ -104,6 +104,11 @@ class Names:
     marked: bool = True
     known: bool = True
 
+    @property
+    def folder(self) -> str:
+        """The denoiser's own, in a model of diffusers."""
+        return self.folders[self.denoiser]
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -112,7 +117,7 @@ class Facts:
     family:  with the resolution that the model's own configuration names
     kind:    "demo", "hub", "folder", "file", or "public" for a family's shipped configurations
     path:    where its files are on this machine (for a hub model, the snapshot with the configurations)
-    configs: configuration of each part: unet, vae, text_encoder, text_encoder_2, scheduler
+    configs: configuration of each part by its folder in a model of diffusers, and the scheduler's
     prediction_from: what `prediction_type` was read from
     """
 
@@ -130,7 +135,7 @@ class Facts:
     @property
     def denoiser(self) -> dict[str, Any]:
         """The denoiser's configuration."""
-        return self.configs.get("unet", {})
+        return self.configs.get(self.family.names.folder, {})
 
     @property
     def divides(self) -> int:

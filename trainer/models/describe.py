@@ -18,14 +18,14 @@ from trainer.files import hub
 from trainer.files.regular import json_object
 from trainer.files.safetensors_stream import Header, header
 from trainer.models.base import Facts, Family, Source
+from trainer.models.sd import recognise as stable
 from trainer.models.sd.family import StableDiffusion
-from trainer.models.sd.ldm import UNET
+from trainer.models.sd.recognise import WHAT_WORKS
 from trainer.models.sd.sd1 import DEMO, SD1
 from trainer.models.sd.sd2 import SD2
 from trainer.models.sd.sdxl import SDXL
 from trainer.models.sound import AGAIN, understood
 
-WHAT_WORKS = "give a Stable Diffusion 1.x, 2.x or XL text-to-image model: a hub id, a diffusers folder, or one .safetensors checkpoint"
 ZERO_TERMINAL_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}  # of a scheduler of diffusers
 FLOW = {
     "_class_name": "DPMSolverMultistepScheduler",  # diffusers' pipelines of UNets cannot draw with FlowMatchEuler...
@@ -60,7 +60,7 @@ def describe(wanted: Source | str) -> tuple[Family, Facts]:
         )
     if prediction_type not in ("auto", facts.prediction_type):
         facts = replace(facts, prediction_type=prediction_type, prediction_from="model.prediction_type")
-        if prediction_type == "flow":  # a bare UNet says nothing of how it was trained
+        if prediction_type == "flow":  # the denoiser alone says nothing of how it was trained
             facts = replace(facts, configs=facts.configs | {"scheduler": FLOW})
         elif _scheduled(source, facts.configs["scheduler"]) == "flow":
             raise ConfigError(
@@ -111,28 +111,25 @@ def _folder(kind: str, path: Path, source: str) -> tuple[StableDiffusion, Facts]
     if not index.is_file():
         raise ConfigError(_what_lies_in(path, source), WHAT_WORKS)
     parts = json_object(index, AGAIN)
-    if {"unet", "vae", "text_encoder"} - parts.keys():
-        raise ConfigError(
-            f"{source} is a {parts.get('_class_name', 'pipeline of another kind')}, which has no text-conditioned UNet of latents",
-            WHAT_WORKS,
-        )
-    if "Inpaint" in parts.get("_class_name", "") or "Upscale" in parts.get("_class_name", ""):
-        raise ConfigError(f"{source} is a {parts['_class_name']}, not a text-to-image model", WHAT_WORKS)
-    files = {
-        part: path / part / "config.json"
-        for part in ("unet", "vae", "text_encoder", "text_encoder_2")
-        if parts.get(part, [None])[0]
-    }
+    stable.require_pipeline(source, parts)
+    files = {part: path / part / "config.json" for part in stable.PARTS if parts.get(part, [None])[0]}
     files["scheduler"] = path / "scheduler" / "scheduler_config.json"
     missing = [file for file in files.values() if not file.is_file()]
     if missing:
         raise ConfigError(f"{missing[0]} is missing", "copy or save the whole diffusers folder again")
     configs = {part: json_object(file, AGAIN) for part, file in files.items()}
-    found = _family(source, configs["unet"])
-    scale = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
+    found = stable.by_configuration(source, configs)
     prediction = _scheduled(source, configs["scheduler"])
-    own = replace(found, resolution=configs["unet"]["sample_size"] * scale)
-    return found, Facts(own, kind, path, prediction, "the scheduler's configuration", configs)
+    return found, _facts(found, kind, path, (prediction, "the scheduler's configuration"), configs)
+
+
+def _facts(
+    found: StableDiffusion, kind: str, path: Path, prediction: tuple[str, str], configs: dict[str, dict[str, Any]]
+) -> Facts:
+    """The facts with the family's resolution as the model's own configuration has it. `prediction`: and where it was read."""
+    facts = Facts(found, kind, path, *prediction, configs)
+    scale = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
+    return replace(facts, family=replace(found, resolution=facts.denoiser["sample_size"] * scale))
 
 
 def _scheduled(source: str, scheduler: dict[str, Any]) -> str:
@@ -157,33 +154,6 @@ def _what_lies_in(path: Path, source: str) -> str:
     return f"{source} is not a diffusers folder: it has no model_index.json"
 
 
-def _family(source: str, unet: dict[str, Any]) -> StableDiffusion:
-    if unet.get("in_channels") != 4 or unet.get("out_channels") != 4:
-        kind = (
-            "an inpainting model"
-            if unet.get("in_channels") == 9
-            else f"a model with {unet.get('in_channels')} input channels"
-        )
-        raise ConfigError(f"{source} is {kind}", WHAT_WORKS)
-    if unet.get("class_embed_type") or unet.get("num_class_embeds") or unet.get("encoder_hid_dim_type"):
-        raise ConfigError(
-            f"the UNet of {source} has conditions that are unknown here (class_embed_type, encoder_hid_dim_type)",
-            WHAT_WORKS,
-        )
-    if unet.get("addition_embed_type") == "text_time":
-        if unet.get("cross_attention_dim") == 1280:
-            raise ConfigError(
-                f"{source} is the SDXL refiner, which has only one text encoder", "train the SDXL base model"
-            )
-        return SDXL
-    if unet.get("addition_embed_type"):
-        raise ConfigError(f"the UNet of {source} has addition_embed_type {unet['addition_embed_type']!r}", WHAT_WORKS)
-    if unet.get("use_linear_projection"):
-        return SD2
-    # The public 1.x models are 320 channels wide. A narrower one is the built-in demo model or its offspring.
-    return SD1 if unet["block_out_channels"][0] >= 320 else DEMO
-
-
 def _file(path: Path) -> tuple[StableDiffusion, Facts]:
     if path.suffix in PICKLES:
         raise ConfigError(
@@ -198,50 +168,17 @@ def _file(path: Path) -> tuple[StableDiffusion, Facts]:
         head = header(path)
     except ValueError as error:
         raise ConfigError(str(error), "download it again, and compare its size with the one the site names") from error
-    found, configs = _inside(path, head)
-    scale = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
-    prediction, origin = _prediction(path, head, found, configs)
-    if "ztsnr" in head.tensors:
-        configs["scheduler"] = configs["scheduler"] | ZERO_TERMINAL_SNR
-    if found is SD2 and prediction == "epsilon":
-        configs["unet"]["sample_size"] = min(configs["unet"]["sample_size"], 64)  # the base model; 768 pixels is v
-    own = replace(found, resolution=configs["unet"]["sample_size"] * scale)
-    return found, Facts(own, "file", path, prediction, origin, configs)
-
-
-def _inside(path: Path, head: Header) -> tuple[StableDiffusion, dict[str, Any]]:
-    """Family and configurations of an original checkpoint, from its key names and shapes."""
-    names = head.tensors
     if "trainer.parts" in head.metadata:  # our own export says it all, whatever its size
         configs = json.loads(head.metadata["trainer.parts"])
-        return _family(path.name, configs["unet"]), configs
-    if any(".lora_" in name or name.startswith("lora_") for name in names):
-        raise ConfigError(f"{path.name} is an adapter (LoRA), not a model", "name the model that it was made for")
-    if any(
-        "double_blocks." in name or "joint_blocks." in name or "transformer_blocks.0.attn.add_" in name
-        for name in names
-    ):
-        raise ConfigError(f"{path.name} is a diffusion transformer (Flux, SD 3 or the like)", WHAT_WORKS)
-    if any(name.startswith(("down_blocks.", "encoder.down_blocks.", "text_model.")) for name in names):
-        raise ConfigError(
-            f"{path.name} is one part of a diffusers folder", "name the folder that holds model_index.json"
-        )
-    if f"{UNET}input_blocks.0.0.weight" not in names:
-        raise ConfigError(f"{path.name} holds no Stable Diffusion UNet (no {UNET}... tensors)", WHAT_WORKS)
-    channels = names[f"{UNET}input_blocks.0.0.weight"][1][1]
-    if channels != 4:
-        kind = "an inpainting model" if channels == 9 else f"a model with {channels} input channels"
-        raise ConfigError(f"{path.name} is {kind}", WHAT_WORKS)
-    widths = {
-        shape[1] for name, (_, shape) in names.items() if name.endswith("attn2.to_k.weight") and name.startswith(UNET)
-    }
-    families = {768: SD1, 1024: SD2, 2048: SDXL}
-    if len(widths) != 1 or not widths <= families.keys():
-        kind = "the SDXL refiner" if widths == {1280} else f"a UNet with text width {sorted(widths)}"
-        raise ConfigError(f"{path.name} is {kind}", WHAT_WORKS)
-    found = families[widths.pop()]
-    parts = ("unet", "vae", "text_encoder", "text_encoder_2", "scheduler")
-    return found, {part: found.config(part) for part in parts if part != "text_encoder_2" or found is SDXL}
+        found = stable.by_configuration(path.name, configs)
+    else:
+        found = stable.by_tensors(path.name, head.tensors)
+        configs = found.configurations()
+    prediction = _prediction(path, head, found, configs)
+    if "ztsnr" in head.tensors:
+        configs["scheduler"] = configs["scheduler"] | ZERO_TERMINAL_SNR
+    stable.base_is_smaller(found, prediction[0], configs)
+    return found, _facts(found, "file", path, prediction, configs)
 
 
 def _prediction(path: Path, head: Header, found: StableDiffusion, configs: dict[str, Any]) -> tuple[str, str]:
@@ -252,18 +189,4 @@ def _prediction(path: Path, head: Header, found: StableDiffusion, configs: dict[
     said = head.metadata.get("modelspec.prediction_type", "").lower()
     if said in ("v", "v_prediction", "epsilon"):
         return ("epsilon" if said == "epsilon" else "v_prediction"), "the file's metadata"
-    if found is SD2:
-        return _sd2_prediction(path, head), "the weights (a guess; set model.prediction_type if it is wrong)"
-    return "epsilon", f"the custom of {found.title}"
-
-
-def _sd2_prediction(path: Path, head: Header) -> str:
-    """The two kinds of SD 2.x share every shape. In the v models the biases of the last transformer block's first norm
-    are spread wider: standard deviation above 0.09, the limit that ComfyUI uses."""
-    from safetensors import safe_open
-
-    name = f"{UNET}output_blocks.11.1.transformer_blocks.0.norm1.bias"
-    if name not in head.tensors:
-        return "v_prediction" if "768" in path.name or "-v" in path.name else "epsilon"
-    with safe_open(path, "pt") as file:
-        return "v_prediction" if file.get_tensor(name).float().std(unbiased=False) > 0.09 else "epsilon"
+    return stable.prediction_by_weights(found, path, head.tensors)

@@ -14,10 +14,10 @@ import diffusers
 import torch
 import transformers
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from trainer.errors import ConfigError
 from trainer.files import hub, regular
@@ -27,22 +27,15 @@ from trainer.models import clip_skip
 from trainer.models.base import Facts, Parts, Source
 from trainer.models.describe import PICKLES, describe, variant_of
 from trainer.models.sd import ldm, text
-from trainer.models.sd.family import StableDiffusion, build_encoder
+from trainer.models.sd.family import CLASSES, StableDiffusion, build_encoder
 from trainer.models.sound import AGAIN, require_numbers, understood
 from trainer.models.windows import widened
 from trainer.settings.config import Model
 
-ALL = ("unet", "vae", "text", "tokenizer")
+ALL = ("denoiser", "vae", "text", "tokenizer")
 WHOLE_BYTES = 64 * 2**20  # files up to this size are hashed whole
 EDGE_BYTES = 2**20
 SCALE = 0.18215  # of latents, where a VAE's configuration says nothing
-NAMES = {"unet": "unet", "vae": "vae", "text_encoder": "text", "text_encoder_2": "text_2"}  # folder -> our name
-CLASSES = {
-    "unet": UNet2DConditionModel,
-    "vae": AutoencoderKL,
-    "text_encoder": CLIPTextModel,
-    "text_encoder_2": CLIPTextModelWithProjection,
-}
 
 
 def load(source: Source | str, *, parts: Sequence[str] = ALL, dtype: torch.dtype | None = torch.float32) -> Parts:
@@ -55,7 +48,8 @@ def load(source: Source | str, *, parts: Sequence[str] = ALL, dtype: torch.dtype
     source = source if isinstance(source, Source) else Source(source)
     found, facts = describe(source)
     encoders = [part for part in ("text_encoder", "text_encoder_2") if part in facts.configs]
-    wanted = [part for part in ("unet", "vae") if part in parts and not (part == "vae" and source.vae)]
+    wanted = [found.names.folder] if "denoiser" in parts else []
+    wanted += ["vae"] if "vae" in parts and not source.vae else []
     wanted += encoders if "text" in parts else []
     path = hub.weights(source.name, source.revision, source.variant, wanted) if facts.kind == "hub" else facts.path
     modules = (
@@ -72,7 +66,7 @@ def load(source: Source | str, *, parts: Sequence[str] = ALL, dtype: torch.dtype
         family=found,
         origin=source,
         digest=_of_hub(source, path.name) if facts.kind == "hub" else digest(path, source.vae),
-        denoiser=modules.get("unet"),
+        denoiser=modules.get(found.names.folder),
         vae=modules.get("vae"),
         text_encoders=[modules[part] for part in encoders if part in modules],
         tokenizers=_tokenizers(path, found) if "tokenizer" in parts else [],
@@ -135,9 +129,9 @@ def widest(words: Iterable[str]) -> torch.dtype:
 def empty(part: str, config: dict[str, Any]) -> nn.Module:
     """The module without memory for its parameters; its small buffers are real."""
     with init_empty_weights(include_buffers=False):
-        if part in ("unet", "vae"):
-            return CLASSES[part].from_config({key: value for key, value in config.items() if key != "_class_name"})
-        return build_encoder(config)
+        if part.startswith("text_encoder"):
+            return build_encoder(config)
+        return CLASSES[part].from_config({key: value for key, value in config.items() if key != "_class_name"})
 
 
 def _from_file(
@@ -145,16 +139,17 @@ def _from_file(
 ) -> dict[str, nn.Module]:
     """Fill the modules from an original checkpoint, tensor by tensor."""
     modules = {part: empty(part, facts.configs[part]) for part in wanted}
+    names = {folder: part for part, folder in family.names.folders.items()}
     for part, module in modules.items():
         try:
-            tensors = _read(path, ldm.layout({NAMES[part]: module}, family.name), "", dtype)
+            tensors = _read(path, ldm.layout({names[part]: module}, family.name), "", dtype)
         except KeyError as error:
             no_vae = str(error.args[0]).startswith(ldm.VAE)
             raise ConfigError(
                 f"{path.name} is incomplete: it has no " + ("VAE" if no_vae else f"tensor {error.args[0]}"),
                 "take the full checkpoint" + (", or name a VAE with model.vae" if no_vae else ""),
             ) from error
-        _fill(module, NAMES[part], tensors, path)
+        _fill(module, names[part], tensors, path)
     return modules
 
 

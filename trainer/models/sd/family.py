@@ -28,6 +28,12 @@ from trainer.models.sound import understood
 from trainer.units import Unit
 
 Settings = dict[str, Any]
+CLASSES = {
+    "unet": UNet2DConditionModel,
+    "vae": AutoencoderKL,
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,
+}
 NAMES = Names(  # of 1.x
     denoiser="unet",
     folders={"unet": "unet", "vae": "vae", "text": "text_encoder", "text_2": "text_encoder_2"},
@@ -80,6 +86,11 @@ class StableDiffusion:
         file = "scheduler_config.json" if part == "scheduler" else "config.json"
         return json.loads(resources.files("trainer").joinpath(f"assets/models/{self.folder}/{part}/{file}").read_text())
 
+    def configurations(self) -> dict[str, Settings]:
+        """All of them, by part."""
+        parts = ("unet", "vae", "text_encoder", "text_encoder_2")[: 2 + len(self.pads)]
+        return {part: self.config(part) for part in (*parts, "scheduler")}
+
     def tiny(self, seed: int = 0) -> Parts:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -90,8 +101,7 @@ class StableDiffusion:
             return self._build(f"meta-{self.name}", {})
 
     def public(self) -> Facts:
-        parts = ("unet", "vae", "text_encoder", "text_encoder_2")[: 2 + len(self.pads)]
-        configs = {part: self.config(part) for part in (*parts, "scheduler")}
+        configs = self.configurations()
         prediction = configs["scheduler"]["prediction_type"]
         return Facts(self, "public", Path(self.name), prediction, "the shipped configuration", configs)
 
