@@ -1,9 +1,9 @@
 """Which folders count is plain, or asked."""
 
 import pytest
-from photos import folder_of
+from photos import folder_of, noise_picture
 
-from trainer.data.folders import find, further_down, meant_as_repeats, others, unread_below
+from trainer.data.folders import candidates, find, further_down, masks, meant_as_repeats, others, unread_below
 from trainer.errors import ConfigError
 
 
@@ -90,6 +90,20 @@ def test_pictures_that_lie_where_nobody_looks_are_counted(tmp_path):
     (tmp_path / "2024_raw").mkdir()
     (tmp_path / "2024_raw" / "a.CR2").touch()
     assert list(unread_below(tmp_path)) == ["1 camera raw .cr2 in 2024_raw"]
+
+
+def test_masks_of_other_programs_are_masks_only_beside_their_picture(tmp_path):
+    for name in ("a.png", "B.JPG", "c.webp", "d_mask.jpg", "d.jpg"):
+        noise_picture((96, 80)).save(tmp_path / name)
+    for name in ("a-masklabel.png", "b_mask.png", "c-Mask.PNG", "a.mask.png", "alone_mask.png", "gone.mask.png"):
+        noise_picture((96, 80)).save(tmp_path / name)
+    taken = [path.name for path in candidates(tmp_path)]
+    assert taken == ["B.JPG", "a.png", "alone_mask.png", "c.webp", "d.jpg", "d_mask.jpg"], "a dog may wear a mask"
+    assert {stem: path.name for stem, path in masks(tmp_path).items()} == {
+        "a": "a.mask.png",
+        "b": "b_mask.png",
+        "c": "c-Mask.PNG",
+    }
 
 
 def test_camera_raws_are_told_from_junk(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from photos import SUBJECTS, folder_of, noise_picture, scan, settings
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from trainer.data import looks
 from trainer.data import photos as data
@@ -210,6 +210,44 @@ def test_a_mask_outside_the_crop_leaves_its_photo_out_and_a_bucket_brings_it_bac
         ConfigError, match=r"no photo that is left has .*\n  00\.png is left out: its mask lies outside"
     ):
         scan(tmp_path, masked_loss=True)
+
+
+def test_many_pictures_with_one_fault_are_one_sentence_and_the_account_has_each(tmp_path):
+    folder_of(tmp_path, 2)
+    for index in range(6):
+        (tmp_path / f"cut{index}.png").write_bytes((tmp_path / "00.png").read_bytes()[: 900 + index])
+        (tmp_path / f"twin{index}.png").write_bytes((tmp_path / "01.png").read_bytes())
+    found = scan(tmp_path)
+    assert len(found.left) == 12 and found.problems == (
+        "6 pictures are left out: damaged or cut short (cut0.png, cut1.png, cut2.png, cut3.png, cut4.png and 1 more)",
+        "6 pictures are left out: the same picture as another (twin0.png, twin1.png, twin2.png, twin3.png, twin4.png and "
+        "1 more)",
+    )
+    (line,) = [line for line in found.lines() if " taken, " in line]
+    assert "6 left out (damaged or cut short), 6 left out (the same picture as another)" in line
+    assert not any("crop_jitter" in text for text in found.advice), "what is left out comes first"
+
+
+def test_masks_that_are_not_asked_for_are_named(tmp_path):
+    folder_of(tmp_path, 2)
+    Image.new("L", (96, 80), 128).save(tmp_path / "00-masklabel.png")
+    assert (
+        "00-masklabel.png taken for masks and not used: --masked_loss weighs the loss by them" in scan(tmp_path).advice
+    )
+    assert [Path(photo.mask).name for photo in scan(tmp_path, masked_loss=True).photos] == ["00-masklabel.png", ""]
+
+
+def test_a_scan_of_several_pages_says_that_the_first_is_used(tmp_path):
+    pages = [noise_picture((96, 80), index) for index in range(3)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    preview = TiffImagePlugin.ImageFileDirectory_v2()
+    preview[254] = 1
+    small = pages[0].resize((48, 40))
+    small.encoderinfo = {"tiffinfo": preview}
+    pages[1].save(tmp_path / "b.tif", save_all=True, append_images=[small])
+    found = scan(tmp_path)
+    assert [photo.size for photo in found.photos] == [(96, 80), (96, 80)]
+    assert found.problems == ("a.tif has 3 pages: the first is used; save the others as files",)
 
 
 def test_what_nobody_looks_at_is_in_the_account_and_said_once(tmp_path):

@@ -130,6 +130,7 @@ def test_the_identifier_is_read_off_the_persons_own_words():
         ({"data__instance_prompt": "a photo of sks dog"}, (), "sks"),
         ({"data__instance_prompt": "ohwx man, portrait", "data__class_name": "man"}, (), "ohwx"),
         ({"data__instance_prompt": "my dog"}, (), "hta"),
+        ({}, ["a photo of TOK cat asleep", "TOK cat"], "tok"),
         ({"data__class_name": "dog"}, ["sks dog on a sofa", "sks dog", "a dog"], "sks"),
         ({"data__class_name": "dog"}, ["a dog", "zwx dog", "another dog"], "hta"),
         ({"data__instance_prompt": "a photo of sks dog", "data__identifier": "zwx"}, (), "zwx"),
@@ -149,7 +150,9 @@ def test_captions_without_the_identifier_are_counted_and_named():
     said = odd(photos("a sofa", "a bed", words="x.csv"), config(data__class_name="dog", data__identifier="hta"))
     assert "2 of 2 captions" in said[0]
     (said,) = odd(photos("a dog on a sofa", "a dog in snow", words="x.txt"), config(data__class_name="dog"))
-    assert "no caption has a name for a subject" in said and "write 'hta' before the word for it" in said
+    assert "no caption has 'hta'" in said and "go into ordinary words: write 'hta' before the word for it" in said
+    (said,) = odd(photos("rex on a sofa", "rex in snow", words="x.txt"), config(data__class_name="dog"))
+    assert "go into the words in all of them (rex)" in said, "which may be meant"
 
 
 def test_words_that_every_caption_has_beside_the_identifier_are_named():

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from trainer import models
 from trainer.data import photos as data
 from trainer.data import pictures, prompts
-from trainer.data.account import Photo, PhotoSet, within
+from trainer.data.account import Photo, PhotoSet, of_left, within
 from trainer.draw.sheet import contact_sheet
 from trainer.files.shown import shown as fit
 from trainer.settings.config import Config
@@ -39,7 +39,7 @@ def main(config: Config) -> int:
     for row in _rows(photos):
         print(fit(row))
     for text in (*said, *photos.problems):
-        if " is left out: " not in text:  # its picture said so above
+        if not of_left(text):  # its picture said so above
             print(f"warning: {fit(text)}")
     for text in photos.advice:
         print(f"note: {fit(text)}")
@@ -81,7 +81,7 @@ def _place(config: Config, folder: Path) -> Path:
 
 def _draw(photos: PhotoSet, problems: list[str], path: Path) -> None:
     shown = [*photos.photos, *photos.left][:MOST]
-    tiles, captions, told = [], [], {f"{left.name} is left out: {left.why}" for left in photos.left}
+    tiles, captions, told = [], [], set(filter(of_left, problems))
     for each in shown:
         if isinstance(each, Photo):
             about = {text: said for text in problems if (said := _of_this(each.name, text))}

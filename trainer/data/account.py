@@ -54,6 +54,15 @@ class Left:
     def name(self) -> str:
         return Path(self.path).name
 
+    @property
+    def kind(self) -> str:
+        """Why, in words that many pictures share."""
+        if self.why.startswith("the same picture as"):
+            return "the same picture as another"
+        if " px is too small for " in self.why:
+            return "too small for " + self.why.partition(" is too small for ")[2]
+        return "damaged or cut short" if self.why.startswith("damaged or cut short") else self.why
+
 
 @dataclass(frozen=True)
 class PhotoSet:
@@ -105,7 +114,7 @@ class PhotoSet:
             return
         for folder in folders:
             taken = [photo for photo in self.photos if Path(photo.path).parent == folder]
-            why = Counter(left.why for left in self.left if Path(left.path).parent == folder)
+            why = Counter(left.kind for left in self.left if Path(left.path).parent == folder)
             times = f", each {taken[0].repeats} times an epoch" if taken and taken[0].repeats > 1 else ""
             gone = [f"{count} left out ({reason})" for reason, count in why.items()]
             name = folder.name if folder == root else within(folder, root)
@@ -128,6 +137,11 @@ class PhotoSet:
             shapes = ", ".join(f"{width} x {height} ({count})" for (width, height), count in sorted(sizes.items()))
             most = min(self.photos, key=lambda photo: photo.kept)
             yield f"buckets: {shapes}; the crop of {most.name} loses most, {1 - most.kept:.0%}"
+
+
+def of_left(problem: str) -> bool:
+    """Whether a sentence is about pictures that are left out, which the account says of each."""
+    return " is left out: " in problem or " pictures are left out: " in problem
 
 
 def within(path: Path, root: Path) -> str:

@@ -20,10 +20,11 @@ from trainer.errors import ConfigError
 
 NUMBERED = re.compile(r"(\d+)_(.+)")
 DRAWN = re.compile(r"(?P<index>\d{5,})-(?P<digest>[0-9a-f]{12})(-\d+)?\.png")  # what this program calls class images
+MASK = re.compile(r"(?P<picture>.+?)(\.mask|[-_]mask(label)?)\.png", re.IGNORECASE)  # ours; OneTrainer's, and by hand
 MOST_REPEATS = 999  # kohya's guides use 1 to 200; four digits are years and dates
 NEVER_MEANT = {"__macosx", "@eadir", "masks", "mask", "thumbnails", "thumbs", ".thumbnails"}
 CAMERA_RAW = frozenset(".3fr .arw .cr2 .cr3 .dng .nef .nrw .orf .pef .raf .raw .rw2 .srw".split())
-NOT_READ = frozenset(".psd .xcf .jxl .svg".split()) | CAMERA_RAW  # pictures to a person, not to Pillow
+NOT_READ = frozenset(".psd .xcf .jxl .svg .pdf".split()) | CAMERA_RAW  # pictures to a person, not to Pillow
 
 
 @dataclass(frozen=True)
@@ -62,18 +63,37 @@ def meant_as_repeats(name: str) -> tuple[int, str] | None:
 
 def candidates(folder: Path) -> list[Path]:
     """Files that should be photos: by suffix, visible, no masks. The order is that of their names."""
-    return sorted(
+    files = [
         path
         for path in folder.iterdir()
         if not path.is_dir()  # a link to nowhere is named when it cannot be read
         and path.suffix.lower() in PICTURE_SUFFIXES
         and not path.name.startswith(".")
-        and not is_mask(path.name)
-    )
+    ]
+    stems = {fold(path.stem) for path in files}
+    return sorted(path for path in files if not _is_mask(path.name, stems))
 
 
-def is_mask(name: str) -> bool:
-    return Path(name).stem.lower().endswith(".mask")
+def _is_mask(name: str, stems: set[str]) -> bool:
+    """`.mask` says so itself; other programs' names do only beside the picture, for a dog may wear a mask."""
+    return Path(name).stem.lower().endswith(".mask") or mask_of(name) in stems
+
+
+def mask_of(name: str) -> str:
+    """The folded stem of the picture that a PNG called `name` is a mask of; empty where its name says nothing of that."""
+    found = MASK.fullmatch(name)
+    return fold(found["picture"]) if found else ""
+
+
+def masks(folder: Path) -> dict[str, Path]:
+    """Masks in `folder` by the folded stem of their picture, of several the one called `.mask`."""
+    stems = {fold(path.stem) for path in candidates(folder)}
+    files = sorted(folder.iterdir(), key=lambda path: (not path.stem.lower().endswith(".mask"), path.name))
+    found: dict[str, Path] = {}
+    for path in files:
+        if (stem := mask_of(path.name)) in stems and path.is_file():
+            found.setdefault(stem, path)
+    return found
 
 
 def drawn_here(path: Path, digest: str) -> bool:

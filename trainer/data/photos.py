@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from trainer.data import augment, crops, folders, looks, prompts
-from trainer.data.account import Left, Photo, PhotoSet, counted, names
+from trainer.data.account import Left, Photo, PhotoSet, counted, names, of_left
 from trainer.data.crops import Size, View
 from trainer.data.folders import candidates
 from trainer.data.prompts import class_prompt, fill, instance_prompt
 from trainer.data.reading import MUCH, OUTSIDE, SQUARE_MUCH, Wanted, read_folder
-from trainer.data.words import CAPTION_SUFFIXES, Table, Words
+from trainer.data.words import CAPTION_SUFFIXES, Table, Words, listed
 from trainer.errors import ConfigError
 from trainer.machine import libraries
 from trainer.settings.config import Config
@@ -178,21 +178,31 @@ def _overruled(photos: PhotoSet, wanted: Wanted) -> Iterator[str]:
         )
 
 
+def _not_read(photos: PhotoSet, config: Config) -> Iterator[str]:
+    """What stands beside the photos and is not asked for."""
+    places = list(dict.fromkeys(Path(photo.path).parent for photo in photos.photos))
+    if not config.data.captions:
+        unread = sum(1 for folder in places for path in folder.iterdir() if path.suffix.lower() in CAPTION_SUFFIXES)
+        if unread:
+            yield f"{counted(unread, 'text file')} beside the photos not read: captions are off"
+    if not config.data.masked_loss:
+        masks = [path.name for folder in places for path in folders.masks(folder).values()]
+        if masks:
+            yield f"{listed(masks)} taken for masks and not used: --masked_loss weighs the loss by them"
+
+
 def _worth_buckets(photos: PhotoSet) -> bool:
     return any(1 - photo.kept > MUCH for photo in photos.photos)
 
 
 def _advice(photos: PhotoSet, config: Config) -> Iterator[str]:
     """What fits so many photos."""
-    if tip := augment.recommendation(len(photos.photos), config):
+    refused = any(of_left(problem) for problem in photos.problems) and len(photos.left) >= len(photos.photos)
+    if not refused and (tip := augment.recommendation(len(photos.photos), config)):  # else those are mended first
         yield tip
     if not looks.can_compare():
         yield f"frames of one burst are not looked for: {libraries.remedy('imagehash')}"
-    if not config.data.captions:
-        files = {Path(photo.path).parent for photo in photos.photos}
-        unread = sum(1 for folder in files for path in folder.iterdir() if path.suffix.lower() in CAPTION_SUFFIXES)
-        if unread:
-            yield f"{counted(unread, 'text file')} beside the photos not read: captions are off"
+    yield from _not_read(photos, config)
     if config.data.buckets and len({photo.size_cut for photo in photos.photos}) == 1 and _worth_buckets(photos):
         size = " x ".join(map(str, photos.photos[0].size_cut))
         yield f"--buckets changes nothing here: at this size every bucket nearest to a photo is {size} px"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, ImageSequence, UnidentifiedImageError
 
 from trainer.files import image, regular
 from trainer.machine.libraries import fault, loads, there
@@ -42,6 +42,7 @@ PICTURE_SUFFIXES = frozenset(
     }
 )
 CONVERTED = b"profile to sRGB 1"  # what was cached of a picture before its profile was applied must not be taken
+SMALLER_COPY = 254  # TIFF's NewSubfileType: bit 0 says that a page is another one made smaller
 HEIF_SUFFIXES = frozenset({".heic", ".heif"})
 
 
@@ -56,6 +57,7 @@ class Picture:
     rgb: Image.Image
     alpha: Image.Image | None
     digest: str  # sha256 of the file's bytes, and of how its colours were read where a profile changed them
+    pages: int = 1  # of a scanner's TIFF; previews of its first page do not count
 
     @property
     def size(self) -> tuple[int, int]:
@@ -75,6 +77,7 @@ def read(path: Path) -> Picture:
         raise Unreadable("the file is empty")
     try:
         with image.opened(data) as found:
+            pages = _pages(found)
             found.load()
             upright = ImageOps.exif_transpose(found)
             colours = _in_srgb(upright)
@@ -99,7 +102,21 @@ def read(path: Path) -> Picture:
         zlib.error,
     ) as error:  # what Pillow's decoders raise on broken files
         raise Unreadable(f"damaged or cut short ({error})") from error
-    return Picture(rgb, alpha, hashlib.sha256(data + CONVERTED * converted).hexdigest())
+    return Picture(rgb, alpha, hashlib.sha256(data + CONVERTED * converted).hexdigest(), pages)
+
+
+def _pages(found: Image.Image) -> int:
+    """Pages of a TIFF that are pictures of their own. Leaves the first one to be read, whatever the others are like."""
+    if found.format != "TIFF" or getattr(found, "n_frames", 1) == 1:
+        return 1
+    pages = 0
+    try:
+        for page in ImageSequence.Iterator(found):
+            pages += not page.tag_v2.get(SMALLER_COPY, 0) & 1
+    except (OSError, ValueError, TypeError, KeyError, struct.error):
+        pass
+    found.seek(0)
+    return max(1, pages)
 
 
 def _allow_heif() -> None:

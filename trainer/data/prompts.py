@@ -21,7 +21,7 @@ RARE_RANK = (
 )
 ARTICLES = frozenset("a an the my your his her our their this that".split())  # and what stands in their place
 MANY = frozenset("people men women children mice geese feet".split())  # plurals that do not end in s
-USUAL_NAMES = frozenset("sks ohwx zwx hta".split())  # what guides, and this program, call a subject
+USUAL_NAMES = frozenset("sks ohwx zwx hta tok".split())  # what guides, and this program, call a subject
 SAY_NOTHING = frozenset(
     """a an the of in on at with and or to from for by is are my your his her our their this that one very
     photo photograph picture image portrait painting drawing closeup close up shot rendering""".split()
@@ -140,7 +140,7 @@ def _rare_word(texts: Sequence[str], config: Config) -> str:
     words, usual = words_of(" ".join(texts)), USUAL_NAMES | set(words_of(config.data.identifier))
     for word in dict.fromkeys([*(word for word in words if word in usual), *words]):
         in_most = 2 * sum(word in each for each in sets) > len(sets)
-        if in_most and word not in known and not {"'", "\u2019"} & set(word) and rare(word):
+        if in_most and word not in known and not {"'", "\u2019"} & set(word) and (word in USUAL_NAMES or rare(word)):
             return word
     return ""
 
@@ -218,7 +218,7 @@ def _odd(config: Config, photos: PhotoSet, prior: bool) -> Iterator[str]:
     common = {photo.prompt for photo in photos.photos} - {photo.prompt for photo in captioned}
     for prompt in sorted(common):
         words = set(words_of(prompt))
-        if not name & words and not any(rare(word) for word in words - SAY_NOTHING):
+        if not name & words and not any(word in USUAL_NAMES or rare(word) for word in words - SAY_NOTHING):
             lacks = " and not the class" if _class_words(config) and not _class_words(config) & words else ""
             yield (
                 f"the prompt '{prompt}' has no word of its own for the subject{lacks}: what it says in common words, all of "
@@ -236,10 +236,15 @@ def _about_captions(config: Config, captioned: list[Photo], count: int) -> Itera
     identifier = config.data.identifier
     name = set(words_of(identifier)) - SAY_NOTHING
     without = [photo for photo in captioned if name and not name & set(words_of(photo.prompt))]
+    everywhere = set.intersection(*(set(words_of(photo.prompt)) for photo in captioned)) if captioned else set()
     if without and len(without) == count and not config.chosen("data.identifier"):
+        shared = [
+            word for word in words_of(captioned[0].prompt) if word in everywhere - SAY_NOTHING - _class_words(config)
+        ]
+        into = f"the words in all of them ({', '.join(dict.fromkeys(shared[:3]))})" if shared else "ordinary words"
         yield (
-            "no caption has a name for a subject, which is right for a style; a subject's looks would go into ordinary "
-            f"words: write '{identifier}' before the word for it in each caption, or add --no-captions"
+            f"no caption has '{identifier}' or another rare word, which is right for a style; the looks of one subject would "
+            f"go into {into}: write '{identifier}' before the word for it in each, or add --no-captions"
         )
     elif without:
         yield (
@@ -247,7 +252,6 @@ def _about_captions(config: Config, captioned: list[Photo], count: int) -> Itera
             f"({names(without)}): those photos teach it nothing"
         )
     if len(captioned) >= 3 and name:
-        everywhere = set.intersection(*(set(words_of(photo.prompt)) for photo in captioned))
         of_class = _class_words(config) or _behind(identifier, captioned)
         beside = everywhere - SAY_NOTHING - name - of_class
         beside = [word for word in words_of(captioned[0].prompt) if word in beside and not rare(word)]

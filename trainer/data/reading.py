@@ -83,6 +83,7 @@ class _Reader:
         self.looks: list[looks.Look] = []
         self.left: list[Left] = []
         self.problems: list[str] = []
+        self.refused: list[Left] = []  # those in folders that count
         self.ignored = 0
         self.pictures: list[Path] = []
         self.unread: list[Path] = []  # files that a person may take for pictures
@@ -95,7 +96,7 @@ class _Reader:
         self.pictures += files
         tables = self.tables if place.folder == self.root else [*self._tables(place.folder), *self.tables]
         words = Words(place.folder, files, tables) if self.wanted.captions else None
-        masks = _masks(place.folder) if self.wanted.masks else {}
+        masks = folders.masks(place.folder) if self.wanted.masks else {}
         self._count_others(place.folder, files, words, masks)
         for path in files:
             prompt, origin = self._words(path, place, words)
@@ -144,6 +145,8 @@ class _Reader:
         self.digests[picture.digest, prompt] = path.name
         self.albums[prompt].add(path.name, look)
         self.looks.append(look)
+        if picture.pages > 1 and wanted.subject:
+            self.problems.append(f"{path.name} has {picture.pages} pages: the first is used; save the others as files")
         kept = kept_share(picture.size, crops.center(picture.size, views[0].size))
         self.photos.append(
             Photo(
@@ -153,7 +156,22 @@ class _Reader:
 
     def _leave(self, path: Path, why: str) -> None:
         self.left.append(Left(str(path), why))
-        self.problems.append(f"{shown(path.name)} is left out: {why}")
+        self.refused.append(self.left[-1])
+
+    def about_refused(self) -> list[str]:
+        """Why pictures cannot be taken, one by one; of many with one fault all at once."""
+        kinds: dict[str, list[Left]] = {}
+        for left in self.refused:
+            kinds.setdefault(left.kind, []).append(left)
+        said = []
+        for kind, lefts in kinds.items():
+            if len(lefts) > FEW:
+                said.append(
+                    f"{len(lefts)} pictures are left out: {kind} ({listed([shown(left.name) for left in lefts])})"
+                )
+            else:
+                said += [f"{shown(left.name)} is left out: {left.why}" for left in lefts]
+        return said
 
     def _mask(self, path: Path, picture: Picture, masks: dict[str, Path], views: list[View]) -> str | None:
         """The path of name.mask.png if there is one, else "alpha" for a picture with transparency, else nothing; None
@@ -191,6 +209,7 @@ class _Reader:
 
     def finish(self, found: folders.Found) -> None:
         """What can only be said of all of them."""
+        self.problems = [*self.about_refused(), *self.problems]
         for table in self.tables:
             self.problems += table.problems()
         for sub, count, why in found.left:
@@ -284,20 +303,11 @@ def _fits_bucket(size: Size) -> bool:
     return max(size) <= 2 * min(size) / (1 - MUCH)
 
 
-def _masks(folder: Path) -> dict[str, Path]:
-    """Masks in `folder` by the folded name of their picture."""
-    return {
-        fold(path.name[: -len(".mask.png")]): path
-        for path in sorted(folder.iterdir(), reverse=True)
-        if path.name.lower().endswith(".mask.png") and path.is_file()
-    }
-
-
 def _empty(folder: Path, flag: str, reader: _Reader) -> ConfigError:
-    if reader.problems:
-        small = all("is too small for" in problem for problem in reader.problems)
+    if reader.refused:
+        small = all("too small for" in left.why for left in reader.refused)
         return ConfigError(
-            f"no picture in {folder} can be used:\n  " + "\n  ".join(reader.problems),
+            f"no picture in {folder} can be used:\n  " + "\n  ".join([*reader.about_refused(), *reader.problems]),
             "add larger photos, or name a smaller --resolution" if small else "add photos that can be opened",
         )
     if said := folders.others(folder.iterdir()):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from trainer.data.account import counted
+from trainer.data.account import counted, of_left
 from trainer.data.folders import find
 from trainer.data.photos import PhotoSet, candidates, class_prompt, scan_class
 from trainer.data.words import listed
@@ -186,15 +186,14 @@ def _about(account: PhotoSet) -> Iterator[Notice]:
     """What the scan found wrong. Of two hundred pictures alike mistakes are told together."""
     why: dict[str, list[str]] = {}
     for left in account.left:
-        twin = left.why.startswith("the same picture as")
-        why.setdefault("the same picture as another" if twin else left.why, []).append(left.name)
+        why.setdefault(left.kind, []).append(left.name)
     for reason, names in why.items():
         yield Notice(
             f"{counted(len(names), 'class image')} in {account.folder} left out: {reason} ({listed(names)}).",
             "delete them, or put others in their place",
             "warning",
         )
-    yield from (Notice(text, level="warning") for text in account.problems if " is left out: " not in text)
+    yield from (Notice(text, level="warning") for text in account.problems if not of_left(text))
 
 
 def _about_changed(folder: Path, changed: list[str]) -> str:
