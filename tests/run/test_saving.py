@@ -23,6 +23,16 @@ def test_a_checkpoint_says_its_step_size_and_kind_and_older_ones_go(trained):
     assert [checkpoint.step_of(path) for path in checkpoint.found(trained.folder)] == [2, 3]
 
 
+def test_a_run_killed_before_its_older_checkpoints_went_lets_them_go_when_it_is_resumed_at_its_end(trained):
+    for trained.step in (1, 2, 3):
+        (saved,) = saving.save(trained, "last", Habits())
+    list(saving.resume(trained, checkpoint.folder(trained.folder, 3)))
+    before = (checkpoint.folder(trained.folder, 3) / "state.json").read_bytes()
+    (again,) = saving.save(trained, "last", Habits(save_limit=1))
+    assert again.path == saved.path and checkpoint.found(trained.folder) == [checkpoint.folder(trained.folder, 3)]
+    assert (checkpoint.folder(trained.folder, 3) / "state.json").read_bytes() == before, "it is not written again"
+
+
 def test_weights_that_are_no_numbers_are_not_saved(trained):
     list(saving.save(trained, "interval", Habits()))
     trained.engine.load_master({name: value * float("nan") for name, value in trained.engine.master()})

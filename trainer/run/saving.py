@@ -16,9 +16,17 @@ def save(trained: Trained, kind: str, habits: Habits) -> Stage[Path]:
     """A checkpoint of the step just done, and its folder; of older ones as many stay as the habits say. Its losses have
     been looked at: a model that diverged is never saved."""
     started = time.perf_counter()
-    if trained.resumed == checkpoint.folder(trained.folder, trained.step):  # read a moment ago: it holds just this
-        yield CheckpointSaved(trained.step, str(trained.resumed), checkpoint.size_bytes(trained.resumed), 0.0, kind)
-        return trained.resumed
+    if trained.resumed == checkpoint.folder(trained.folder, trained.step):
+        path = trained.resumed  # read a moment ago: it holds just this
+    else:
+        path = _write(trained, habits)
+    named = path.name.partition("-")[0]  # the last step's own checkpoint takes no place of those that were asked for
+    checkpoint.prune(trained.folder, habits.save_limit, trained.best if habits.keep_best else None, named)
+    yield CheckpointSaved(trained.step, str(path), checkpoint.size_bytes(path), time.perf_counter() - started, kind)
+    return path
+
+
+def _write(trained: Trained, habits: Habits) -> Path:
     state = trained.state()
     if broken := state.broken():
         raise Diverged(
@@ -26,11 +34,7 @@ def save(trained: Trained, kind: str, habits: Habits) -> Stage[Path]:
             "earlier ones are intact.\n  fix: lower --learning_rate, then --resume_from_checkpoint latest."
         )
     checkpoint.require_space(trained.folder, state.bytes, "a checkpoint")
-    path = checkpoint.save(trained.folder, state, habits.name(trained.step))
-    named = path.name.partition("-")[0]  # the last step's own checkpoint takes no place of those that were asked for
-    checkpoint.prune(trained.folder, habits.save_limit, trained.best if habits.keep_best else None, named)
-    yield CheckpointSaved(trained.step, str(path), checkpoint.size_bytes(path), time.perf_counter() - started, kind)
-    return path
+    return checkpoint.save(trained.folder, state, habits.name(trained.step))
 
 
 def resume(trained: Trained, point: Path) -> Stage[None]:
