@@ -8,7 +8,7 @@ import pytest
 from photos import SUBJECTS, folder_of, noise_picture, scan, settings
 from PIL import Image, TiffImagePlugin
 
-from trainer.data import looks
+from trainer.data import looks, pictures
 from trainer.data import photos as data
 from trainer.errors import ConfigError
 from trainer.settings.config import Config, Data
@@ -226,6 +226,25 @@ def test_many_pictures_with_one_fault_are_one_sentence_and_the_account_has_each(
     (line,) = [line for line in found.lines() if " taken, " in line]
     assert "6 left out (damaged or cut short), 6 left out (the same picture as another)" in line
     assert not any("crop_jitter" in text for text in found.advice), "what is left out comes first"
+
+
+def test_where_most_photos_wait_for_a_package_no_run_begins_on_the_rest(tmp_path, monkeypatch):
+    def missing():
+        raise pictures.Unreadable("HEIC needs one more package: pip install pillow-heif (or convert it to JPEG)")
+
+    monkeypatch.setattr(pictures, "_allow_heif", missing)
+    folder_of(tmp_path, 2)
+    for name in ("00.HEIC", "01.heic", "a.heic", "b.heic"):
+        (tmp_path / name).touch()
+    assert len(scan(tmp_path).photos) == 2, "two lie beside their own JPEG, and two of four are no majority"
+    (tmp_path / "c.HEIC").touch()
+    with pytest.raises(ConfigError, match=r"3 of 5 pictures in .* are HEIC") as error:
+        scan(tmp_path)
+    assert "pip install pillow-heif" in error.value.fix
+    (tmp_path / "phone").mkdir()
+    (tmp_path / "c.HEIC").rename(tmp_path / "phone" / "c.HEIC")
+    with pytest.raises(ConfigError, match="1 of 1 pictures in"):
+        scan(tmp_path / "phone")
 
 
 def test_masks_that_are_not_asked_for_are_named(tmp_path):

@@ -43,6 +43,7 @@ PICTURE_SUFFIXES = frozenset(
 )
 CONVERTED = b"profile to sRGB 1"  # what was cached of a picture before its profile was applied must not be taken
 SMALLER_COPY = 254  # TIFF's NewSubfileType: bit 0 says that a page is another one made smaller
+NEEDS = "HEIC needs"
 HEIF_SUFFIXES = frozenset({".heic", ".heif"})
 
 
@@ -122,10 +123,8 @@ def _pages(found: Image.Image) -> int:
 def _allow_heif() -> None:
     if not loads("pillow_heif"):
         if there("pillow_heif"):
-            raise Unreadable(
-                f"HEIC needs pillow-heif, which does not load ({fault('pillow_heif')}); convert it to JPEG"
-            )
-        raise Unreadable("HEIC needs one more package: pip install pillow-heif (or convert it to JPEG)")
+            raise Unreadable(f"{NEEDS} pillow-heif, which does not load ({fault('pillow_heif')}); convert it to JPEG")
+        raise Unreadable(f"{NEEDS} one more package: pip install pillow-heif (or convert it to JPEG)")
     import pillow_heif
 
     pillow_heif.register_heif_opener()

@@ -18,7 +18,7 @@ from trainer.data import crops, folders, looks
 from trainer.data.account import Left, Photo, PhotoSet, counted
 from trainer.data.crops import Size, View, kept_share
 from trainer.data.folders import Place, candidates, fold, meant_as_repeats
-from trainer.data.pictures import Picture, Unreadable, read
+from trainer.data.pictures import NEEDS, Picture, Unreadable, read
 from trainer.data.words import TABLES, Table, Words, elsewhere, listed
 from trainer.errors import ConfigError
 from trainer.files.shown import is_text, shown
@@ -68,6 +68,7 @@ def read_folder(folder: Path, wanted: Wanted) -> PhotoSet:
         reader.read(place)
     for sub, _, why in found.left:
         reader.left += [Left(str(path), why) for path in candidates(sub)]
+    reader.of_one_package()
     if not reader.photos and wanted.subject:
         raise _empty(folder, wanted.flag, reader)
     reader.finish(found)
@@ -228,6 +229,19 @@ class _Reader:
                 f"captions in {listed(names)} are not read: put them into name.txt, metadata.jsonl or metadata.csv"
             )
         self.problems += self._complaints() if self.wanted.subject else self._spoiled()
+
+    def of_one_package(self) -> None:
+        """ConfigError where most pictures only wait for a package: who is told after the run that one photo of seven was
+        trained on has lost it. A HEIC that lies beside its own JPEG is no loss."""
+        taken = {(Path(photo.path).parent, fold(Path(photo.path).stem)) for photo in self.photos}
+        paths = {Path(left.path): left.why for left in self.refused if left.why.startswith(NEEDS)}
+        waiting = [path for path in paths if (path.parent, fold(path.stem)) not in taken]
+        if self.wanted.subject and len(waiting) > len(self.photos):
+            raise ConfigError(
+                f"{len(waiting)} of {len(waiting) + len(self.photos)} pictures in {self.root} are HEIC, as phones take "
+                "them, and cannot be read",
+                paths[waiting[0]],
+            )
 
     def _further_down(self) -> None:
         """Pictures deeper than a folder's folders: named once, and each is in the account."""

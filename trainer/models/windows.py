@@ -2,6 +2,10 @@
 
 Every prompt of a run, the empty one too, then has as many windows as the longest may have, and so has what is cached, drawn
 and trained: the denoiser attends to all of them.
+
+Windows are joined whole, as ComfyUI and the WebUIs join them when they draw: 77 states of each, its own begin and end among
+them. kohya's trainers keep one begin and one end of all windows (152 states for two, where these have 154), so a model of
+theirs was trained on other conditions than it is drawn with.
 """
 
 from __future__ import annotations

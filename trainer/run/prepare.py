@@ -110,7 +110,8 @@ def prepare(config: Config) -> Run:
     if config.checkpoint.resume_from_checkpoint == "latest" and resume is None:
         notices.append(Notice(f"{folder} holds no checkpoint yet: starting from the beginning."))
     if config.model.max_token_length > 75:
-        notices.append(Notice("Long prompts: ComfyUI and the WebUIs read all of them, diffusers' pipelines 75 tokens."))
+        read = "ComfyUI and the WebUIs read all of them, joined as here; diffusers' pipelines read 75 tokens"
+        notices.append(Notice(f"Long prompts: {read}."))
     if spared is not None:
         notices.append(Notice(f"{spared.name} is kept back to measure overfitting (--no-watch trains on it, too)."))
     return Run(config, photos, spared, plan, device, folder, team, resume, notices)

@@ -34,7 +34,9 @@ class Model(Section):
         None, "another VAE (hub id, folder or .safetensors)", "pretrained_vae_model_name_or_path", "vae"
     )
     clip_skip: int = knob(1, "SD 1.x: read the text encoder's last layer but so many less one; 2 is usual", ge=1, le=11)
-    max_token_length: int = knob(75, "tokens that are read of a prompt: 75, 150, 225", ge=75, le=225, multiple_of=75)
+    max_token_length: int = knob(
+        75, "tokens read of a prompt: 75, 150, 225; joined as in ComfyUI, not kohya", ge=75, le=225, multiple_of=75
+    )
 
 
 class Data(Section):
