@@ -1,7 +1,8 @@
 """What the stages yield. The screen, `log.jsonl`, the report, trackers, benchmarks and tests all read this one stream.
 
 Every event is a frozen dataclass of plain values (numbers, strings, lists, dicts), so it survives a round trip through
-JSON: `to_json(event)` writes one log line, `from_json(line)` gives the same event back. Sizes are bytes, times seconds.
+JSON: `to_json(event)` writes one log line, `from_json(line)` gives the same event back, but for a nan inside a dictionary,
+which comes back as None. Sizes are bytes, times seconds.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def while_wanted(stage: Stage[T], controls: Controls) -> Stage[T | None]:
 class RunStarted(Event):
     run_dir: str
     config: dict[str, Any]  # the fully resolved settings, nested by section
-    provenance: dict[str, str]  # "train.learning_rate" -> "family default" | "preset 12gb" | "file x.toml" | "flag"
+    provenance: dict[str, str]  # "train.learning_rate" -> "sd1 default" | "preset 12gb" | "file x.toml" | "flag"
     device: str  # "NVIDIA GeForce RTX 3060" or "CPU (2 threads)"
     model: str
     versions: dict[str, str]

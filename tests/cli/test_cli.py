@@ -350,9 +350,9 @@ def test_every_flag_that_a_message_recommends_exists():
 
 
 def test_untested_versions_are_said_at_the_start_beside_the_answer(monkeypatch, capsys):
-    from trainer.machine import versions
+    from trainer.machine import releases
 
-    monkeypatch.setattr(versions, "warning", lambda: ("Not tested with peft 99", "pip install peft"))
+    monkeypatch.setattr(releases, "warning", lambda: ("Not tested with peft 99", "pip install peft"))
     assert main(["plan", "--preset", "12gb", "--json"]) == 0
     shown = capsys.readouterr()
     assert (

@@ -9,7 +9,7 @@ import pytest
 
 from trainer.cli import doctor, installed
 from trainer.cli.finding import Line
-from trainer.machine import versions
+from trainer.machine import releases
 from trainer.settings.overlay import load
 
 ROOT = Path(__file__).parent.parent.parent
@@ -100,8 +100,8 @@ def test_a_library_that_training_needs_broken_is_named_and_the_doctor_comes_to_i
     done = diagnosed(tmp_path / "broken", library)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-2000:]
     assert f"{library}: undefined symbol" in done.stdout
-    assert f"install --force-reinstall --no-deps -c {versions.CONSTRAINTS} {library}\n" in done.stdout
+    assert f"install --force-reinstall --no-deps -c {releases.CONSTRAINTS} {library}\n" in done.stdout
     assert "run folder" in done.stdout, "the last part was reached"
-    asked = library in versions.asked()
+    asked = library in releases.asked()
     assert not asked or f"BAD  {library} " in done.stdout
     assert (library if asked else "training step") in done.stdout.splitlines()[-1]

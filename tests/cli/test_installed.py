@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from trainer.cli import installed
-from trainer.machine import versions
+from trainer.machine import releases
 from trainer.settings.overlay import load
 
 
@@ -22,7 +22,7 @@ def seeming(monkeypatch):
     set_here: dict[str, str | None] = {}
 
     def version(name: str) -> str:
-        found = set_here.get(name, versions.tested().get(name))
+        found = set_here.get(name, releases.tested().get(name))
         if found is None:
             raise metadata.PackageNotFoundError(name)
         return found
@@ -45,7 +45,7 @@ def test_what_training_needs_is_bad_when_it_is_missing(config, seeming, name):
     seeming[name] = None
     line = found(config)[name]
     assert line.state == "bad" and "missing" in line.detail
-    assert line.fix.endswith(f" -m pip install -c {versions.CONSTRAINTS} {name}")
+    assert line.fix.endswith(f" -m pip install -c {releases.CONSTRAINTS} {name}")
 
 
 @pytest.mark.parametrize("name", sorted(installed.SPARED))

@@ -15,7 +15,7 @@ from trainer.cli.parse import Command
 from trainer.errors import ConfigError
 from trainer.events import Controls, Event, Finished, Notice, RunStarted
 from trainer.files import disk
-from trainer.machine import libraries, versions
+from trainer.machine import libraries, releases
 from trainer.readers.lasting import lasting
 from trainer.settings.checks import check, judge
 from trainer.settings.config import Config
@@ -197,7 +197,7 @@ def _report(error: BaseException | None, run_dir: list[str]) -> None:
 
 def _libraries() -> Iterator[tuple[str, str]]:
     """(what, fix) of libraries that are not as they were tested; broken ones are set aside before others stumble over them."""
-    if untried := versions.warning():
+    if untried := releases.warning():
         yield untried
     for name, why in libraries.set_aside().items():
         yield f"{name} is installed and does not load: {why}. The run goes on without it.", libraries.mended(name)

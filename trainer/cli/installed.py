@@ -17,7 +17,7 @@ from packaging.version import Version
 from trainer.cli.finding import BROKEN, Line, first
 from trainer.machine.libraries import STRANGERS, mended
 from trainer.machine.mending import command
-from trainer.machine.versions import asked, tested
+from trainer.machine.releases import asked, tested
 from trainer.settings.config import Config
 
 IMPORTS = {"pillow": "PIL", "pillow-heif": "pillow_heif", "huggingface-hub": "huggingface_hub"}

@@ -1,4 +1,4 @@
-"""Overfitting and drift, measured while training runs and within 5 % of its time.
+"""Overfitting and drift, measured while training runs, within 5 % of its time where nobody fixes the steps.
 
 Two kinds of readings, taken whenever their share of the time so far allows it: losses on fixed noise and timesteps (a
 crop or photo that is never trained on, a crop that is, class images that are not), and, where a judge is at hand,

@@ -45,7 +45,7 @@ class Probe:
     seed: int
 
     def of(self, examples: Sequence[Example]) -> list[Chunk]:
-        """LEVELS noised rows over `examples`, in chunks of one shape."""
+        """A noised row of each of `examples`, of few as many as there are LEVELS, in chunks of one shape."""
         generator = torch.Generator().manual_seed(self.seed)
         chosen = [examples[i % len(examples)] for i in range(max(LEVELS, len(examples)))]
         chosen.sort(key=lambda example: example.mean.shape)

@@ -1,1 +1,1 @@
-"""The machine itself: its memory, its clock, who is visiting the card."""
+"""The machine itself: its memory, its clock, its libraries, its cards together, who is visiting the card."""

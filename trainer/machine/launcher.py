@@ -37,7 +37,7 @@ def require(cards: int, device: str) -> None:
 
 
 def launch(cards: int, words: list[str]) -> int:
-    """Run `python -m trainer WORDS` once a card; returns 0, or the exit code of the first that failed.
+    """Run `python -m trainer WORDS` once a card; returns 0, the exit code of the first that failed, or 2 where a signal ended it.
 
     Where one dies the others are ended, and nothing is started again: the run resumes from a checkpoint.
     """

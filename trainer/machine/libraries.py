@@ -14,7 +14,7 @@ from functools import cache
 from importlib.util import find_spec
 
 from trainer.errors import ConfigError
-from trainer.machine import mending, versions
+from trainer.machine import mending, releases
 
 # Each of these took all models along when it seemed to be installed and raised as it was imported (tried with transformers
 # 5.24, diffusers 0.42, accelerate 1.15). Those come first that others import: a peft that stumbles over torchvision is well.
@@ -72,7 +72,7 @@ def set_aside() -> dict[str, str]:
 
 def mended(name: str) -> str:
     """The command that mends the library `name`, which is there and broken, or removes it where nothing here needs it."""
-    known = versions.tested().keys() | versions.asked(extras=True).keys()
+    known = releases.tested().keys() | releases.asked(extras=True).keys()
     return mending.command(name, again=True) if name in known else f"nothing here needs it: {mending.removal(name)}"
 
 

@@ -4,7 +4,7 @@ This tuple is the one list of them: the planner fills their settings, a refusal 
 a run checks and applies them by walking it. A technique has
 
     a card          the docstring of its file: Saves, Costs, Exact
-    FIELDS          the settings of [memory] that somebody or the planner decides, each a field of the policy, too
+    FIELDS          the settings of [memory] that the planner decides where nobody did, each a field of the policy, too
     enabled, check  by policy; check refuses impossible combinations by name
     apply           only where modules change: apply(denoiser, policy, device) returns the undo, or None where it does
                     nothing; the other techniques are carried out by the engine's schedule
@@ -51,12 +51,12 @@ TECHNIQUES = (
 
 
 def fields() -> tuple[str, ...]:
-    """The settings of [memory] that are decided for a run, in the order of the techniques."""
+    """The settings of [memory] that the planner decides, in the order of the techniques."""
     return tuple(name for technique in TECHNIQUES for name in technique.FIELDS)
 
 
 def choices(policy: Policy) -> dict[str, Any]:
-    """What a policy decided, in the settings' own words."""
+    """What a policy says of them, in the settings' own words."""
     words = {True: "on", False: "off"}
     found = {name: getattr(policy, name) for name in fields()}
     found["resident_units"] = policy.resident_units if policy.stream != "off" else None

@@ -32,8 +32,8 @@ NAMES = {
     SDPBackend.EFFICIENT_ATTENTION: "memory-efficient",
     SDPBackend.CUDNN_ATTENTION: "cuDNN",
 }
+SAMPLE = 256  # queries that are compared
 # relative distance (norms) from fp32 math that rounding explains: about 4 units of the dtype; fp32 allows for TF32
-SAMPLE = 256
 TOLERANCE = {torch.float32: 2e-3, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 
 

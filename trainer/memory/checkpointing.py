@@ -7,7 +7,8 @@ the very order in which autograd over the whole model takes them, which is what 
 
 Saves: blocks: every activation inside a unit but the largest unit's (SD 1.5 512 px pair 1817 -> 461 MiB); selective:
        what is cheap to recompute, keeping outputs of matrix products, convolutions and attention (1817 -> 1262).
-Costs: blocks 24 % more arithmetic; selective only elementwise work. Selective cannot be combined with CUDA graphs.
+Costs: blocks 24 % more arithmetic, 33 % where weights or the values between units leave the card; selective only
+       elementwise work. Selective cannot be combined with CUDA graphs.
 Exact: yes, bit for bit.
 """
 

@@ -6,7 +6,8 @@ next step, where the way back of gradients (and of streamed state) hides behind 
 in between makes the updates happen first. previous: each unit is updated at once with the factor of the previous step's
 norm; nothing waits, and in smooth training the two norms are close.
 
-Saves: previous saves the gradients, 2 bytes a weight (4 with accumulation); gradients = ram saves the same bytes of card.
+Saves: previous saves the gradients, 2 bytes a weight (4 of fp32 weights, with accumulation or with several cards);
+       gradients = ram saves the same bytes of card.
 Costs: exact: the waiting gradients; with gradients = ram twice their bytes over the bus. gradients = ram has no effect
        (and is refused) where nothing has to wait, and does not go with optimizers other than adamw. A moving average
        (ema) looks at the weights after every step, so that nothing hides.

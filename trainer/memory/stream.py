@@ -55,7 +55,7 @@ def check(policy: Policy) -> None:
 
 
 class Clock(Protocol):
-    """What follows a simulated step in time (plan/timeline.py): it numbers the copies, and the numbers stand for events."""
+    """What follows a simulated step (plan/simulate.py): it numbers the copies, and the numbers stand for events."""
 
     def copied(self, way: str, size: int, after: int | None) -> int: ...
 

@@ -1,4 +1,4 @@
-"""The model families. Adding one is a file here and a line in `FAMILIES`."""
+"""The model families. One is a folder here, a line in `FAMILIES`, and what `describe` and `load` ask to know and to fill it."""
 
 from trainer.models.base import Defaults, Facts, Family, Parts, Source
 from trainer.models.describe import check_weights, describe, guess

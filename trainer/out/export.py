@@ -5,7 +5,7 @@
     lora_diffusers  adapters for `pipeline.load_lora_weights`
     lora_kohya      adapters in kohya's key names, for ComfyUI and A1111
 
-Tensors stream from the trainer to every file at once, one at a time. What was written is read back and compared
+Tensors stream from the trainer to all files of a format at once, one at a time. What was written is read back and compared
 tensor by tensor before it gets its name.
 """
 
@@ -51,7 +51,7 @@ def write(
     """Write every format into `folder`; an `Exported` event for each once it has been read back.
 
     weights: the trained values by full name ("unet.conv_in.weight", or adapters' names), as a mapping or as a function
-             that gives them anew each time, such as `engine.master` (they are read twice: to write and to compare);
+             that gives them anew each time, such as `engine.master` (they are read again for each format, and to compare);
              None = those in `parts`. Whatever it does not name comes from `parts`, and missing parts from their source.
     replace: let finished exports of the same name give way.
     """

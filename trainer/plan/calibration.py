@@ -48,7 +48,7 @@ LAUNCH_SECONDS = Value(
 
 VALUES = {
     name: value for name, value in globals().copy().items() if isinstance(value, Value)
-}  # for the table that `plan` prints under its estimates
+}  # for `plan`, which says under its estimates what of them is assumed
 
 
 def overhead(tensor_bytes: int) -> dict[str, int]:

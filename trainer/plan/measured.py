@@ -1,6 +1,6 @@
 """The plan held against what happened, and corrected by what a probe measured.
 
-`compare` prints plan and measurement side by side and turns a deviation into a line that can be pasted into a bug report.
+`compare` puts plan and measurement side by side and turns a deviation into a line that can be pasted into a bug report.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def report_line(plan: Plan, phase: str, planned: int, measured: int) -> str:
 
 
 def probe(plan: Plan, device: torch.device | str, runs: Mapping[str, Callable[[], object]]) -> Plan:
-    """The plan corrected by doing: run one step of the largest bucket, one sample and one save, and take their peaks.
+    """The plan corrected by doing: run what stands for each phase, and take its peak.
 
     runs: phase -> what to do. A step for a probe passes update=False to the engine, so that nothing is learned from it.
     """

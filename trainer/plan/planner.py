@@ -2,7 +2,7 @@
 
 A plan is a simulation: the stages' own functions run on tensors without memory (rehearse.py) and every storage is followed
 (simulate.py). What no simulation can see is added from a labelled table (calibration.py), and the solver (solver.py)
-walks from the fastest plan to the smallest until one fits. `plan(config, facts, device)` is pure: the machine is an argument.
+walks from the fastest plan to the smallest until one fits. `draft` looks at nothing but its arguments, the machine among them.
 """
 
 from __future__ import annotations

@@ -26,7 +26,6 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from trainer.plan.pretend import Outcomes
 from trainer.plan.timeline import Entry
 
-KINDS = ("weights", "moments", "corrections", "window", "gradients", "activations", "inputs")
 BUFFERS = ("aten::empty", "aten::zeros", "aten::new_empty", "aten::new_zeros")
 
 

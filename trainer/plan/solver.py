@@ -121,7 +121,7 @@ def solve(
 ) -> Found:
     """The first rung that fits. measure: policy -> bytes of the process at the step's peak, simulated.
 
-    at_least(policy): a lower bound that costs nothing, so that hopeless rungs are not simulated. residents(policy,
+    at_least(policy): a lower bound that costs no simulation, so that hopeless rungs are not simulated. residents(policy,
     budget): numbers of units worth trying to keep on the card, largest first, for a streaming rung that fits with none.
     """
     tried: list[tuple[int, Rung, Policy]] = []

@@ -1,6 +1,6 @@
 """Prior by prediction: hold on to what the untouched model *predicts* for the class, without a single class picture.
 
-    x_0 ~ base model, class prompt, classifier-free guidance     (a short DDIM trajectory; latents, never decoded)
+    x_0 ~ base model, class prompt, classifier-free guidance     (a short trajectory; latents, never decoded)
     x_t = x_0 noised as the model's noise has it                 (fresh noise and timestep for each draw)
     target = base(x_t, t, class prompt)                          (conditional, no guidance: what training compares with)
 
@@ -36,14 +36,14 @@ from trainer.objective.noise import Noise, golden
 from trainer.settings.config import Config
 
 LATENTS = 50  # class latents; each is noised many times, and every draw brings new noise and a new target
-DRAWS = 1000  # distinct (x_t, t, target) triples; an 800-step run sees most of them once
+DRAWS = 1000  # distinct (x_t, t, target) triples; an 800-step run sees half of them
 SAMPLE_STEPS = 25
 NOISE_SEED = 1 << 32  # draws' noise must not be the noise that began a trajectory
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One row of a micro-batch. sample, target: (C, H/f, W/f) fp32; timestep: 0-d int64."""
+    """One row of a micro-batch. sample, target: (C, H/f, W/f) fp32; timestep: 0-d, counted as the noise counts."""
 
     sample: Tensor
     timestep: Tensor

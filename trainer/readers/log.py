@@ -1,8 +1,8 @@
 """The record of a run: `RUN/log.jsonl`, one event a line, enough to replay the dashboard and to write the report.
 
 `record(events)` passes a stream of events on and writes each one first; `read(run)` and `follow(run)` give it back.
-The file is only ever appended to, and every line is on disk before the next event is asked for, so a crash costs at
-most half a line.
+The file is only ever appended to, and every line has left the program before the next event is asked for, so a crash
+costs at most half a line.
 
 Structure of the log
 --------------------

@@ -34,7 +34,7 @@ from trainer.step import optim
 
 @dataclass
 class Run:
-    """What every stage is handed, whole. Only `plan` changes: a probe corrects it by measuring."""
+    """What every stage is handed, whole. Of it `plan` alone changes, which a probe corrects by measuring; notices are added."""
 
     config: Config
     photos: PhotoSet

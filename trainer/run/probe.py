@@ -1,4 +1,4 @@
-"""The plan corrected by doing: one step that teaches nothing, one batch of pictures and one dummy save, on a card."""
+"""The plan corrected by doing: a step that teaches nothing, a batch of pictures, a dummy save, a look at every weight; on a card."""
 
 from __future__ import annotations
 

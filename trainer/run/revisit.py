@@ -1,6 +1,6 @@
 """Going back to a run: draw more pictures of what it learned, or write it in another format or precision.
 
-Both start from a checkpoint, which holds full-precision weights, and rebuild the engine that wrote it; a model that is no
+Both start from a checkpoint, which holds what training itself goes on from, and rebuild the engine that wrote it; a model that is no
 run (a hub id, a folder, a file) is drawn from as it is.
 """
 

@@ -41,7 +41,7 @@ from trainer.settings.config import Config
 
 
 def run(config: Config, controls: Controls) -> Iterator[Event]:
-    """The whole job. Raises ConfigError before anything is written; afterwards always ends with `Finished`."""
+    """The whole job. Raises ConfigError before anything is written; afterwards ends with `Finished`, but for a fault of ours."""
     begun = time.perf_counter()
     ready = prepare(config)
     resuming.check(ready)

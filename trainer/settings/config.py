@@ -106,7 +106,7 @@ class Train(Section):
     method: Literal["full", "lora", "dora"] = knob("full", "full fine-tuning, or adapters through peft")
     train_text_encoder: bool = knob(False, "train the text encoder too")
     text_encoder_lr: float | None = knob(
-        None, "learning rate of the text encoder; default the denoiser's", "learning_rate_te", ge=0
+        None, "rate of the text encoder; default learning_rate if set, else by family", "learning_rate_te", ge=0
     )
     text_encoder_2_lr: float | None = knob(
         None, "learning rate of SDXL's second text encoder; default the first's", ge=0
@@ -238,7 +238,7 @@ class Sample(Section):
     """Pictures during training"""
 
     validation_prompt: list[str] = knob(
-        [], "prompts drawn with fixed seeds; default the instance prompt", "prompt", "validation_prompts"
+        [], "prompts drawn with fixed seeds; default the photos' own, four at most", "prompt", "validation_prompts"
     )
     num_validation_images: int = knob(4, "pictures for each prompt", ge=0)
     validation_steps: int | None = knob(

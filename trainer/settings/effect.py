@@ -1,7 +1,7 @@
 """Which settings would do nothing, and why: a setting that is silently ignored is worse than one that is refused.
 
-`idle` judges a configuration whatever its origin; `check` refuses what a person set in vain, and `write` in
-`overlay.py` puts such settings into config.toml as comments. One rule is one line.
+`idle` judges a configuration whatever its origin; `check` in `checks.py` refuses what a person set in vain, and `write`
+in `overlay.py` puts such settings into config.toml as comments. One rule is one line.
 """
 
 from __future__ import annotations

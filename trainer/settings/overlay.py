@@ -1,8 +1,7 @@
 """Layers of settings: defaults < preset < --config file < flags, each value knowing which layer it came from.
 
 A layer is a flat dictionary {"memory.weights": value}; `load` lays one over the other, lets the schema judge the result
-and remembers who set what. `write` puts a resolved
-configuration into a run folder in a form that `--config` takes back.
+and remembers who set what. `write` puts a resolved configuration into a run folder in a form that `--config` takes back.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Optimizers by name. "adamw" is ours and lives in the engine's buffers; all others are torch optimizers from here.
 
-The engine makes one for each unit and steps it as soon as the unit's gradients are there, except prodigy, whose step
-size is estimated from all gradients together. They keep fp32 weights and their own state, so low-bit weights, low-bit
+The engine makes one for each unit and steps it when that unit's turn for its update has come, except prodigy, whose
+step size is estimated from all gradients together. They keep fp32 weights and their own state, so low-bit weights, low-bit
 moments, streaming and fp16 scaling are refused beside them, by name.
 """
 

@@ -136,7 +136,7 @@ class Updates:
         if self.policy.optimizer in optim.NEEDS_ALL:
             for place in holding.trained:
                 place.parameter.grad = place.view(grad)
-            self.together[index] = lr  # stepped by `finish`, when all gradients hang on their parameters
+            self.together[index] = lr  # for `step_together`, when all gradients hang on their parameters
             return
         optimizer = self.theirs(index, holding, lr)
         group = optimizer.param_groups[0]

@@ -15,7 +15,7 @@ from typing import Any
 from trainer import events as ev
 
 SMOOTHING = (
-    0.03  # diffusion losses scatter by their own size from timestep to timestep; 33 steps halve that five times over
+    0.03  # diffusion losses scatter by their own size from timestep to timestep; 33 steps halve that three times over
 )
 
 

@@ -11,14 +11,14 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from trainer.machine import versions
+from trainer.machine import releases
 
 ROOT = Path(__file__).parent.parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 def pins() -> list[Requirement]:
-    lines = versions.CONSTRAINTS.read_text(encoding="utf-8").splitlines()
+    lines = releases.CONSTRAINTS.read_text(encoding="utf-8").splitlines()
     return [Requirement(line.partition("#")[0]) for line in lines if line.partition("#")[0].strip()]
 
 
@@ -52,7 +52,7 @@ def test_every_python_gets_one_exact_version_inside_the_asked_range(python, syst
 
 def test_whatever_the_two_commands_install_has_a_pin():
     """Walks what is installed here from the project's own wishes down, as pip does."""
-    pinned, waiting, seen = versions.tested(), [], set()
+    pinned, waiting, seen = releases.tested(), [], set()
     project = PROJECT["project"]
     waiting += [Requirement(text) for text in project["dependencies"] + project["optional-dependencies"]["test"]]
     while waiting:
@@ -84,7 +84,7 @@ def is_tested(name: str, pin: str) -> bool:
 
 def test_the_build_backend_is_pinned_to_the_same_version():
     (backend,) = map(Requirement, PROJECT["build-system"]["requires"])
-    assert str(backend) == f"setuptools=={versions.tested()['setuptools']}"
+    assert str(backend) == f"setuptools=={releases.tested()['setuptools']}"
 
 
 def test_the_readme_installs_through_the_constraints():
@@ -94,7 +94,7 @@ def test_the_readme_installs_through_the_constraints():
 
 def test_the_wheel_carries_the_constraints():
     assert "constraints.txt" in PROJECT["tool"]["setuptools"]["package-data"]["trainer"]
-    assert versions.CONSTRAINTS == ROOT / "trainer" / "constraints.txt"
+    assert releases.CONSTRAINTS == ROOT / "trainer" / "constraints.txt"
 
 
 def test_the_wheel_has_whatever_the_checkout_has_beside_its_modules():
@@ -111,30 +111,30 @@ def test_the_wheel_has_whatever_the_checkout_has_beside_its_modules():
 def installed(monkeypatch):
     """Sets the version that a package seems to have."""
     real, seeming = metadata.version, {}
-    for name in versions.asked():  # what is installed where the tests run may be another set
-        seeming[name] = versions.tested()[name]
+    for name in releases.asked():  # what is installed where the tests run may be another set
+        seeming[name] = releases.tested()[name]
     monkeypatch.setattr(metadata, "version", lambda name: seeming.get(name) or real(name))
     return seeming
 
 
 def test_the_tested_set_says_nothing_and_a_local_build_of_torch_is_that_version(installed):
-    assert versions.warning() is None
-    installed["torch"] = versions.tested()["torch"] + "+cpu"
-    assert versions.warning() is None
+    assert releases.warning() is None
+    installed["torch"] = releases.tested()["torch"] + "+cpu"
+    assert releases.warning() is None
 
 
 def test_both_ends_of_a_range_were_run(installed):
-    for name, asked in versions.asked().items():
+    for name, asked in releases.asked().items():
         lowest = next(each.version for each in asked.specifier if each.operator == ">=")
         installed[name] = lowest
-    assert versions.warning() is None
+    assert releases.warning() is None
 
 
 def test_a_version_outside_is_named_with_one_command_that_mends_it(installed):
     installed["accelerate"], installed["peft"] = "99.1", "0.17.1"
-    what, fix = versions.warning()
+    what, fix = releases.warning()
     assert "accelerate 99.1 (tested up to" in what and "peft 0.17.1 (asked for: " in what
-    assert shlex.split(fix)[1:] == ["-m", "pip", "install", "-c", str(versions.CONSTRAINTS), "accelerate", "peft"]
+    assert shlex.split(fix)[1:] == ["-m", "pip", "install", "-c", str(releases.CONSTRAINTS), "accelerate", "peft"]
 
 
 def test_a_missing_package_is_not_called_untested(installed, monkeypatch):
@@ -142,4 +142,4 @@ def test_a_missing_package_is_not_called_untested(installed, monkeypatch):
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "version", version)
-    assert versions.warning() is None
+    assert releases.warning() is None
