@@ -52,7 +52,7 @@ TESTED_IN = {
     "data/batches": "data/dataset",
     "data/encode": "models/vae",
     "data/photos": "data/reading",
-    "draw/preview": "draw/sampler draw/sheet",
+    "draw/preview": "draw/sampler",
     "guard/guard": "guard/rulings",
     "kernels/activations": "kernels/eager kernels/geglu kernels/groupnorm_silu kernels/layernorm",
     "kernels/adamw": "kernels/adamw_lowbit kernels/adamw_state kernels/moments kernels/weights24",

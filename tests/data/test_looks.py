@@ -103,3 +103,7 @@ def test_the_same_picture_with_other_words_is_another_lesson(tmp_path):
     textured().save(tmp_path / "b.jpg", quality=95)
     (tmp_path / "b.txt").write_text("hta dog, painted")
     assert len(scan(tmp_path).photos) == 2
+    (tmp_path / "a (1).png").write_bytes((tmp_path / "a.png").read_bytes())
+    (tmp_path / "a.txt").write_text("hta dog asleep")
+    (said,) = [text for text in scan(tmp_path).problems if "again with other words" in text]
+    assert said.startswith("a.png is a (1).png, again") and "both are trained on" in said

@@ -101,6 +101,8 @@ def test_what_holds_no_letter_was_not_typed():
         ("An Apple", "Apple"),
         ("the old man", "old man"),
         ("my cat", "cat"),
+        ("a photo of a cat", "cat"),
+        ("Photo of old cat", "old cat"),
         ("cat", "cat"),
         (" a  cat ", "cat"),
     ],
@@ -160,6 +162,14 @@ def test_words_that_every_caption_has_beside_the_identifier_are_named():
     (said,) = odd(found, config(data__class_name="dog"))
     assert "red, sofa" in said
     assert odd(photos("hta dog", "hta dog asleep", "hta dog", words="x.txt"), config(data__class_name="dog")) == []
+
+
+def test_a_webuis_signs_in_captions_are_said_to_be_words_here():
+    prompts = ("hta dog, (red:1.2) sofa", "hta dog BREAK grass", "hta <lora:dog_v1:0.8>", "hta, 16:9 (wide)")
+    said = odd(photos(*prompts, words="x.txt"), config(data__class_name="dog"))
+    assert [text for text in said if "WebUI" in text] == [
+        "(red:1.2), BREAK, <lora:dog_v1:0.8> in prompts mean something to a WebUI only: here they are trained as words"
+    ]
 
 
 def test_the_word_behind_the_identifier_is_the_class_though_nobody_named_one():

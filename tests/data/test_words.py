@@ -89,6 +89,13 @@ def test_a_table_above_numbered_folders_names_pictures_in_them(tmp_path):
     assert words.of(picture) == ("hta dog asleep", "metadata.jsonl")
 
 
+def test_what_is_written_of_the_whole_folder_is_no_stray_caption(tmp_path):
+    for name in ("README.txt", "licence.txt", "notes.txt"):
+        (tmp_path / name).write_text("hta dog")
+    _, problems = said(tmp_path, "a.png")
+    assert problems == [f"notes.txt belongs to no picture in {tmp_path.name}: captions are called like their picture"]
+
+
 def test_a_row_with_folders_in_front_stays_with_the_picture_that_it_names(tmp_path):
     folder_of(tmp_path / "sub", 1)
     rows = ("sub/00.png", "hta dog"), ("x/01.png", "one"), ("y/01.png", "two")

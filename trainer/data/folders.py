@@ -220,3 +220,13 @@ def others(files: Iterable[Path]) -> str:
             kind = f"camera raw {suffix}" if suffix in CAMERA_RAW else suffix
             kinds[kind] = kinds.get(kind, 0) + 1
     return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+
+
+def near(folder: Path) -> str:
+    """A neighbour with almost the same name, as a suggestion."""
+    from difflib import get_close_matches
+
+    if not folder.parent.is_dir():
+        return ""
+    names = get_close_matches(folder.name, [path.name for path in folder.parent.iterdir() if path.is_dir()], n=1)
+    return f"did you mean {folder.parent / names[0]}?" if names else ""

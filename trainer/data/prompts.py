@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
 from trainer.data.account import Photo, PhotoSet, counted, names
+from trainer.data.words import listed
 from trainer.errors import ConfigError
 from trainer.settings.config import Config, Data
 
@@ -21,6 +22,10 @@ RARE_RANK = (
 )
 ARTICLES = frozenset("a an the my your his her our their this that".split())  # and what stands in their place
 MANY = frozenset("people men women children mice geese feet".split())  # plurals that do not end in s
+A_PHOTO_OF = r"^(an? |the )?(photo|picture|image) of "
+SIGNS = re.compile(
+    r"<(lora|lyco|hypernet):[^>]*>|\([^()]*:\d+(\.\d+)?\)|\bBREAK\b"
+)  # for a WebUI's prompts, not a model
 USUAL_NAMES = frozenset("sks ohwx zwx hta tok".split())  # what guides, and this program, call a subject
 SAY_NOTHING = frozenset(
     """a an the of in on at with and or to from for by is are my your his her our their this that one very
@@ -113,10 +118,13 @@ def _mend_class(config: Config) -> Iterator[str]:
     data, words = config.data, (config.data.class_name or "").split()
     if not words:
         return
-    if words[0].lower() in ARTICLES:
+    name = re.sub(A_PHOTO_OF, "", " ".join(words), flags=re.IGNORECASE)
+    first, _, rest = name.partition(" ")
+    name = rest if first.lower() in ARTICLES else name
+    if name.split() != words:
         origin = config.provenance.get("data.class_name", "default")
-        config.settle("data.class_name", " ".join(words[1:]) or None, f"{origin}, without its article")
-        yield f"class_name '{' '.join(words)}' is taken as '{data.class_name}': prompts bring their own article"
+        config.settle("data.class_name", name or None, f"{origin}, without what prompts bring")
+        yield f"class_name '{' '.join(words)}' is taken as '{name}': prompts bring their own article"
     if data.class_name and plural(data.class_name):
         yield (
             f"class_name '{data.class_name}' reads like a plural, so the class is '{with_article(data.class_name)}'; "
@@ -224,6 +232,9 @@ def _odd(config: Config, photos: PhotoSet, prior: bool) -> Iterator[str]:
                 f"the prompt '{prompt}' has no word of its own for the subject{lacks}: what it says in common words, all of "
                 f"them will show; write it as '{_example(config)}'"
             )
+    signs = {sign[0]: photo for photo in photos.photos if (sign := SIGNS.search(photo.prompt))}
+    if signs:
+        yield f"{listed(list(signs), 3)} in prompts mean something to a WebUI only: here they are trained as words"
     if prior and captioned:
         same = [photo for photo in captioned if not _beyond(photo.prompt, class_prompt(config))]
         if same:

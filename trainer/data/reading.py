@@ -58,7 +58,7 @@ def read_folder(folder: Path, wanted: Wanted) -> PhotoSet:
     if not folder.exists():
         raise ConfigError(
             f"{wanted.flag} {folder} does not exist",
-            _near(folder) or "check the spelling, or put 3 to 6 photos of the subject there",
+            folders.near(folder) or "check the spelling, or put 3 to 6 photos of the subject there",
         )
     if not folder.is_dir():
         raise ConfigError(f"{wanted.flag} {folder} is a file", f"name its folder: {folder.parent}")
@@ -84,6 +84,8 @@ class _Reader:
         self.looks: list[looks.Look] = []
         self.left: list[Left] = []
         self.problems: list[str] = []
+        self.names: dict[str, str] = {}  # digest -> name of the first picture with it
+        self.again: dict[str, str] = {}  # a picture that is there with other words -> that one
         self.refused: list[Left] = []  # those in folders that count
         self.ignored = 0
         self.pictures: list[Path] = []
@@ -143,6 +145,8 @@ class _Reader:
         mask = self._mask(path, picture, masks, views) if wanted.masks else ""
         if mask is None:
             return self._leave(path, f"{OUTSIDE}: crop it by hand, or use --buckets")
+        if (other := self.names.setdefault(picture.digest, path.name)) != path.name:
+            self.again[path.name] = other
         self.digests[picture.digest, prompt] = path.name
         self.albums[prompt].add(path.name, look)
         self.looks.append(look)
@@ -272,9 +276,14 @@ class _Reader:
                 yield f"{len(pictures)} of {len(self.photos)} photos {kind}: {listed([name for name, _ in pictures])}"
             else:
                 yield from (sentence for _, sentence in pictures)
+        if self.again:
+            pairs = listed([f"{name} is {other}" for name, other in self.again.items()], FEW)
+            yield f"{pairs}, again with other words: both are trained on; delete one unless that is meant"
         for group in looks.bursts(self.looks):
-            alike = listed([self.photos[index].name for index in group])
-            yield f"{alike} look alike: pose and background count as part of the subject; keep the best of them"
+            alike = [name for index in group if (name := self.photos[index].name) not in self.again]
+            if len(alike) > 1:
+                why = "pose and background count as part of the subject; keep the best of them"
+                yield f"{listed(alike)} look alike: {why}"
 
     def _about(self, photo: Photo, look: looks.Look) -> Iterator[tuple[str, str]]:
         """(what is wrong, said of several; the sentence about this picture)."""
@@ -334,13 +343,3 @@ def _empty(folder: Path, flag: str, reader: _Reader) -> ConfigError:
     return ConfigError(
         f"no photos in {folder}", "put 3 to 6 photos of the subject there (heic, jpg, png, tif, webp ...)"
     )
-
-
-def _near(folder: Path) -> str:
-    """A neighbour with almost the same name, as a suggestion."""
-    from difflib import get_close_matches
-
-    if not folder.parent.is_dir():
-        return ""
-    names = get_close_matches(folder.name, [path.name for path in folder.parent.iterdir() if path.is_dir()], n=1)
-    return f"did you mean {folder.parent / names[0]}?" if names else ""

@@ -25,6 +25,7 @@ CAPTION_SUFFIXES = (".txt", ".caption")
 TABLES = ("metadata.jsonl", "metadata.csv")
 NO_CAPTIONS = "add --no-captions"
 TEXT_KEYS = ("text", "caption", "prompt")
+OF_THE_FOLDER = frozenset("readme license licence notice changelog requirements".split())  # not meant as captions
 NOT_READ = (".csv", ".tsv", ".jsonl", ".parquet")  # where others keep captions, under names of their own
 MOST_JSON = 2**22  # bytes of a .json that is looked into
 MARKS = (
@@ -75,7 +76,7 @@ class Words:
         """What was meant for a picture and reached none. Ask when `of` has been called for all of them."""
         used = {files[0] for files in self.beside.values() if files}
         second = {file for files in self.beside.values() for file in files[1:]} - used
-        stray = sorted(file.name for file in self.files - used - second)
+        stray = sorted(file.name for file in self.files - used - second if fold(file.stem) not in OF_THE_FOLDER)
         if stray:
             belongs = "belongs" if len(stray) == 1 else "belong"
             yield f"{listed(stray)} {belongs} to no picture in {self.folder.name}: captions are called like their picture"

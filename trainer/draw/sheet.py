@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,16 @@ from PIL import Image, ImageDraw, ImageFont
 
 from trainer.files.whole import whole
 
+FONTS = (  # of machines, by the name of their file, which Pillow looks for where systems keep fonts
+    "DejaVuSans.ttf",
+    "NotoSans-Regular.ttf",
+    "NotoSansCJK-Regular.ttc",
+    "Arial.ttf",
+    "Arial Unicode.ttf",
+    "msgothic.ttc",
+    "Hiragino Sans GB.ttc",
+)
+NO_LETTER = "\uffff"
 GROUND, INK, ALARM, MARGIN = (250, 250, 248), (40, 40, 40), (176, 0, 32), 8
 
 
@@ -34,7 +45,10 @@ def contact_sheet(
     assert pictures and len(pictures) == len(captions)
     columns = columns or min(6, math.ceil(math.sqrt(len(pictures))))
     side = side or min(512, max(128, max(max(picture.size) for picture in pictures)))
-    font, big = ImageFont.load_default(13), ImageFont.load_default(17)
+    letters = "".join([title, *captions, *foot])
+    font, big = _font(13, letters), _font(17, letters)
+    captions, foot = ([_drawable(text, font) for text in texts] for texts in (captions, foot))
+    title = _drawable(title, big)
     words = [
         [
             (line, ALARM if part.startswith("! ") else INK)
@@ -70,6 +84,39 @@ def contact_sheet(
         with whole(Path(path)) as part:
             sheet.save(part, "PNG")
     return sheet
+
+
+def _font(size: int, text: str) -> ImageFont.FreeTypeFont:
+    """Pillow's own font, which has no letter beyond ASCII, or the machine's font that has most of `text`'s."""
+    found = [ImageFont.load_default(size)]
+    if not text.isascii():
+        found += [font for name in FONTS if (font := _machines(name, size)) is not None]
+    letters = sorted(set(unicodedata.normalize("NFC", text)))
+    return max(found, key=lambda font: sum(_draws(font, letter) for letter in letters))
+
+
+def _machines(name: str, size: int) -> ImageFont.FreeTypeFont | None:
+    try:
+        return ImageFont.truetype(name, size)
+    except OSError:
+        return None
+
+
+def _draws(font: ImageFont.FreeTypeFont, letter: str) -> bool:
+    """Whether `font` has a sign of its own for `letter`, not the box for all that it lacks."""
+    return letter.isascii() or bytes(font.getmask(letter)) != bytes(font.getmask(NO_LETTER))
+
+
+def _drawable(text: str, font: ImageFont.FreeTypeFont) -> str:
+    """`text` in letters that `font` has: "Café" without its accent rather than with a box, and "?" for what is left."""
+    if text.isascii():
+        return text
+
+    def nearest(letter: str) -> str:
+        bare = unicodedata.normalize("NFKD", letter)[0]
+        return next((each for each in (letter, bare) if _draws(font, each)), "?")
+
+    return "".join(map(nearest, unicodedata.normalize("NFC", text)))
 
 
 def _fit(picture: Image.Image, side: int) -> Image.Image:
