@@ -61,19 +61,18 @@ TESTED_IN = {
     "models/demo_model": "benchmarks/demo/assets benchmarks/demo/backgrounds benchmarks/demo/cutouts benchmarks/demo/draw "
     "benchmarks/demo/evaluate benchmarks/demo/judge benchmarks/demo/recipe "
     "benchmarks/demo/subjects benchmarks/demo/text benchmarks/demo/vae",
-    "models/load": "models/describe models/sd/recognise",
+    "models/load": "models/describe",
     "models/models": "models/base models/sd/family models/sd/ldm models/sd/sd1 models/sd/sd2 models/sd/sdxl models/sd/text",
     "models/unet_units": "models/sd/units",
     "objective/objective": "objective/loss",
     "out/export": "out/formats",
     "out/marks": "out/card out/metadata",
-    "plan/planner": "plan/calibration plan/rehearse",
+    "plan/planner": "plan/calibration",
     "plan/simulate": "plan/phases plan/pretend",
     "plan/solver": "policy",
     "readers/report": "readers/view/figures readers/view/page readers/view/usage",
     "readers/tui": "readers/watch readers/view/charts readers/view/dashboard readers/view/ink readers/view/keys "
     "readers/view/lines readers/view/painter readers/view/panels readers/view/pictures readers/view/state",
-    "run/loop": "run/habits",
     "run/stages": "run/assemble",
     "settings/config": "errors settings/checks settings/effect settings/knob settings/overlay",
     "step/engine": "step/outside step/residency step/runner step/updates units",

@@ -11,7 +11,8 @@ from safetensors import safe_open
 
 from trainer.files.safetensors_stream import header
 from trainer.models import FAMILIES, SD1, SD2, SDXL, adapters, load
-from trainer.out import card, export
+from trainer.models.describe import FLOW
+from trainer.out import card, export, formats
 from trainer.settings.config import Lora
 
 ROOT = Path(__file__).parent.parent.parent
@@ -61,6 +62,17 @@ def test_a_marked_model_stays_marked_in_every_format(tmp_path, family, predictio
     assert bool(again.scheduler_config.get("rescale_betas_zero_snr")) == rescaled
     needs_config = velocity != (family is SD2) or rescaled
     assert ("config=" in events[1].usage) == needs_config, "readers go by the family alone"
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_who_draws_a_flow_matching_model_is_told_what_it_takes(tmp_path, family):
+    parts = family.tiny()
+    parts.prediction_type, parts.scheduler_config = "flow", FLOW
+    settings = {}
+    assert card.unlike_the_rest(parts, settings) and card.marks(parts, settings) == ()
+    assert "modelspec.prediction_type" not in card.card(parts, "fp16", settings)
+    (file,) = formats.files("single_file", parts, tmp_path, "fp16", settings)
+    assert "ModelSamplingSD3" in file.usage and "config=" in file.usage
 
 
 def test_a_base_model_that_was_marked_exports_marked(tmp_path):

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 
 from trainer.errors import ConfigError
 from trainer.models import SD1, SDXL
@@ -63,6 +64,15 @@ def test_the_effect_of_a_word_is_the_change_it_makes_to_the_prediction(family):
 
 def test_a_word_that_changes_no_token_has_no_effect():
     assert identifier.effects(SD1.tiny(), [""], "dog") == {"": 0.0}
+
+
+def test_words_are_tried_at_the_timesteps_of_the_models_own_noise():
+    parts, told = SD1.tiny(), []
+    parts.prediction_type, parts.scheduler_config = "flow", {"num_train_timesteps": 1000, "shift": 2.0}
+    parts.denoiser.register_forward_pre_hook(lambda module, given: told.append(given[1]))
+    identifier.effects(parts, ["hta"], "dog", draws=3)
+    expected = parts.noise().at(torch.linspace(0.5, 1, 3))
+    assert len(told) == 3 and all(torch.allclose(timesteps, expected) for timesteps in told)
 
 
 def test_with_a_model_proposals_are_ordered_by_effect(tokenizer, monkeypatch):

@@ -1,0 +1,38 @@
+"""What is rehearsed is what a run does: the same values, shapes and micro-batches, on tensors without memory."""
+
+import pytest
+import torch
+
+from trainer.models import SD1, SDXL
+from trainer.objective.loss import Objective
+from trainer.plan.rehearse import Shapes, batch, split_state
+
+SIZE, LATENT = (64, 48), (2, 4, 6, 8)  # pixels (width, height), and what the VAE makes of two of them
+
+
+@pytest.mark.parametrize("family", [SD1, SDXL], ids=lambda family: family.name)
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "flow"])
+def test_a_rehearsed_batch_has_the_timesteps_and_the_sample_that_training_draws(family, prediction):
+    parts = family.tiny()
+    parts.prediction_type = prediction
+    drawn = Objective(parts.noise()).draw(torch.zeros(LATENT), torch.Generator().manual_seed(0))
+    rehearsed = batch(parts, Shapes(SIZE, rows=2), text=False)
+    for given, real in (
+        (rehearsed.values["timestep"], drawn.timesteps),
+        (rehearsed.values["sample"], drawn.sample),
+        (rehearsed.target, drawn.target),
+        (rehearsed.weights, drawn.weights),
+    ):
+        assert (given.shape, given.dtype) == (real.shape, real.dtype) and given.is_meta
+
+
+def test_class_images_beside_another_bucket_are_rehearsed_as_micro_batches_of_their_own():
+    together = Shapes(SIZE, rows=4, instances=2, accumulation=3)
+    assert [(each.rows, each.instances) for each in together.micro_batches()] == [(4, 2)] * 3
+    apart = Shapes(SIZE, rows=4, instances=2, accumulation=3, apart=True)
+    assert [(each.rows, each.instances) for each in apart.micro_batches()] == [(2, 2), (2, 0)] * 3
+
+
+def test_a_peak_without_optimizer_state_is_told_as_it_is():
+    parts = {"weights": 7, "activations": 5}
+    assert split_state(parts, made=None) == parts
