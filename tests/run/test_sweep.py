@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sweep import DAMAGE, Ended, Operations, Place, Sweep, different, empty, full, half, kill
+from sweep import ACTS, DAMAGE, Ended, Operations, Place, Sweep, different, empty, full, half, kill
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="each case is a fork")
 SEED = int(os.environ.get("SWEEP_SEED") or random.randrange(10**6))
@@ -36,8 +36,8 @@ def forked(act) -> int:
 
 def test_a_random_few_of_all_kills_and_full_disks_lose_nothing(sweep):
     draw = random.Random(SEED)
-    for act, count in ((kill, 2), (empty, 2), (half, 2), (full, 2)):
-        for case, wrong in sweep.struck(act, draw.sample(range(1, sweep.operations + 1), count)):
+    for kind, act in ACTS.items():
+        for case, wrong in sweep.struck(act, draw.sample(sweep.numbers(kind), 2)):
             assert not wrong, f"SWEEP_SEED={SEED}, {case}: {wrong}"
 
 
