@@ -346,6 +346,15 @@ def test_photos_class_images_output_and_cache_are_four_places(tmp_path, monkeypa
     assert words in error.what and "name another folder with --" in error.fix
 
 
+def test_folders_of_a_list_are_photos_folders_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    flags = {"data.subsets": ["2 x one", "two"], "data.class_name": "dog"}
+    for more in ({"run.output_dir": "two/run"}, {"prior.class_data_dir": "two"}, {"run.cache_dir": "one"}):
+        assert "the photos" in refused(flags | more).what
+
+
 def test_neighbours_are_four_places(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()

@@ -114,6 +114,17 @@ def test_a_step_at_rate_zero_changes_nothing_and_the_one_after_it_is_the_first(c
     assert equal(dict(warmed.master()), dict(plain.master()))
 
 
+@pytest.mark.parametrize("choices", RESIDENCIES.values(), ids=RESIDENCIES.keys())
+def test_a_rate_of_zero_between_steps_is_no_step_either(choices):
+    plain, paused = (Engine(Model().units(), Policy(**choices), "cpu") for _ in range(2))
+    for engine in (plain, paused):
+        take_step(engine, 0)
+    take_step(paused, 7, lr=0.0)
+    for engine in (plain, paused):
+        take_step(engine, 1)
+    assert equal(dict(paused.master()), dict(plain.master()))
+
+
 def test_a_frozen_denoiser_passes_gradients_to_the_text_encoder():
     engine = Engine(Model().units(text=True), Policy(checkpointing="blocks"), "cpu")
     before = {name: value.clone() for name, value in engine.master()}
