@@ -72,7 +72,7 @@ TESTED_IN = {
     "plan/solver": "policy",
     "readers/report": "readers/view/figures readers/view/page readers/view/usage",
     "readers/tui": "readers/watch readers/view/charts readers/view/dashboard readers/view/ink readers/view/keys "
-    "readers/view/lines readers/view/painter readers/view/panels readers/view/pictures readers/view/state",
+    "readers/view/lines readers/view/panels readers/view/pictures readers/view/state readers/view/terminal",
     "run/stages": "run/assemble",
     "settings/config": "errors settings/checks settings/effect settings/knob settings/overlay",
     "step/engine": "step/outside step/residency step/runner step/updates units",

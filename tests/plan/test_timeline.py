@@ -11,15 +11,15 @@ from small_unet import Model, batch
 from trainer.machine import host
 from trainer.plan import timeline
 from trainer.plan.simulate import Tracker
-from trainer.plan.timeline import Entry, Rates
+from trainer.plan.timeline import Entry, Speeds
 from trainer.policy import Policy
 from trainer.step.engine import Engine
 
-RATES = Rates(flops=100.0, bandwidth=100.0, bus=10.0, duplex=0.5, launch=0.0)
+SPEEDS = Speeds(flops=100.0, bandwidth=100.0, bus=10.0, duplex=0.5, launch=0.0)
 
 
 def step(*entries: Entry) -> float:
-    return timeline.seconds([*entries, Entry("end", 0, 0, 0)], RATES)
+    return timeline.seconds([*entries, Entry("end", 0, 0, 0)], SPEEDS)
 
 
 def work(kind: str, flops: int = 0, **rest: int) -> Entry:
@@ -48,22 +48,22 @@ def test_both_ways_at_once_share_the_bus():
 
 
 def test_a_card_that_is_faster_than_its_host_waits_for_it():
-    slow = replace(RATES, launch=0.5)
+    slow = replace(SPEEDS, launch=0.5)
     assert timeline.seconds([Entry("end", 100, 0, 10)], slow) == pytest.approx(5.0)
     assert timeline.seconds([Entry("end", 1000, 0, 10)], slow) == pytest.approx(10.0, rel=0.06)
 
 
-CARD = Rates(flops=2e9, bandwidth=1e9, bus=2e7, duplex=1.0, launch=0.0)
+CARD = Speeds(flops=2e9, bandwidth=1e9, bus=2e7, duplex=1.0, launch=0.0)
 
 
-def played(policy: Policy, rates: Rates = CARD) -> float:
+def played(policy: Policy, speeds: Speeds = CARD) -> float:
     engine, tracker = Engine(Model().to("meta").units(), policy, "meta"), Tracker("meta", host.holds)
     values, target = ({name: v.to("meta") for name, v in batch(0)[0].items()}, batch(0)[1].to("meta"))
     with engine.traffic.followed(tracker), tracker:
         for _ in range(2):
             tracker.restart()
             engine.step([values], lambda out, i: (out.float() - target).pow(2).mean(), 1e-3)
-    return timeline.seconds(tracker.watched().timeline, rates)
+    return timeline.seconds(tracker.watched().timeline, speeds)
 
 
 @pytest.mark.parametrize("stream", ["state", "all"])

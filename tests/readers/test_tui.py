@@ -27,10 +27,10 @@ from trainer.readers.view.dashboard import frame
 from trainer.readers.view.ink import plain
 from trainer.readers.view.keys import interrupts, press
 from trainer.readers.view.lines import gib
-from trainer.readers.view.painter import Painter
 from trainer.readers.view.panels import View
 from trainer.readers.view.pictures import gallery, half_blocks
 from trainer.readers.view.state import RunState, apply, replay
+from trainer.readers.view.terminal import Terminal
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 SIZES = ((80, 24), (160, 48))
@@ -202,15 +202,15 @@ def test_pictures_become_half_blocks_of_their_own_shape(recorded: list[Event], t
 
 def test_only_changed_lines_are_sent(recorded: list[Event]) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, color_system="truecolor", width=160, height=48)
-    painter = Painter(console)
+    terminal = Terminal(console)
     state = until(recorded, MOMENTS["train"])
-    painter.paint(frame(state, 160, 48, View()), (160, 48))
-    whole = painter.sent
-    painter.paint(frame(state, 160, 48, View()), (160, 48))
-    assert painter.sent == whole, "nothing changed, nothing sent"
-    painter.paint(frame(state, 160, 48, View(now=state.time + 1)), (160, 48))
-    assert painter.sent - whole < whole / 20, "only the clock moved"
-    painter.paint(frame(state, 100, 40, View()), (100, 40))
+    terminal.paint(frame(state, 160, 48, View()), (160, 48))
+    whole = terminal.sent
+    terminal.paint(frame(state, 160, 48, View()), (160, 48))
+    assert terminal.sent == whole, "nothing changed, nothing sent"
+    terminal.paint(frame(state, 160, 48, View(now=state.time + 1)), (160, 48))
+    assert terminal.sent - whole < whole / 20, "only the clock moved"
+    terminal.paint(frame(state, 100, 40, View()), (100, 40))
     assert "\x1b[2J" in console.file.getvalue().rsplit("\x1b[?2026h", 1)[-1], "a new size starts from a clean screen"  # type: ignore[attr-defined]
 
 

@@ -142,7 +142,7 @@ def _from_file(
     names = {folder: part for part, folder in family.names.folders.items()}
     for part, module in modules.items():
         try:
-            tensors = _read(path, ldm.layout({names[part]: module}, family.name), "", dtype)
+            tensors = _read(path, family.layout({names[part]: module}), "", dtype)
         except KeyError as error:
             no_vae = str(error.args[0]).startswith(ldm.VAE)
             raise ConfigError(

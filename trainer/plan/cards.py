@@ -232,12 +232,12 @@ def estimated(device: Device) -> Card:
 
 def seconds(work: Watched, card: Card) -> float:
     """Estimated time of a simulated step on `card`, played back on its clocks."""
-    return timeline.seconds(work.timeline, rates(card))
+    return timeline.seconds(work.timeline, speeds(card))
 
 
-def rates(card: Card) -> timeline.Rates:
+def speeds(card: Card) -> timeline.Speeds:
     """What of its published rates a card is expected to reach."""
-    return timeline.Rates(
+    return timeline.Speeds(
         card.tflops * 1e12 * calibration.MATMUL_EFFICIENCY.amount,
         card.bandwidth * 1e9 * calibration.BANDWIDTH_EFFICIENCY.amount,
         card.bus * 1e9,

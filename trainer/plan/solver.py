@@ -151,7 +151,13 @@ def _smallest(tried: list[tuple[int, Rung, Policy]], measure: Callable[[Policy],
     return best
 
 
-def _fill(policy: Policy, size: int, budget: int, measure, residents) -> tuple[Policy, int]:
+def _fill(
+    policy: Policy,
+    size: int,
+    budget: int,
+    measure: Callable[[Policy], int],
+    residents: Callable[[Policy, int], Iterator[int]],
+) -> tuple[Policy, int]:
     for count in residents(policy, budget):
         fuller = replace(policy, resident_units=count)
         larger = measure(fuller)

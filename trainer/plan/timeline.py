@@ -33,7 +33,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Rates:
+class Speeds:
     """Of one card, as far as they are reached. bus: bytes a second each way; duplex: the share of it that is left where both
     ways are in use; launch: seconds of the host for one operator."""
 
@@ -44,24 +44,24 @@ class Rates:
     launch: float
 
 
-def seconds(entries: Sequence[Entry], rates: Rates) -> float:
+def seconds(entries: Sequence[Entry], speeds: Speeds) -> float:
     """How long a step in the middle of a run takes."""
     clocks: dict[str, float] = dict.fromkeys(("host", "compute", "up", "down"), 0.0)
     ends = [0.0]
     for _ in range(ROUNDS):
-        _play(entries, rates, clocks)
+        _play(entries, speeds, clocks)
         ends.append(clocks["compute"])
     return ends[-1] - ends[-2]
 
 
-def _play(entries: Sequence[Entry], rates: Rates, clocks: dict[str, float]) -> None:
+def _play(entries: Sequence[Entry], speeds: Speeds, clocks: dict[str, float]) -> None:
     """Move the clocks on by one step."""
     landed: dict[int, float] = {}
     for entry in entries:
         began = max(clocks["compute"], clocks["host"])
-        clocks["host"] += entry.operators * rates.launch
+        clocks["host"] += entry.operators * speeds.launch
         if entry.operators:
-            work = entry.flops / rates.flops + entry.moved / rates.bandwidth
+            work = entry.flops / speeds.flops + entry.moved / speeds.bandwidth
             clocks["compute"] = max(began + work, clocks["host"])  # no kernel runs before it is queued
         if entry.kind == "wait":
             clocks["compute"] = max(clocks["compute"], landed.get(entry.number, 0.0))
@@ -69,5 +69,5 @@ def _play(entries: Sequence[Entry], rates: Rates, clocks: dict[str, float]) -> N
             other = "down" if entry.kind == "up" else "up"
             before = 0.0 if entry.after is None else landed.get(entry.after, 0.0)
             start = max(clocks[entry.kind], clocks["compute"], clocks["host"], before)
-            share = rates.duplex if clocks[other] > start else 1.0
-            landed[entry.number] = clocks[entry.kind] = start + entry.size / (rates.bus * share)
+            share = speeds.duplex if clocks[other] > start else 1.0
+            landed[entry.number] = clocks[entry.kind] = start + entry.size / (speeds.bus * share)

@@ -24,9 +24,9 @@ from trainer.readers.stray import Stray
 from trainer.readers.view.dashboard import frame
 from trainer.readers.view.keys import interrupts, keyboard, press
 from trainer.readers.view.lines import Thinner, lines
-from trainer.readers.view.painter import Painter
 from trainer.readers.view.panels import View
 from trainer.readers.view.state import RunState, apply
+from trainer.readers.view.terminal import Terminal
 
 FRAME_SECONDS = 0.25
 SHARE = 0.01  # of the time that may go into drawing
@@ -129,13 +129,13 @@ class Screen:
         self.console, self.controls, self.watching, self.stray = console, controls, watching, stray
         self.broken = False
         self.state, self.help, self.large = RunState(), False, False
-        self.painter = Painter(console)
+        self.terminal = Terminal(console)
         self.drawn_seconds = 0.0
         self.done = threading.Event()
         self.thread = threading.Thread(target=self._run, name="screen", daemon=True)
 
     def __enter__(self) -> Screen:
-        self.painter.open()
+        self.terminal.open()
         self.thread.start()
         return self
 
@@ -143,7 +143,7 @@ class Screen:
         self.done.set()
         self.thread.join()
         if not self.broken:
-            self.painter.close()
+            self.terminal.close()
 
     def say(self, said: Iterable[str]) -> None:
         """Lines in place of the picture."""
@@ -156,7 +156,7 @@ class Screen:
             while not self.done.is_set():
                 now = time.monotonic()
                 # a new size is answered at once, as a key is
-                if not self.broken and (now >= due or self.size != self.painter.size):
+                if not self.broken and (now >= due or self.size != self.terminal.size):
                     due = now + FRAME_SECONDS
                     with ExitStack() as stack:
                         stack.push(self._break)
@@ -173,7 +173,7 @@ class Screen:
         text = f"The screen could not be drawn ({type(error).__name__}: {error}): plain lines from here on, keys work as before."
         self.stray.hear(Notice(text, "please report it, with log.jsonl", "warning"), text)
         self.stray.hear(Said(trace := "".join(traceback.format_exception(error))), trace)
-        self.painter.close()
+        self.terminal.close()
         self.broken = True
         return True
 
@@ -204,7 +204,7 @@ class Screen:
             large=self.large,
             asked=asked,
         )
-        self.painter.paint(frame(self.state, width, height, view), (width, height))
+        self.terminal.paint(frame(self.state, width, height, view), (width, height))
         cost = time.thread_time() - before
         self.drawn_seconds += cost
         return cost
@@ -217,4 +217,4 @@ class Screen:
         elif not self.watching or key == "q":
             press(key, self.controls)
         if key == "\x0c":  # Ctrl-L
-            self.painter.forget()
+            self.terminal.forget()

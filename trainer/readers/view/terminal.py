@@ -21,7 +21,7 @@ BEGIN, END = (
 )  # synchronized update: terminals that know it show the frame at once, others ignore it
 
 
-class Painter:
+class Terminal:
     """The alternate screen of `console`; `sent` counts the characters written."""
 
     def __init__(self, console: Console):
