@@ -1,7 +1,7 @@
 """`python -m trainer compare RUN RUN...`: what was set differently, and what became of it.
 
 Settings that differ and the numbers at the end go to the terminal; curves and the last samples, side by side, to a
-page. Runs are read from their logs alone, so a running one can be compared with a finished one.
+page. Of a run its log is read, and the pictures that this names, so a running one can be compared with a finished one.
 """
 
 from __future__ import annotations

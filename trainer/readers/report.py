@@ -1,7 +1,7 @@
 """`RUN/report.html`: what happened in a run, in one file that needs nothing else.
 
-It is written from the log alone, at the end of a run, at its interruption, and again at any time with `python -m
-trainer report RUN`. Pictures are embedded small, plots as vectors; it reads in light and dark, on a desk and on a
+It is written from the log and the pictures that this names, at the end of a run, at its interruption, and again at any
+time with `python -m trainer report RUN`. Pictures are embedded small, plots as vectors; it reads in light and dark, on a desk and on a
 phone.
 """
 
@@ -286,7 +286,7 @@ def settings_used(state: RunState, run: Path) -> str:
 
 
 def show(value: object) -> str:
-    """A setting as TOML would have it; "-" where it was left open."""
+    """A setting in a cell of a table; "-" where it was left open."""
     if value is None or value == []:
         return "-"
     if isinstance(value, bool):
