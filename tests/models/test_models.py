@@ -204,3 +204,17 @@ def test_what_a_family_calls_its_denoiser_with_it_names_again(parts):
     parts.family.call(called, sample, timestep, given)
     expected = given | {"sample": sample, "timestep": timestep}
     assert seen.keys() == expected.keys() and all(torch.equal(seen[name], expected[name]) for name in seen)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, DEMO], ids=lambda family: family.name)
+def test_sides_divide_by_the_same_before_and_after_loading(family):
+    facts, parts = family.public(), family.meta()
+    assert facts.divides == parts.divides == parts.latent_factor * 2 ** (len(parts.denoiser.down_blocks) - 1)
+    tiny = family.tiny()
+    assert tiny.divides == tiny.latent_factor * 2, "two levels, so one halving"
+
+
+def test_a_denoiser_that_names_no_levels_is_taken_to_halve_as_often_as_the_public_models():
+    facts = SD1.public()
+    del facts.configs["unet"]["block_out_channels"]
+    assert facts.divides == 64

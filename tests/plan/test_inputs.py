@@ -83,3 +83,5 @@ def test_the_convolutions_that_are_tried_are_those_of_the_run():
     shapes = [*convolved(config, facts)]
     assert (shapes[0].rows, shapes[0].channels, shapes[0].height) == (6, 320, 48)  # three photos and their class images
     assert (shapes[-1].channels, shapes[-1].width) == (1280, 6)
+    del facts.configs["unet"]["block_out_channels"]
+    assert not [*convolved(config, facts)], "a denoiser without levels of channels convolves nothing there"

@@ -127,8 +127,7 @@ def photo_views(photo: Photo, config: Config, resolution: int, step: int) -> lis
 
 def bucket_step(parts: Parts, resolution: int) -> int:
     """What sides of buckets are multiples of for this model."""
-    divides = parts.latent_factor * 2 ** (len(parts.denoiser.config.block_out_channels) - 1) if parts.denoiser else 64
-    return crops.bucket_step(resolution, divides)
+    return crops.bucket_step(resolution, parts.divides)
 
 
 def _reopen(photo: Photo) -> pictures.Picture:

@@ -140,8 +140,7 @@ class Facts:
     @property
     def divides(self) -> int:
         """What sides of pictures are multiples of, where the denoiser is to halve them as often as it does."""
-        blocks = [part.get("block_out_channels", [0] * 4) for part in (self.configs.get("vae", {}), self.denoiser)]
-        return 2 ** sum(len(each) - 1 for each in blocks)
+        return 2 ** (_halvings(self.configs.get("vae", {})) + _halvings(self.denoiser))
 
     def asdict(self) -> dict[str, Any]:
         return {
@@ -197,6 +196,11 @@ class Parts:
         return _config(self.vae).latent_channels
 
     @property
+    def divides(self) -> int:
+        """What sides of pictures are multiples of, as `Facts.divides` has it."""
+        return self.latent_factor * 2 ** _halvings({} if self.denoiser is None else dict(_config(self.denoiser)))
+
+    @property
     def side(self) -> int | None:
         """Pixels along the side of a picture that the denoiser's own configuration names, where it names one."""
         latent = _config(self.denoiser).sample_size
@@ -207,6 +211,11 @@ def loaded(module: nn.Module | None) -> nn.Module:
     """A part of a model, for who needs it and has seen to it that it was loaded."""
     assert module is not None, "this part of the model was not loaded"
     return module
+
+
+def _halvings(config: Mapping[str, Any]) -> int:
+    """How often a part halves the sides of what goes through it; where it does not say, as often as the public models."""
+    return len(config.get("block_out_channels", [0] * 4)) - 1
 
 
 def _config(module: nn.Module | None) -> Any:

@@ -81,9 +81,9 @@ def at_hand(config: Config, device: torch.device, facts: Facts | None = None) ->
 
 
 def convolved(config: Config, facts: Facts) -> Iterator[convolutions.Shape]:
-    """The convolutions of a step."""
+    """The convolutions of a step; a denoiser that names no levels of channels has none."""
     side = (config.data.resolution or facts.resolution) // 8
-    channels = facts.denoiser["block_out_channels"]
+    channels = facts.denoiser.get("block_out_channels", ())
     return convolutions.levels(channels, config.train.train_batch_size * (1 + prior_is_on(config)), side, side)
 
 
