@@ -23,6 +23,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -105,7 +106,7 @@ def empty(event: str, given: tuple) -> None:
 
 def half(event: str, given: tuple) -> None:
     """What is about to get its name, or the last file in it, is half written."""
-    if event == "os.rename":
+    if event == "os.rename" and os.fspath(given[0]).endswith(".part"):
         files = [path for path in (Path(given[0]), *sorted(Path(given[0]).rglob("*"))) if path.is_file()]
         for path in files[-1:]:
             os.truncate(path, path.stat().st_size // 2)
@@ -142,7 +143,7 @@ def flipped(path: Path) -> None:
 
 # acts, and the events at which they do something else than a kill or a full disk one operation later
 ACTS = {"kill": kill, "empty": empty, "half": half, "full": full}
-AT = {"empty": ("open",), "half": ("os.rename",), "full": ("open", "os.mkdir")}
+AT = {"empty": r"open ", "half": r"os\.rename .*\.part$", "full": r"open |os\.mkdir "}
 DAMAGE = (gone, emptied, cut, flipped)
 
 
@@ -209,8 +210,8 @@ class Place:
         found = {path.relative_to(self.folder).as_posix(): _digest(path) for path in files}
         found |= {self.class_image(path): "" for path in cache.glob("class_images/**/*.png")}
         for point in points:
-            state = json.loads((point / "state.json").read_text())
-            found[f"{point.name} batches"] = json.dumps([state["step"], state["batches"]], sort_keys=True)
+            state = checkpoint.says(point)  # nothing, where it is damaged
+            found[f"{point.name} batches"] = json.dumps([state.get("step"), state.get("batches")], sort_keys=True)
         return found
 
     @staticmethod
@@ -264,12 +265,12 @@ class Sweep:
         self.place.clear()
         box = folder / "operations"
         box.touch()
-        note = Operations(folder, 1, lambda event, given: box.write_text(f"{box.read_text()} {event}"))
+        note = Operations(folder, 1, lambda event, given: box.write_text(f"{box.read_text()}{event} {given[0]}\n"))
         began = time.monotonic()
         first = self.place.start(hook=note)
         self.seconds = time.monotonic() - began
         assert first.code == 0, first.said
-        self.operations, self.expected = box.read_text().split(), self.place.result()
+        self.operations, self.expected = box.read_text().splitlines(), self.place.result()
         assert any(name.startswith("class image") for name in self.expected) or run == "prediction", (
             "no class images were drawn"
         )
@@ -277,7 +278,7 @@ class Sweep:
 
     def numbers(self, kind: str) -> list[int]:
         """The operations, from 1 on, at which an act of this kind makes a difference."""
-        return [number for number, event in enumerate(self.operations, 1) if event in AT.get(kind, (event,))]
+        return [number for number, said in enumerate(self.operations, 1) if re.match(AT.get(kind, ""), said)]
 
     def struck(self, act: Hook, numbers: list[int]) -> Iterator[Case]:
         """`act` at each of these operations of a new run, then the next start."""

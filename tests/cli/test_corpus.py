@@ -181,3 +181,5 @@ def test_bad_input_is_refused_in_one_message(case, place, monkeypatch, capsys, r
 
 def test_the_corpus_is_as_large_as_is_said():
     assert len(ALL) >= 150 and len({case.name for case in ALL}) == len(ALL)
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert f"run folders, names | the program | {len(ALL)} | 0 |" in readme

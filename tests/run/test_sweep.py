@@ -77,12 +77,12 @@ def test_a_kill_comes_before_its_operation_and_the_others_leave_what_they_say(tm
         return forked(child)
 
     def write():
-        (tmp_path / "part").write_text("0123456789")
-        os.replace(tmp_path / "part", tmp_path / "whole")
+        (tmp_path / "a.part").write_text("0123456789")
+        os.replace(tmp_path / "a.part", tmp_path / "whole")
 
     assert strike(kill, 1, write) == -signal.SIGKILL and not any(tmp_path.iterdir())
-    assert strike(empty, 1, write) == -signal.SIGKILL and (tmp_path / "part").read_text() == ""
-    assert strike(half, 2, write) == -signal.SIGKILL and (tmp_path / "part").read_text() == "01234"
+    assert strike(empty, 1, write) == -signal.SIGKILL and (tmp_path / "a.part").read_text() == ""
+    assert strike(half, 2, write) == -signal.SIGKILL and (tmp_path / "a.part").read_text() == "01234"
     assert not (tmp_path / "whole").exists()
     assert strike(kill, 3, write) == 0 and (tmp_path / "whole").read_text() == "0123456789"
     with pytest.raises(OSError) as error:
