@@ -286,6 +286,32 @@ def test_nobody_uses_the_private_names_of_another_module():
     assert used == PRIVATE, f"take from PRIVATE, it is mended: {PRIVATE - used}"
 
 
+def test_what_the_planner_decided_has_its_type_wherever_it_goes():
+    bare = set()
+    for path in SOURCES:
+        for node in ast.walk(tree(path)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                given = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+                bare |= {f"{name(path)}: {node.name}" for a in given if a.arg == "policy" and a.annotation is None}
+    assert not bare, f"policy: Policy is missing in {bare}"
+
+
+# where "unet" is a name of other programs' or of Stable Diffusion's own
+UNET = ("models/sd/", "files/hub.py", "settings/dialects/")
+
+
+def test_only_stable_diffusions_own_files_know_a_unet():
+    """Everybody else asks the family what its denoiser is called."""
+    for path in TRAINER.rglob("*.py"):
+        if path.relative_to(TRAINER).as_posix().startswith(UNET):
+            continue
+        for node in ast.walk(tree(path)):
+            word = getattr(node, "value", None) if isinstance(node, ast.Constant) else getattr(node, "id", None)
+            word = node.arg if isinstance(node, ast.arg) else word
+            named = isinstance(word, str) and (word == "unet" or word.startswith("unet."))
+            assert not named, f"{name(path)} line {node.lineno} names a unet"
+
+
 def is_private(word: str) -> bool:
     return word.startswith("_") and not word.startswith("__") and word != "_"
 
@@ -332,6 +358,7 @@ def test_files_are_short_enough_to_read_at_a_sitting():
     for path in LONG:
         assert "longer than" in (ast.get_docstring(tree(ROOT / path)) or ""), f"{path} does not say why it is so long"
     assert len((TRAINER / "__main__.py").read_text(encoding="utf-8").splitlines()) <= 60
+    assert sizes["trainer/run/loop.py"] <= 130
     assert all(len(path.read_text(encoding="utf-8").splitlines()) <= 25 for path in (ROOT / "presets").glob("*.toml"))
 
 
