@@ -54,10 +54,10 @@ PHOTOS = {
         "not a picture, or a format that Pillow cannot read",
     ),
     "svg": ({"a.svg": "<svg/>"}, "no photos in pictures that can be read, but 1 .svg"),
-    "cut-png": ({"a.png": png()[:300]}, "damaged or cut short (image file is truncated)"),
+    "cut-png": ({"a.png": png()[:300]}, "damaged or cut short ("),
     "damaged-png": (
         {"a.png": broken_png},
-        "damaged or cut short (unrecognized data stream contents when reading image file)",
+        "damaged or cut short (",
     ),
     "bomb": ({"a.png": bomb}, "more pixels than any photo has; scale it down first"),
     "pipe-named-jpg": ({"a.jpg": lambda path: os.mkfifo(path)}, "a pipe, not a file"),
