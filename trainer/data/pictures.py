@@ -67,7 +67,7 @@ class Picture:
 
 
 def read(path: Path) -> Picture:
-    """Decode `path` completely. Raises Unreadable with the reason, so that nothing can fail later in a run."""
+    """Decode `path` completely. Raises Unreadable with the reason, so that no broken file is met in the middle of a run."""
     if path.suffix.lower() in HEIF_SUFFIXES:
         _allow_heif()
     try:
