@@ -47,7 +47,7 @@ BASE = (
     "--checkpoints_total_limit 1 --num_validation_images 1 --sample.steps 1 --validation_steps 2 --watch --judge none "
     "--interval 2 --formats diffusers single_file --device cpu --dashboard off"
 )
-LORA = "--method lora --formats lora_diffusers lora_kohya"
+LORA = "--method lora --with_prior_preservation --formats lora_diffusers lora_kohya"
 RUNS = {
     "default": "",
     "lora": LORA,

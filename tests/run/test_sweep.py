@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sweep import ACTS, DAMAGE, Ended, Operations, Place, Sweep, different, empty, full, half, kill
+from sweep import ACTS, DAMAGE, RUNS, Ended, Operations, Place, Sweep, different, empty, full, half, kill
+
+from trainer.cli.parse import parse
+from trainer.settings.checks import check
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="each case is a fork")
 SEED = int(os.environ.get("SWEEP_SEED") or random.randrange(10**6))
@@ -110,3 +113,8 @@ def test_a_traceback_or_a_message_without_a_fix_is_nothing_a_person_can_mend():
     assert Ended(2, "error: full\n  fix: free space").mendable
     assert not Ended(2, "error: full").mendable and not Ended(1, "fix: ").mendable
     assert not Ended(2, "Traceback (most recent call last):\n fix: ").mendable
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_every_run_that_can_be_swept_is_one_that_the_program_accepts(tmp_path, run):
+    check(parse(Place(tmp_path, run).words()).config())
