@@ -2,9 +2,9 @@
 
     m <- b1 m + (1 - b1) g      v <- b2 v + (1 - b2) g^2      w <- w (1 - lr wd) - lr m^ / (sqrt(v^) + eps)
 
-All arithmetic is fp32 in the order of torch.optim.AdamW (with fp32 state the CPU results are equal bit for bit); only
-the storage differs: 24-bit or randomly rounded weights (weights24.py), 8- or 4-bit moments (moments.py). One launch
-updates a whole unit, and its clip factor and overflow flag are read on the device: the host never waits.
+All arithmetic is fp32 in the order of torch.optim.AdamW; only the storage differs: 24-bit or randomly rounded weights
+(weights24.py), 8- or 4-bit moments (moments.py). One launch updates a whole unit, and its clip factor and overflow flag
+are read on the device: the host never waits. Plain fp32 state on a CPU is torch's own fused step, equal bit for bit.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def step_(
     seed: int = 0,
     numbers: Tensor | None = None,
 ) -> None:
-    """Update `state` in place from `grad` (n elements, any float dtype). `step` counts from 1.
+    """Update `state` in place from `grad` (n elements, any float dtype), which may be used up. `step` counts from 1.
 
     clip_scale: 0-d, multiplies the gradient (clipping and inverse loss scale). skip: 0-d, nonzero leaves all as it is.
     seed: of random rounding; give every unit its own, so that their noises are independent.
@@ -58,11 +58,24 @@ def step_(
     """
     t = state.tensors
     assert grad.numel() == state.n
+    if numbers is None and _fused_by_torch(state, grad):
+        if skip is None or not bool(skip):
+            g = grad.reshape(-1) if clip_scale is None else grad.reshape(-1).mul_(clip_scale)
+            torch._fused_adamw_(
+                [t["weight"]], [g], [t["m"]], [t["v"]], [], [torch.tensor(float(step))], lr=lr, beta1=beta1, beta2=beta2,
+                weight_decay=weight_decay, eps=eps, amsgrad=False, maximize=False,
+            )  # fmt: skip
+        return
     words = scalars(lr, beta1, beta2, weight_decay, step, seed)
     (_run if runs_at_once(grad) else _op)(
         t["weight"], t.get("correction"), t["m"], t.get("m_scale"), t["v"], t.get("v_scale"), grad.reshape(-1),
         clip_scale, skip, numbers, words, state.moments, beta1, beta2, eps,
     )  # fmt: skip
+
+
+def _fused_by_torch(state: State, grad: Tensor) -> bool:
+    """Plain fp32 on a CPU, which torch.optim.AdamW(fused=True) does in one pass where `reference` takes ten."""
+    return grad.device.type == "cpu" and state.weights == state.moments == "fp32" and grad.dtype == torch.float32
 
 
 def scalars(lr: float, beta1: float, beta2: float, weight_decay: float, step: int, seed: int) -> list[int]:
@@ -83,7 +96,7 @@ def adam_(
         w.mul_(decay)
     m.lerp_(g, 1 - beta1)
     v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-    w.addcdiv_(m, (v.sqrt() / root).add_(eps), value=size)
+    w.addcdiv_(m, v.sqrt().div_(root).add_(eps), value=size)
 
 
 def reference(
@@ -100,7 +113,7 @@ def reference(
     for part in chunks(weight.numel()):
         g = grad[part].to(torch.float32)
         if clip_scale is not None:
-            g = g * clip_scale
+            g = g.mul_(clip_scale)
         w = weight[part].to(torch.float32) if correction is None else unpack(weight[part], correction[part])
         random = None
         if form is not None or weight.dtype != torch.float32:

@@ -134,6 +134,31 @@ def train(
     return losses, dict(engine.master()), engine
 
 
+class FusedAdamW:
+    """torch.optim.AdamW(fused=True) over each parameter's numbers in a row of whole vectors: the last few numbers of a
+    parameter, which fill no vector, it rounds in another way, and the engine's buffers have none."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter], lr: float):
+        self.parameters = parameters
+        self.rows = [torch.nn.Parameter(self._row(p.detach())) for p in parameters]
+        self.optimizer = torch.optim.AdamW(self.rows, lr, weight_decay=1e-2, fused=True)
+
+    @staticmethod
+    def _row(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pad(tensor.reshape(-1), (0, -tensor.numel() % 128))
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def step(self) -> None:
+        for parameter, row in zip(self.parameters, self.rows, strict=True):
+            row.grad = None if parameter.grad is None else self._row(parameter.grad)
+        self.optimizer.step()
+        for parameter, row in zip(self.parameters, self.rows, strict=True):
+            parameter.data.copy_(row.detach()[: parameter.numel()].view_as(parameter))
+
+
 def train_plainly(
     steps: int = 20,
     count: int = 1,
@@ -141,11 +166,16 @@ def train_plainly(
     max_grad_norm: float = 1.0,
     text: bool = False,
     model: Model | None = None,
+    fused: bool = True,
 ):
-    """(losses, weights, norms) of the same training by autograd over the whole model, clip_grad_norm_ and torch's AdamW."""
+    """(losses, weights, norms) of the same training by autograd over the whole model, clip_grad_norm_ and torch's AdamW:
+    the fused one, or the one that goes operation by operation."""
     model = model or Model()
     named = {name: p for unit in model.units(text) for name, p in unit.module.named_parameters()}
-    optimizer = torch.optim.AdamW(named.values(), lr=lr, weight_decay=1e-2, foreach=False)
+    parameters = list(named.values())
+    optimizer = (
+        FusedAdamW(parameters, lr) if fused else torch.optim.AdamW(parameters, lr, weight_decay=1e-2, foreach=False)
+    )
     losses, norms = [], []
     for step in range(steps):
         optimizer.zero_grad(set_to_none=True)

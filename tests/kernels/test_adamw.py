@@ -3,7 +3,7 @@
 import pytest
 import torch
 from trainer.kernels import adamw_lowbit
-from trainer.kernels.adamw_lowbit import ALIGN, State, block_bytes, layout, step_, views
+from trainer.kernels.adamw_lowbit import ALIGN, State, block_bytes, layout, reference, scalars, step_, views
 from trainer.kernels.weights24 import pack, random_bits, random_key, round_randomly, unpack
 
 DTYPES = [torch.bfloat16, torch.float16]
@@ -104,14 +104,18 @@ def test_fp32_state_equals_torch_adamw_bit_for_bit():
     torch.manual_seed(0)
     start = torch.randn(5003) * 0.03
     parameter = torch.nn.Parameter(start.clone())
-    torch_adamw = torch.optim.AdamW([parameter], lr=1e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.02)
-    state = state_of(start, "fp32", "fp32")
+    torch_adamw = torch.optim.AdamW([parameter], lr=1e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.02, fused=True)
+    state, one_by_one = state_of(start, "fp32", "fp32"), start.clone()
+    m, v = torch.zeros(5003), torch.zeros(5003)
     for step in range(1, 21):
         grad = torch.randn(5003) * 1e-3
         parameter.grad = grad.clone()
         torch_adamw.step()
         step_(state, grad, lr=1e-3, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.02, step=step)
         assert torch.equal(state.master(), parameter.data), step
+        words = scalars(1e-3, 0.9, 0.99, 0.02, step, 0)
+        reference(one_by_one, None, m, None, v, None, grad, None, None, None, words, "fp32", 0.9, 0.99, 1e-8)
+    assert torch.equal(m, state.tensors["m"]) and torch.allclose(one_by_one, state.master(), rtol=0, atol=2e-8)
 
 
 # what 20 steps may differ by from fp32, relative to the distance travelled
@@ -196,7 +200,7 @@ def test_a_raised_skip_flag_leaves_every_byte_as_it_is(weights, moments):
 def test_the_clip_factor_scales_the_gradient():
     start, grad = torch.randn(500), torch.randn(500)
     a, b = state_of(start, "24bit", "8bit"), state_of(start, "24bit", "8bit")
-    step_(a, grad, lr=1e-2, step=1, clip_scale=torch.tensor(0.25))
+    step_(a, grad.clone(), lr=1e-2, step=1, clip_scale=torch.tensor(0.25))
     step_(b, grad * 0.25, lr=1e-2, step=1)
     assert all(torch.equal(a.tensors[name], b.tensors[name]) for name in a.tensors)
 
@@ -205,7 +209,7 @@ def test_numbers_on_the_device_replace_numbers_of_the_call():
     start, grad = torch.randn(500), torch.randn(500)
     a, b = state_of(start, "16bit_sr", "8bit"), state_of(start, "16bit_sr", "8bit")
     step_(a, grad, lr=1e-2, weight_decay=0.1, step=3, seed=9)
-    numbers = torch.tensor(adamw_lowbit.scalars(1e-2, 0.9, 0.999, 0.1, 3, 9), dtype=torch.int32)
+    numbers = torch.tensor(scalars(1e-2, 0.9, 0.999, 0.1, 3, 9), dtype=torch.int32)
     step_(b, grad, numbers=numbers)
     assert all(torch.equal(a.tensors[name], b.tensors[name]) for name in a.tensors)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_unet import Model, take_step
+from small_unet import FusedAdamW, Model, take_step
 
 import trainer.memory
 from trainer import memory
@@ -112,7 +112,7 @@ def plain() -> dict[tuple[str, str], torch.Tensor]:
     for each, method in itertools.product(FAMILIES, ("full", "lora")):
         parts = fresh(each.name, method)
         learning = [p for u in each.units(parts) for p in u.module.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(learning, lr=1e-3, weight_decay=1e-2, foreach=False)
+        optimizer = FusedAdamW(learning, lr=1e-3)
         row = []
         for step in range(3):
             values, target = data(parts, step)

@@ -37,8 +37,9 @@ class Gradients:
     @classmethod
     def gathered(cls, holding: Holding, device: torch.device) -> Gradients:
         """What a single backward will make, parameter by parameter."""
-        # zeros, because nothing comes between parameters, where a group of moments must find no garbage
-        made = cls(holding, torch.zeros(holding.n, dtype=holding.tensors["weight"][1], device=device))
+        made = cls(holding, torch.empty(holding.n, dtype=holding.tensors["weight"][1], device=device))
+        if gaps := [made.flat[start:stop] for start, stop in holding.gaps]:
+            torch._foreach_zero_(gaps)  # nothing else comes there, and a group of moments must find no garbage
         holding.gradients = made
         return made
 
@@ -62,6 +63,9 @@ class Gradients:
     def close(self, holding: Holding) -> None:
         """Backward is through."""
         self.copy()
+        if holding.gradients is self:
+            for number in set(range(len(self.parts))) - self.come:  # backward did not reach them
+                self.parts[number].zero_()
         holding.gradients = None
         for place in holding.trained:
             place.parameter.grad = None

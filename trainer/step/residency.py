@@ -59,6 +59,12 @@ class Holding:
         trained, frozen = ([(name, p) for name, p in named if p.requires_grad is learns] for learns in (True, False))
         self.trained, self.n = _places(trained, policy.channels_last)
         self.frozen, self.n_frozen = _places(frozen, policy.channels_last)
+        ends = [*(place.start for place in self.trained[1:]), self.n]
+        self.gaps = [
+            (place.start + place.parameter.numel(), end)  # between parameters that start at multiples of ALIGN
+            for place, end in zip(self.trained, ends, strict=False)
+            if place.start + place.parameter.numel() < end
+        ]
         self.gradients: Any = None  # who gathers them now (gradients.py)
         self.policy, self.traffic = policy, traffic
         ours = policy.optimizer == "adamw"
