@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from trainer.kernels import adamw_lowbit
 from trainer.kernels.adamw_lowbit import ALIGN, State, block_bytes, layout, reference, scalars, step_, views
 from trainer.kernels.weights24 import pack, random_bits, random_key, round_randomly, unpack
 
