@@ -94,6 +94,20 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
+def test_the_nearest_value_of_a_data_set_file_holds_and_the_others_are_named(tmp_path, photos):
+    """As sd-scripts looks a value up: subset, data set, [general]."""
+    text = DATASET.format(photos=photos).replace(
+        "[general]", "[general]\nresolution = 256\nbatch_size = 1\nflip_aug = false", 1
+    )
+    text = text.replace("num_repeats = 10", "num_repeats = 10\n  flip_aug = true")
+    file = write(tmp_path / "any.toml", text)
+    found = config(file)
+    assert (found.data.resolution, found.train.train_batch_size) == (512, 4)
+    assert found.data.random_flip
+    told = {row.key: row for row in open_file(file, "config").rows}
+    assert "[datasets] holds" in told["general.resolution"].text and "[subsets] holds" in told["general.flip_aug"].text
+
+
 def test_kohyas_file_of_arguments_means_what_its_flags_mean(tmp_path):
     file = write(tmp_path / "any.toml", KOHYA)
     found = config(file)

@@ -2,7 +2,8 @@
 
     [general], [[datasets]], [[datasets.subsets]]    each may hold what the ones below it inherit
 
-Of several data sets the first one's picture settings hold: one run has one resolution and one batch here.
+The nearest value holds, as in sd-scripts' library/config_util.py: the subset's before the data set's before [general]'s.
+Of several data sets or subsets the first one of photos has the say: one run has one resolution and one batch here.
 """
 
 from __future__ import annotations
@@ -22,28 +23,22 @@ def words(tables: dict[str, Any]) -> Iterator[Told]:
     """Everything the file says, as flags; a flag "" is a key that the folders' flags speak for."""
     general = dict(tables.get("general", {}))
     datasets = tables.get("datasets", [])
-    seen: set[str] = set()
-    for key, value in general.items():
-        seen.add(key)
-        yield _pair(f"general.{key}", key, value)
-    for number, dataset in enumerate(datasets):
-        for key, value in dataset.items():
-            if key == "subsets":
-                continue
-            again = key in seen and (number or general.get(key) != value)
-            seen.add(key)
-            yield (
-                _pair(f"datasets.{key}", key, value)
-                if not again
-                else (f"datasets.{key}", value, "", "an earlier value holds")
-            )
-    subsets = [general | _own(dataset) | subset for dataset in datasets for subset in dataset.get("subsets", [])]
-    for dataset in datasets:
-        for subset in dataset.get("subsets", []):
-            for key, value in subset.items():
-                if key not in NAMES and key not in seen:
-                    seen.add(key)
-                    yield _pair(f"subsets.{key}", key, value)
+    folders = [(dataset, subset) for dataset in datasets for subset in dataset.get("subsets", [])]
+    folders.sort(key=lambda pair: bool(pair[1].get("is_reg")))  # the photos' settings before the class images'
+    levels = [("general", general), *(("datasets", _own(dataset)) for dataset in datasets)]
+    levels += [("subsets", {key: subset[key] for key in subset if key not in NAMES}) for _, subset in folders]
+    near_to_far = [1 + len(datasets), 1 + datasets.index(folders[0][0]), 0] if folders else []
+    holder: dict[str, int] = {}
+    for number in [*near_to_far, *range(len(levels))]:
+        for key in levels[number][1]:
+            holder.setdefault(key, number)
+    for number, (place, table) in enumerate(levels):
+        for key, value in table.items():
+            if holder[key] == number:
+                yield _pair(f"{place}.{key}", key, value)
+            else:
+                yield f"{place}.{key}", value, "", f"the value in [{levels[holder[key]][0]}] holds"
+    subsets = [general | _own(dataset) | subset for dataset, subset in folders]
     yield from _folders(
         [subset for subset in subsets if not subset.get("is_reg")], [s for s in subsets if s.get("is_reg")]
     )
