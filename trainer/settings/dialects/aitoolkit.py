@@ -1,4 +1,4 @@
-"""ai-toolkit's YAML: one job with one process (`sd_trainer`, or one of its other names) over datasets, train, model, network.
+"""ai-toolkit's YAML: a job with one process (`sd_trainer`, by any of its names) over datasets, train, model, network.
 
 Read from toolkit/config_modules.py (2026-08). Its own models (Flux, SD 3, video) are refused by name: this trainer reads
 Stable Diffusion 1.x, 2.x and XL.
