@@ -98,8 +98,8 @@ def kill(event: str, given: tuple) -> None:
 
 
 def empty(event: str, given: tuple) -> None:
-    """The file is made, or emptied, and nothing is in it yet."""
-    if event == "open" and given[2] & (os.O_CREAT | os.O_TRUNC):
+    """The file is made, or emptied, and nothing is in it yet. (A file without a name is opened as its folder.)"""
+    if event == "open" and given[2] & (os.O_CREAT | os.O_TRUNC) and not os.path.isdir(given[0]):
         os.close(os.open(given[0], given[2] & ~os.O_EXCL, 0o666))
     kill(event, given)
 
