@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,6 +137,14 @@ class PhotoSet:
             shapes = ", ".join(f"{width} x {height} ({count})" for (width, height), count in sorted(sizes.items()))
             most = min(self.photos, key=lambda photo: photo.kept)
             yield f"buckets: {shapes}; the crop of {most.name} loses most, {1 - most.kept:.0%}"
+
+
+def by_kind(lefts: Iterable[Left]) -> dict[str, list[Left]]:
+    """Those that are left out for one reason together, in the order in which the reasons were met."""
+    found: dict[str, list[Left]] = {}
+    for left in lefts:
+        found.setdefault(left.kind, []).append(left)
+    return found
 
 
 def of_left(problem: str) -> bool:

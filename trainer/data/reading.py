@@ -15,7 +15,7 @@ from shlex import quote
 from PIL import Image
 
 from trainer.data import crops, folders, looks
-from trainer.data.account import Left, Photo, PhotoSet, counted
+from trainer.data.account import Left, Photo, PhotoSet, by_kind, counted
 from trainer.data.crops import Size, View, kept_share
 from trainer.data.folders import Place, candidates, fold, meant_as_repeats
 from trainer.data.pictures import NEEDS, Picture, Unreadable, read
@@ -165,11 +165,8 @@ class _Reader:
 
     def about_refused(self) -> list[str]:
         """Why pictures cannot be taken, one by one; of many with one fault all at once."""
-        kinds: dict[str, list[Left]] = {}
-        for left in self.refused:
-            kinds.setdefault(left.kind, []).append(left)
         said = []
-        for kind, lefts in kinds.items():
+        for kind, lefts in by_kind(self.refused).items():
             if len(lefts) > FEW:
                 said.append(
                     f"{len(lefts)} pictures are left out: {kind} ({listed([shown(left.name) for left in lefts])})"

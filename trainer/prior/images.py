@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from trainer.data.account import counted, of_left
+from trainer.data.account import by_kind, counted, of_left
 from trainer.data.folders import find
 from trainer.data.photos import PhotoSet, candidates, class_prompt, scan_class
 from trainer.data.words import listed
@@ -184,12 +184,10 @@ def _about_own(own: PhotoSet, drawn: int, asked: int | None) -> Iterator[Notice]
 
 def _about(account: PhotoSet) -> Iterator[Notice]:
     """What the scan found wrong. Of two hundred pictures alike mistakes are told together."""
-    why: dict[str, list[str]] = {}
-    for left in account.left:
-        why.setdefault(left.kind, []).append(left.name)
-    for reason, names in why.items():
+    for reason, lefts in by_kind(account.left).items():
+        names = listed([left.name for left in lefts])
         yield Notice(
-            f"{counted(len(names), 'class image')} in {account.folder} left out: {reason} ({listed(names)}).",
+            f"{counted(len(lefts), 'class image')} in {account.folder} left out: {reason} ({names}).",
             "delete them, or put others in their place",
             "warning",
         )

@@ -144,6 +144,7 @@ LIMITS = {
     "less_than": ("less than", "lt"),
     "less_than_equal": ("at most", "le"),
 }
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text", "list": "a list"}
 
 
 def _require_text(key: str, value: Any, origins: Mapping[str, str]) -> None:
@@ -154,9 +155,6 @@ def _require_text(key: str, value: Any, origins: Mapping[str, str]) -> None:
             f"{key} ({origins.get(key, 'default')}) holds what is no text: {odd[0]}",
             "write it, and name files, in UTF-8",
         )
-
-
-KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text", "list": "a list"}
 
 
 def _complaint(detail: Mapping[str, Any]) -> tuple[str, str]:
@@ -180,9 +178,8 @@ def _follow(config: Config, file: Path | None) -> None:
     """What follows from the layers alone: the model where none is named, and which run `latest` speaks of."""
     if config.data.subsets and config.data.instance_data_dir is None:
         config.settle("data.instance_data_dir", subset(config.data.subsets[0])[1], "the first of data.subsets")
-    if (
-        config.model.name is not None and not config.model.name.strip()
-    ):  # such as --model "$MODEL" where MODEL is not set
+    # as by --model "$MODEL" of a MODEL that is not set
+    if config.model.name is not None and not config.model.name.strip():
         raise ConfigError("model.name is empty", "name a hub id, a diffusers folder or a .safetensors file")
     if config.model.name is None and config.model.family == "auto":
         mine = config.data.instance_data_dir is not None

@@ -60,10 +60,10 @@ class Holding:
         self.trained, self.n = _places(trained, policy.channels_last)
         self.frozen, self.n_frozen = _places(frozen, policy.channels_last)
         ends = [*(place.start for place in self.trained[1:]), self.n]
-        self.gaps = [
-            (place.start + place.parameter.numel(), end)  # between parameters that start at multiples of ALIGN
+        self.gaps = [  # between parameters, which start at multiples of ALIGN
+            (stop, end)
             for place, end in zip(self.trained, ends, strict=False)
-            if place.start + place.parameter.numel() < end
+            if (stop := place.start + place.shape.numel()) < end
         ]
         self.gradients: Any = None  # who gathers them now (gradients.py)
         self.policy, self.traffic = policy, traffic
