@@ -8,6 +8,7 @@ document with all rows.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import time
@@ -58,7 +59,7 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """The checkout's commit, with + where files differ from it; empty outside a checkout."""
+    """The checkout's commit, with + where files differ from it. Outside a checkout: what BENCHMARKS_COMMIT says, or nothing."""
     here = Path(__file__).parent
     try:
         name = subprocess.run(
@@ -72,7 +73,7 @@ def commit() -> str:
             check=True,
         ).stdout
     except (OSError, subprocess.CalledProcessError):
-        return ""
+        return os.environ.get("BENCHMARKS_COMMIT", "")
     return name + ("+" if dirty.strip() else "")
 
 

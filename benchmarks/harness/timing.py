@@ -119,7 +119,8 @@ def guarded(known: dict, measure: Callable[[], dict]) -> dict:
         RuntimeError,
         ValueError,
         OSError,
-    ) as error:  # what cards, libraries and full disks say; bugs of ours go through
+        ImportError,
+    ) as error:  # what cards, libraries, full disks and missing packages say; bugs of ours go through
         said = f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
         traceback.print_exc()
     return known | {"failed": said}  # here the error is gone, and with it the frames that hold its tensors
