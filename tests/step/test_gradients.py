@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
+from weakref import ref
 
 import pytest
 import torch
@@ -86,3 +88,13 @@ def test_nothing_is_divided_by_one(apply):
             torch.randn(1, 4, 16, 16), torch.tensor([3]), torch.randn(1, 77, unet.config.cross_attention_dim)
         )
     assert counted.operators["div"] < plain.operators["div"]
+
+
+def test_an_engine_that_is_let_go_of_gives_its_memory_back():
+    """Measured on an H200: eight engines, one after the other, filled 26 GiB that nobody used."""
+    engine = Engine(Model().units(), Policy(), "cpu")
+    take_step(engine, 0, 1)
+    left = [ref(holding.weights) for holding in engine.holdings]
+    del engine
+    gc.collect()
+    assert not any(block() for block in left)

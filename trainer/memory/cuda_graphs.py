@@ -50,10 +50,20 @@ class Replayable(nn.Module):
         return self.run(*inputs)
 
 
-def capture(units: list[Unit], inputs: list[tuple[Tensor, ...]]) -> list[Unit]:
-    """The units with graphed `run`s. `inputs`: an example of each unit's inputs, requiring gradients where it will."""
+def capture(units: list[Unit], inputs: list[tuple[Tensor, ...]], *, recomputed: bool) -> list[Unit]:
+    """The units with graphed `run`s. `inputs`: an example of each unit's inputs, requiring gradients where it will.
+
+    All graphs have their memory from one pool, so they must be captured in the order in which they will be replayed: what
+    one leaves, a later one takes. `recomputed`: whether a unit's forward runs right before its backward, the last unit
+    first, instead of before all backwards.
+    """
     modules = tuple(Replayable(unit) for unit in units)
-    graphed = torch.cuda.make_graphed_callables(modules, tuple(inputs), allow_unused_input=True)
+    if recomputed:
+        pool, graphed = torch.cuda.graph_pool_handle(), [None] * len(units)
+        for k in reversed(range(len(units))):
+            graphed[k] = torch.cuda.make_graphed_callables(modules[k], inputs[k], allow_unused_input=True, pool=pool)
+    else:
+        graphed = torch.cuda.make_graphed_callables(modules, tuple(inputs), allow_unused_input=True)
     return [
         replace(unit, run=partial(_choose, unit.run, each, [x.shape for x in example]))
         for unit, each, example in zip(units, graphed, inputs, strict=True)

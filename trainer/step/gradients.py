@@ -8,6 +8,7 @@ fp32's precision, whatever the weights are, and a unit's worth of memory whateve
 from __future__ import annotations
 
 from functools import partial
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -78,12 +79,16 @@ class Gradients:
 
 def watch(holding: Holding) -> None:
     """Let gradients go to `holding.gradients` as soon as autograd has made them, where somebody gathers."""
+    unowned = ref(
+        holding
+    )  # it has the parameter: a hook that had it, too, would keep both for ever, and the card's memory
     for number, place in enumerate(holding.trained):
         place.parameter.grad_dtype = None  # gradients may be fp32 sums beside 16-bit weights
-        place.parameter.register_post_accumulate_grad_hook(partial(_made, holding, number))
+        place.parameter.register_post_accumulate_grad_hook(partial(_made, unowned, number))
 
 
-def _made(holding: Holding, number: int, parameter: Tensor) -> None:
-    if holding.gradients is not None and parameter.grad is not None:
+def _made(unowned: ref[Holding], number: int, parameter: Tensor) -> None:
+    holding = unowned()
+    if holding is not None and holding.gradients is not None and parameter.grad is not None:
         grad, parameter.grad = parameter.grad, None
         holding.gradients.take(number, grad)

@@ -74,7 +74,7 @@ class Runner:
                 tuple(x.clone().requires_grad_(n in wants[k]) for n, x in zip(unit.reads, inputs, strict=True))
             )
             known.update(zip(unit.writes, self.run(k, inputs), strict=True))
-        self.graphed = cuda_graphs.capture(self.units, examples)
+        self.graphed = cuda_graphs.capture(self.units, examples, recomputed=self.policy.checkpointing == "blocks")
 
     def value(self, wanted: str, batch: Mapping[str, Tensor], holdings: Sequence[Holding]) -> Tensor:
         """`wanted` as computed from `batch` without gradients or dropout, each unit brought for its turn; units that are not
