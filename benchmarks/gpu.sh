@@ -13,7 +13,7 @@
 # ONLY    names of parts, which then share the budget: ONLY="presets-sd1 peers"
 # PEERS   checkouts, such as PEERS="kohya=/path,python=/path/to/its/python"
 # PYTHON  the interpreter (python3)
-# COMMIT  what rows call the commit, where the folder is a copy without git
+# COMMIT  what rows call the commit, where the folder is a copy of a checkout
 set -u
 cd "$(dirname "$0")/.."
 call=${1:?first or second}

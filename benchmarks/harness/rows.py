@@ -59,22 +59,18 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """The checkout's commit, with + where files differ from it. Outside a checkout: what BENCHMARKS_COMMIT says, or nothing."""
+    """The checkout's commit, with + where files differ from it; empty outside a checkout. BENCHMARKS_COMMIT goes before it,
+    for a copy of a checkout on another machine."""
+    given = os.environ.get("BENCHMARKS_COMMIT")
+    return given or _git("rev-parse", "--short=12", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else "")
+
+
+def _git(*words: str) -> str:
     here = Path(__file__).parent
     try:
-        name = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        dirty = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("BENCHMARKS_COMMIT", "")
-    return name + ("+" if dirty.strip() else "")
+        return ""
 
 
 def run(suite: str, rows: Iterable[dict], *, folder: Path | None = None, quiet: bool = False) -> list[dict]:
