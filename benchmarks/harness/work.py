@@ -68,12 +68,14 @@ def side(options: Options, made: Parts) -> int:
 
 @dataclass(frozen=True)
 class Batch:
-    """values: the engine's inputs; the first half of the rows are photos."""
+    """values: the engine's inputs; the first half of the rows are photos. The rest is what the loss asks for."""
 
     values: dict[str, Tensor]
     target: Tensor
     weights: Tensor
     instances: int
+    mask: Tensor | None = None
+    counts: tuple[int, int] | None = None
 
 
 def batch(made: Parts, pixels: int, pairs: int, device: torch.device, seed: int = 0) -> Batch:
@@ -99,10 +101,7 @@ def stepper(
     def step() -> Tensor:
         now = batches[taken[0] % len(batches)]
         taken[0] += 1
-        result = engine.step(
-            [now.values], lambda output, _: objective.loss(output, now.target, now.weights, now.instances), lr
-        )
-        return result.losses
+        return engine.step([now.values], objective.of_step([now], 1), lr).losses
 
     return engine, step
 

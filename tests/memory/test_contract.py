@@ -147,16 +147,6 @@ def test_compiled_blocks_change_losses_no_more_than_declared(plain, monkeypatch)
     assert torch.allclose(found, plain["sd1", "full"], rtol=tolerance)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
-def test_replayed_graphs_equal_eager_steps():
-    def run(policy: Policy) -> torch.Tensor:
-        engine = Engine(Model().to("cuda").units(), policy, "cuda")
-        return torch.stack([take_step(engine, step).losses[0, 0] for step in range(4)])
-
-    assert torch.allclose(run(Policy(cuda_graphs=True)), run(Policy()), rtol=1e-5)
-
-
 def test_the_bundles_leave_no_technique_out():
     policies = [Policy(**settings) for settings, _ in BUNDLES.values()]
     for technique in TECHNIQUES:

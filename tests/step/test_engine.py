@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer.errors import ConfigError
 from trainer.machine import host
-from trainer.memory import cuda_graphs
 from trainer.memory.stream import Traffic
 from trainer.models import SD1
 from trainer.plan.simulate import Tracker
@@ -387,10 +385,3 @@ def test_the_engine_lays_convolutions_out_channels_last_whatever_order_they_came
         assert kernels and all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
         states.append({name: tensor for name, tensor in engine.state_dict().items() if not name.startswith("engine.")})
     assert equal(*states)
-
-
-def test_a_captured_unit_runs_eagerly_on_shapes_that_it_was_not_captured_with():
-    """A graph would copy one row over all of its two."""
-    run = partial(cuda_graphs._choose, lambda x: ("eager", len(x)), lambda x: ("graph", len(x)), [torch.Size([2, 3])])
-    assert run(torch.zeros(2, 3)) == ("graph", 2)
-    assert run(torch.zeros(1, 3)) == ("eager", 1)

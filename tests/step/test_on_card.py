@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -14,8 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from trainer import memory, models
 from trainer.machine.vitals import Vitals
 from trainer.memory.stream import Block, Traffic
+from trainer.objective.loss import Objective
 from trainer.plan import rehearse
-from trainer.policy import AdamHyper
 from trainer.step.engine import Engine, Policy
 
 pytestmark = [
@@ -98,30 +99,54 @@ def test_nothing_in_a_step_waits(family, text, policy):
     assert losses.isfinite().all()
 
 
-@pytest.mark.parametrize("checkpointing", ["off", "blocks"])
-def test_replayed_graphs_compute_what_the_kernels_compute(checkpointing):
-    policy = Policy(weights="24bit", moments="8bit", compute=torch.bfloat16, recompute_kernels=True, channels_last=True,
-                    attention="math", checkpointing=checkpointing, hyper=AdamHyper())  # fmt: skip
-    results = []
-    for graphs in (False, True):
-        _, step = tiny("sd1", replace(policy, cuda_graphs=graphs), text=False, accumulation=1)
-        with repeatable():
-            results.append(torch.stack([step() for _ in range(4)]))
-    assert torch.allclose(*results, rtol=1e-3)
+GRAPHS = {
+    "kept": {},
+    "blocks": {"checkpointing": "blocks"},
+    "selective": {"checkpointing": "selective"},
+    "previous norm": {"clipping": "previous"},
+    "fp16": {"compute": torch.float16},
+    "autocast": {"weights": "fp32"},
+}
 
 
-def test_a_captured_model_meets_another_bucket_eagerly():
-    results = []
+@pytest.mark.parametrize("more", GRAPHS.values(), ids=GRAPHS.keys())
+def test_replayed_steps_equal_eager_ones_bit_for_bit(more):
+    """Rates, batches and shapes change between steps; one is followed by a picture, which has the card for itself."""
+    settings = {"weights": "24bit", "moments": "8bit", "compute": torch.bfloat16, "attention": "math"} | more
+    found = []
     for graphs in (False, True):
-        policy = Policy(weights="24bit", moments="8bit", compute=torch.bfloat16, attention="math", cuda_graphs=graphs)
-        engine, step = tiny("sd1", policy, text=False, accumulation=1)
-        wide, text = torch.ones(3, 4, 8, 16, device=DEVICE), torch.ones(3, 77, 32, device=DEVICE)
-        given = {"sample": wide, "timestep": torch.ones(3, dtype=torch.int64, device=DEVICE), "text": text}
+        policy = Policy(**settings, recompute_kernels=True, channels_last=True, cuda_graphs=graphs)
+        parts = models.family("sd1").tiny()
+        undo.append(memory.prepare(parts.denoiser, policy, DEVICE))
+        engine = Engine(parts.family.units(parts), policy, DEVICE)
+        assert (engine.replay is not None) is graphs
+        losses = []
         with repeatable():
-            step()
-            losses = engine.step([given], lambda out, i: out.float().pow(2).mean(), 1e-5).losses
-            results.append(torch.cat([losses, step()]))
-    assert torch.allclose(*results, rtol=1e-3)
+            for number in range(7):
+                side = 64 if number % 3 else 128
+                losses.append(real_step(parts, engine, number, side, 1e-4 * (1 + number % 2)))
+                if number == 4:
+                    with engine.parked():
+                        pass
+        if graphs:
+            assert engine.replay.trouble == "" and len(engine.replay.recordings) == 2
+        found.append((torch.stack(losses), {name: value.cpu() for name, value in engine.state_dict().items()}))
+    (plain, state), (replayed, again) = found
+    assert torch.equal(plain, replayed)
+    assert all(torch.equal(state[name], again[name]) for name in state)
+
+
+def real_step(parts: models.Parts, engine: Engine, number: int, side: int, lr: float) -> torch.Tensor:
+    batch = rehearse.batch(parts, rehearse.Shapes((side, side)), False)
+    source = torch.Generator().manual_seed(number)
+
+    def real(tensor: torch.Tensor) -> torch.Tensor:
+        drawn = torch.randn if tensor.is_floating_point() else partial(torch.randint, 20)
+        return drawn(tensor.shape, generator=source).to(DEVICE)
+
+    values = {name: real(value) for name, value in batch.values.items()}
+    batch = replace(batch, values=values, target=real(batch.target), weights=real(batch.weights).abs(), mask=None)
+    return engine.step([values], Objective(parts.noise()).of_step([batch], 1), lr).losses.cpu()
 
 
 def test_losses_are_there_before_the_next_step_is_done():

@@ -39,11 +39,6 @@ def check(policy: Policy) -> None:
             "kept activations hold their inputs on the card.",
             "Set --checkpointing blocks, or --boundaries card.",
         )
-    if policy.cuda_graphs:
-        raise ConfigError(
-            "memory.boundaries = 'ram' cannot be combined with memory.cuda_graphs.",
-            "Set --boundaries card, or leave out --cuda_graphs.",
-        )
 
 
 class Values:

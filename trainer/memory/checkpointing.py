@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from trainer.errors import ConfigError
 from trainer.policy import Policy
 
 FIELDS = ("checkpointing",)
@@ -35,9 +34,7 @@ def enabled(policy: Policy) -> bool:
 
 
 def check(policy: Policy) -> None:
-    if policy.checkpointing == "selective" and policy.cuda_graphs:
-        raise ConfigError("memory.checkpointing = 'selective' cannot be combined with memory.cuda_graphs.",
-                          "Set --checkpointing off or blocks, or leave out --cuda_graphs.")  # fmt: skip
+    """Nothing forbids it."""
 
 
 class Inlet(torch.autograd.Function):

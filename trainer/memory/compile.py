@@ -39,7 +39,7 @@ def check(policy: Policy) -> None:
                           "Set --stream off or state, or --compile off.")  # fmt: skip
     if policy.cuda_graphs:
         raise ConfigError("memory.compile cannot be combined with memory.cuda_graphs.",
-                          "Choose one: --compile blocks, or --cuda_graphs.")  # fmt: skip
+                          "Choose one: --compile off, or --cuda_graphs off.")  # fmt: skip
 
 
 def apply(module: nn.Module, policy: Policy, device: torch.device | str = "cpu") -> Callable[[], None] | None:

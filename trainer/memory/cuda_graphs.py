@@ -1,29 +1,28 @@
-"""CUDA graphs: a unit's kernels are recorded once and replayed with one launch.
+"""CUDA graphs: a whole step's kernels are recorded once for each shape and replayed with one launch.
 
-At batch 2 a fast card waits for Python: SD 1.5 launches some 1,800 kernels in forward alone. The first step runs
-eagerly and shows the shapes; then every unit is captured by torch's own make_graphed_callables, forward and backward,
-into one memory pool.
+At batch 2 a fast card waits for Python: a step of SD 1.5 launches some 3,800 kernels. The first step of a shape runs eagerly
+and loads what its kernels need; the second is recorded, forward, backward, clipping and update, and from then on a step is
+a few small copies and one launch. What changes from step to step lies on the card: inputs, targets, and the optimizer's
+numbers (learning rate, bias correction, the key of random rounding).
 
 Saves: nothing; it is about speed.
-Costs: inputs, outputs and saved activations of all units stay allocated. One micro-batch a step, all weights resident;
-       shapes other than the first step's (another bucket) run eagerly. Not with streaming, boundaries = ram, selective
-       checkpointing, autocast (fp32 weights with 16-bit compute) or compile. Written without a GPU at hand: the
-       capture has not been measured yet.
-Exact: yes: the same kernels in the same order.
+Costs: what a step takes beside weights and state stays reserved between steps, once more than eager steps need. All of it
+       must stay on the card: not with stream, boundaries = ram or gradients = ram. Not with compile, nor with optimizers
+       other than adamw, which count on the host. Steps that draw random numbers (dropout), runs on several cards, and
+       steps of a shape not seen before run eagerly.
+Exact: yes, bit for bit: the same kernels in the same order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer.errors import ConfigError
 from trainer.policy import Policy
-from trainer.units import Unit
 
 FIELDS = ()
 
@@ -33,43 +32,44 @@ def enabled(policy: Policy) -> bool:
 
 
 def check(policy: Policy) -> None:
-    if policy.weights == "fp32" and policy.compute != torch.float32:
-        raise ConfigError("memory.cuda_graphs cannot be combined with fp32 weights under mixed precision.",
-                          "Set --weights 24bit, or --mixed_precision no, or leave out --cuda_graphs.")  # fmt: skip
+    away = [name for name in ("boundaries", "gradients") if getattr(policy, name) == "ram"]
+    if policy.stream != "off" or away:
+        name, value = ("stream", "off") if policy.stream != "off" else (away[0], "card")
+        raise ConfigError(
+            f"memory.{name} = {getattr(policy, name)!r} cannot be combined with memory.cuda_graphs: what visits the card has "
+            "no fixed address there.",
+            f"Set --{name} {value}, or --cuda_graphs off.",
+        )
+    if policy.optimizer != "adamw":
+        raise ConfigError(
+            f"memory.cuda_graphs cannot be combined with train.optimizer = {policy.optimizer!r}, which counts its steps on the host.",
+            "Use --optimizer adamw, or --cuda_graphs off.",
+        )
 
 
-class Replayable(nn.Module):
-    """A unit as the module that make_graphed_callables wants: it must see the parameters."""
+class Recording:
+    """One function of tensors, its kernels recorded over inputs and outputs of its own, and replayed for any others of
+    the same shapes."""
 
-    def __init__(self, unit: Unit):
-        super().__init__()
-        self.owned = unit.module
-        self.run = unit.run
+    def __init__(self, run: Callable[[Sequence[Tensor]], tuple[Tensor, ...]], inputs: Sequence[Tensor], pool: Any):
+        self.inputs = [torch.empty_like(tensor) for tensor in inputs]
+        self.fill(inputs)
+        self.graph = torch.cuda.CUDAGraph()
+        # other threads (a screen, a reader of the card's load) may talk to the driver meanwhile
+        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
+            self.outputs = run(self.inputs)
 
-    def forward(self, *inputs: Tensor):
-        return self.run(*inputs)
+    def fill(self, inputs: Sequence[Tensor]) -> None:
+        for mine, given in zip(self.inputs, inputs, strict=True):
+            mine.copy_(given, non_blocking=True)
 
-
-def capture(units: list[Unit], inputs: list[tuple[Tensor, ...]], *, recomputed: bool) -> list[Unit]:
-    """The units with graphed `run`s. `inputs`: an example of each unit's inputs, requiring gradients where it will.
-
-    All graphs have their memory from one pool, so they must be captured in the order in which they will be replayed: what
-    one leaves, a later one takes. `recomputed`: whether a unit's forward runs right before its backward, the last unit
-    first, instead of before all backwards.
-    """
-    modules = tuple(Replayable(unit) for unit in units)
-    if recomputed:
-        pool, graphed = torch.cuda.graph_pool_handle(), [None] * len(units)
-        for k in reversed(range(len(units))):
-            graphed[k] = torch.cuda.make_graphed_callables(modules[k], inputs[k], allow_unused_input=True, pool=pool)
-    else:
-        graphed = torch.cuda.make_graphed_callables(modules, tuple(inputs), allow_unused_input=True)
-    return [
-        replace(unit, run=partial(_choose, unit.run, each, [x.shape for x in example]))
-        for unit, each, example in zip(units, graphed, inputs, strict=True)
-    ]
+    def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Queue everything; what comes back is the caller's to keep."""
+        self.fill(inputs)
+        self.graph.replay()
+        return tuple(tensor.clone() for tensor in self.outputs)
 
 
-def _choose(eager: Callable, graphed: Callable, shapes: list[torch.Size], *inputs: Tensor):
-    """A graph copies its inputs to where it was captured, so other shapes would fail, or worse, be broadcast."""
-    return (graphed if [x.shape for x in inputs] == shapes else eager)(*inputs)
+def pool() -> Any:
+    """Memory that recordings share, which is right because only one of them runs at a time."""
+    return torch.cuda.graph_pool_handle()

@@ -49,9 +49,6 @@ def check(policy: Policy) -> None:
             "which keeps its own state.",
             "Use --optimizer adamw, or --stream off.",
         )
-    if policy.cuda_graphs:
-        raise ConfigError("memory.stream cannot be combined with memory.cuda_graphs: streamed weights change their address.",
-                          "Set --stream off, or leave out --cuda_graphs.")  # fmt: skip
 
 
 class Clock(Protocol):

@@ -9,8 +9,8 @@ take one and the same loss of a step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -80,18 +80,11 @@ class Objective:
         """Loss weight of each timestep, (B,) fp32."""
         return self.noise.weights(timesteps, self.snr_gamma)
 
-    def of_step(self, micro: Sequence[Rows], accumulation: int) -> Callable[[Tensor, int], tuple[Tensor, ...]]:
-        """The loss of a step over its micro-batches, as the engine asks for it: loss(prediction, index) is (its share of
-        the total, instance loss, class loss). `accumulation`: draws in the step; photos and class images of one draw may
-        be two micro-batches."""
-
-        def loss(prediction: Tensor, index: int) -> tuple[Tensor, ...]:
-            rows = micro[index]
-            each = self.errors(prediction, rows.target, rows.weights, rows.mask)
-            total, instance, prior = self.halves(each, rows.instances, rows.counts)
-            return total / accumulation, instance, prior
-
-        return loss
+    def of_step(self, micro: Sequence[Rows], accumulation: int) -> StepLoss:
+        """The loss of a step over its micro-batches, as the engine asks for it. `accumulation`: draws in the step; photos
+        and class images of one draw may be two micro-batches."""
+        given = [Given(rows.target, rows.weights, rows.mask, rows.instances, rows.counts) for rows in micro]
+        return StepLoss(self, given, accumulation)
 
     def errors(self, prediction: Tensor, target: Tensor, weights: Tensor, mask: Tensor | None = None) -> Tensor:
         """The weighted error of each row, (B,) fp32. `mask`: (B, 1, H/8, W/8) weights of mean one per picture, or None."""
@@ -125,3 +118,50 @@ class Objective:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`halves` of `errors`."""
         return self.halves(self.errors(prediction, target, weights, mask), instances)
+
+
+@dataclass(frozen=True)
+class Given:
+    """`Rows` and nothing else."""
+
+    target: Tensor
+    weights: Tensor
+    mask: Tensor | None
+    instances: int
+    counts: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """loss(prediction, index) is (its share of the total, instance loss, class loss) of one micro-batch. Its tensors may be
+    exchanged for others of the same shapes, as a recorded step does (step/replay.py)."""
+
+    objective: Objective
+    micro: Sequence[Given]
+    accumulation: int
+
+    def __call__(self, prediction: Tensor, index: int) -> tuple[Tensor, ...]:
+        rows = self.micro[index]
+        each = self.objective.errors(prediction, rows.target, rows.weights, rows.mask)
+        total, instance, prior = self.objective.halves(each, rows.instances, rows.counts)
+        return total / self.accumulation, instance, prior
+
+    @property
+    def kind(self) -> tuple:
+        """Whatever of it is no tensor."""
+        rows = tuple((rows.instances, rows.counts, rows.mask is None) for rows in self.micro)
+        return rows, self.accumulation, self.objective.prior_loss_weight
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [
+            tensor for rows in self.micro for tensor in (rows.target, rows.weights, rows.mask) if tensor is not None
+        ]
+
+    def over(self, tensors: Sequence[Tensor]) -> StepLoss:
+        rest = iter(tensors)
+        micro = [
+            replace(each, target=next(rest), weights=next(rest), mask=None if each.mask is None else next(rest))
+            for each in self.micro
+        ]
+        return replace(self, micro=micro)

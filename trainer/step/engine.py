@@ -24,16 +24,14 @@ import torch
 from torch import Tensor, nn
 
 from trainer import memory
-from trainer.errors import ConfigError
 from trainer.machine.team import ALONE, Team
 from trainer.memory import boundaries, checkpointing
 from trainer.memory.clipping import Waiting
 from trainer.memory.stream import Traffic
 from trainer.policy import AdamHyper, Policy
-from trainer.step import gradients, optim, outside
+from trainer.step import gradients, optim, outside, replay, residency
 from trainer.step.ahead import Ahead
 from trainer.step.gradients import Gradients
-from trainer.step.residency import Holding
 from trainer.step.route import Route
 from trainer.step.runner import Runner
 from trainer.step.standin import StandIn
@@ -63,17 +61,7 @@ class Engine:
         self.units, self.policy, self.device, self.team = units, policy, torch.device(device), team
         self.runner = Runner(units, policy, self.device)
         self.traffic = Traffic(self.device)
-        stay = _staying(units, policy.resident_units if policy.stream != "off" else len(units))
-        self.holdings = [
-            Holding(
-                unit,
-                policy,
-                self.traffic,
-                weights_stay=policy.stream != "all" or k in stay,
-                state_stays=policy.stream == "off" or k in stay,
-            )
-            for k, unit in enumerate(units)
-        ]
+        self.holdings = residency.hold(units, policy, self.traffic)
         for holding in self.holdings:
             gradients.watch(holding)
         self.updates = Updates(policy, self.device)
@@ -81,6 +69,8 @@ class Engine:
         self.shelves: list[dict[str, Tensor]] = []  # host memory of boundaries, by micro-batch
         self.routes: dict[tuple[bool, ...], Route] = {}
         self.learning: tuple[bool, ...] = ()  # which units' parameters require gradients now
+        repeats = policy.cuda_graphs and team.size == 1 and not any(self.runner.draws)
+        self.replay = replay.Replay(self.updates, self.abandon) if repeats and self.device.type == "cuda" else None
 
     # one step
 
@@ -99,9 +89,20 @@ class Engine:
         `update` False measures losses and norm and changes nothing, in the memory that a step with an update takes.
         """
         rates = [self._rate(unit, lr) for unit in self.units]
+
+        def run(micro_batches: Sequence[Mapping[str, Tensor]], loss: Loss) -> tuple[Tensor, Tensor]:
+            return self._run(micro_batches, loss, rates, update)
+
+        done = None
+        if self.replay is not None and update and isinstance(loss, replay.Loss):
+            done = self.replay.step(run, micro_batches, loss, rates)
+        return StepResult(*(done or run(micro_batches, loss)))
+
+    def _run(
+        self, micro_batches: Sequence[Mapping[str, Tensor]], loss: Loss, rates: list[float], update: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The step's operators, none of which waits for the device or asks it anything. Returns losses and norm."""
         route = self._route(rates)
-        if self.policy.cuda_graphs and not self.runner.graphed and self.device.type == "cuda":
-            self.runner.capture(_only(micro_batches), route.wants)
         self.updates.start(update, counts=max(rates, default=0.0) > 0)
         while len(self.shelves) < len(micro_batches):
             self.shelves.append({})
@@ -119,7 +120,7 @@ class Engine:
         if update:
             self.updates.finish(norm)
         self.traffic.settle()
-        return StepResult(torch.stack(losses), norm)
+        return torch.stack(losses), norm
 
     def _forward(self, route: Route, values: list[boundaries.Values]) -> dict:
         """All units but the last, whose forward is the beginning of backward; each is first updated, where its update
@@ -284,6 +285,14 @@ class Engine:
             self.learning = learns
         return self.routes[learns]
 
+    def abandon(self) -> None:
+        """Forget what a step that broke off has left in the engine's hands."""
+        self.waiting = Waiting(self.policy.gradients, self.traffic)
+        for holding in self.holdings:
+            holding.gradients = None
+            for place in holding.trained:
+                place.parameter.grad = None
+
     # seen from outside
 
     def forward(self, values: Mapping[str, Tensor], wanted: str = "prediction") -> Tensor:
@@ -325,6 +334,8 @@ class Engine:
     def parked(self):
         """Optimizer state in host memory for the length of the block, so that sampling has the card to itself."""
         self.flush()
+        if self.replay is not None:
+            self.replay.forget()
         with outside.parked(self.holdings):
             yield self
 
@@ -332,18 +343,3 @@ class Engine:
         """A stand-in for `denoiser` in a diffusers pipeline, which also works when the weights are streamed. `values_of`
         names what it is called with, as its family does."""
         return StandIn(self, denoiser, values_of)
-
-
-def _only(micro_batches: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-    if len(micro_batches) > 1:
-        raise ConfigError(
-            "memory.cuda_graphs cannot be combined with gradient accumulation: a graph's activations are overwritten by its next run.",
-            "Set --gradient_accumulation_steps 1 (and a larger --train_batch_size), or leave out --cuda_graphs.",
-        )
-    return micro_batches[0]
-
-
-def _staying(units: list[Unit], count: int) -> set[int]:
-    """The `count` largest units: what stays shrinks the window as well."""
-    sizes = [sum(p.numel() for p in unit.module.parameters()) for unit in units]
-    return set(sorted(range(len(units)), key=lambda k: -sizes[k])[:count])

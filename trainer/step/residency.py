@@ -187,3 +187,24 @@ class Holding:
         for place in self.trained:
             place.fill(full, values[place.name])
         state.set_master(full)
+
+
+def hold(units: list[Unit], policy: Policy, traffic: Traffic) -> list[Holding]:
+    """The units' bytes, each where the policy wants them."""
+    stay = _staying(units, policy.resident_units if policy.stream != "off" else len(units))
+    return [
+        Holding(
+            unit,
+            policy,
+            traffic,
+            weights_stay=policy.stream != "all" or k in stay,
+            state_stays=policy.stream == "off" or k in stay,
+        )
+        for k, unit in enumerate(units)
+    ]
+
+
+def _staying(units: list[Unit], count: int) -> set[int]:
+    """The `count` largest units: what stays shrinks the window as well."""
+    sizes = [sum(p.numel() for p in unit.module.parameters()) for unit in units]
+    return set(sorted(range(len(units)), key=lambda k: -sizes[k])[:count])

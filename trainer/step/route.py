@@ -35,7 +35,7 @@ class Route:
         # A graph that is kept but empty (checkpointing.again) runs again only as far as backward needs; it holds the unit's
         # inputs and parameters, so it is for units whose inputs and weights stay on the card.
         blocks = policy.checkpointing == "blocks"
-        self.light = blocks and policy.stream != "all" and policy.boundaries == "card" and not policy.cuda_graphs
+        self.light = blocks and policy.stream != "all" and policy.boundaries == "card"
         visited = set(self.backward) - {last}
         self.kept = [k in visited and (self.light or not blocks) for k in range(len(units))]
 

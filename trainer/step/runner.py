@@ -2,8 +2,7 @@
 
 A unit reads values by name and writes values by name. Here they get the dtype the model computes with, the unit runs under
 mixed precision where its weights ask for it, and what comes back is a tuple always. Whether a run keeps all of its graph,
-a part of it or an empty one that backward fills again is decided by whoever asks; whether it is replayed from a captured
-CUDA graph shows nowhere else.
+a part of it or an empty one that backward fills again is decided by whoever asks.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from trainer.memory import checkpointing, cuda_graphs
+from trainer.memory import checkpointing
 from trainer.policy import Policy
 from trainer.step.mixed import autocast
 from trainer.step.residency import Holding
@@ -28,7 +27,6 @@ class Runner:
         self.units, self.policy, self.device = units, policy, device
         self.dropouts = [m for unit in units for m in unit.module.modules() if isinstance(m, nn.Dropout)]
         self.draws = [checkpointing.draws(unit.module) for unit in units]
-        self.graphed: list[Unit] = []  # the units with captured runs, once there are any
 
     def given(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Values from outside, on the card, in the dtype the model computes with."""
@@ -52,7 +50,7 @@ class Runner:
         """Unit k as backward wants it; `light`: its graph is kept empty and filled again as far as backward needs."""
 
         def plain(*inputs: Tensor) -> tuple[Tensor, ...]:
-            return self._call((self.graphed or self.units)[k], *inputs)
+            return self._call(self.units[k], *inputs)
 
         if k == len(self.units) - 1:  # backward follows at once
             return plain
@@ -64,17 +62,6 @@ class Runner:
         with autocast(self.policy, self.device):
             outputs = unit.run(*inputs)
         return outputs if isinstance(outputs, tuple) else (outputs,)
-
-    def capture(self, batch: Mapping[str, Tensor], wants: Sequence[set[str]]) -> None:
-        """Run forward once to see the shapes, then capture every unit. `wants`: by unit, the inputs that need gradients."""
-        known, examples = self.given(batch), []
-        for k, unit in enumerate(self.units):
-            inputs = [known[name] for name in unit.reads]
-            examples.append(
-                tuple(x.clone().requires_grad_(n in wants[k]) for n, x in zip(unit.reads, inputs, strict=True))
-            )
-            known.update(zip(unit.writes, self.run(k, inputs), strict=True))
-        self.graphed = cuda_graphs.capture(self.units, examples, recomputed=self.policy.checkpointing == "blocks")
 
     def value(self, wanted: str, batch: Mapping[str, Tensor], holdings: Sequence[Holding]) -> Tensor:
         """`wanted` as computed from `batch` without gradients or dropout, each unit brought for its turn; units that are not

@@ -9,14 +9,15 @@ as torch's GradScaler does. (Unlike there, a skipped step counts in Adam's bias 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from trainer.errors import ConfigError
-from trainer.kernels.adamw_lowbit import step_
+from trainer.kernels.adamw_lowbit import scalars, step_
 from trainer.policy import Policy
 from trainer.step import optim
 from trainer.step.residency import Holding, Place
@@ -63,8 +64,12 @@ class Updates:
         self.policy, self.device = policy, device
         self.scale = Scale(policy, device)
         self.taken = 0  # optimizer steps
-        self.norm = torch.full((), float("nan"), device=device)  # of the last step, unscaled
+        self.norm = torch.full((), float("nan"), device=device)  # of the last step, unscaled; always this tensor
         self.decision = Decision(1, None, None)
+        self.numbers = torch.empty(
+            0, 5, dtype=torch.int32, device=device
+        )  # of each unit's update, on the card, where a recorded step reads them
+        self.telling = False  # whether a step is being recorded
         self.optimizers: dict[int, torch.optim.Optimizer] = {}  # by unit; those that are not ours
         self.together: dict[int, float] = {}  # units that wait for a step of the whole model, with their rates
 
@@ -79,7 +84,8 @@ class Updates:
         counts: whether anything has a rate. A step of warm-up at rate 0 leaves the moments empty, and Adam's correction,
         which makes up for how empty they are, would take them for fuller: the next step would move 0.744 of its rate.
         """
-        self.taken += update and counts
+        if not self.telling:
+            self.taken += update and counts
         if self.policy.two_passes:
             return
         clip = self._inverse()
@@ -100,7 +106,7 @@ class Updates:
         self.decision = Decision(max(self.taken, 1), clip, skip)
 
     def finish(self, norm: Tensor) -> None:
-        self.norm = norm
+        self.norm.copy_(norm)
         if self.scale.factor is not None:
             self.scale.adapt(~torch.isfinite(norm))
 
@@ -127,8 +133,40 @@ class Updates:
         step_(
             holding.use_state(), grad, lr=lr, beta1=hyper.betas[0], beta2=hyper.betas[1], eps=hyper.eps,
             weight_decay=hyper.weight_decay, step=decided.number, clip_scale=decided.clip, skip=skip,
-            seed=self.policy.seed * 100003 + index,
+            seed=self._seed(index), numbers=self.numbers[index] if self.telling else None,
         )  # fmt: skip
+
+    def _seed(self, index: int) -> int:
+        return self.policy.seed * 100003 + index
+
+    # a step that is recorded and replayed (replay.py): the host counts, and tells the card
+
+    @contextmanager
+    def told(self, rates: Sequence[float]) -> Iterator[None]:
+        """Inside, updates read their numbers from the card, and nothing is counted: the step is not taken."""
+        self.tell(rates)
+        self.telling = True
+        try:
+            yield
+        finally:
+            self.telling = False
+
+    def count(self, rates: Sequence[float]) -> None:
+        """A step is taken, as `start` counts it."""
+        self.taken += max(rates, default=0.0) > 0
+
+    def tell(self, rates: Sequence[float]) -> None:
+        """Put what the coming step's updates need where a recording reads it: (units, 5) int32 on the device. A unit without
+        a rate is not updated, whatever its numbers."""
+        hyper, number = self.policy.hyper, max(self.taken, 1)
+        rows = [
+            scalars(rate, *hyper.betas, hyper.weight_decay, number, self._seed(index))
+            for index, rate in enumerate(rates)
+        ]
+        told = torch.tensor(rows, dtype=torch.int32)
+        if len(self.numbers) != len(told):
+            self.numbers = torch.empty_like(told, device=self.device)
+        self.numbers.copy_(told.pin_memory() if self.device.type == "cuda" else told, non_blocking=True)
 
     def _step_theirs(self, index: int, holding: Holding, grad: Tensor, lr: float) -> None:
         if self.decision.clip is not None:
@@ -191,7 +229,7 @@ class Updates:
 
     def load_state_dict(self, state: Mapping[str, Tensor], holdings: list[Holding]) -> None:
         self.taken = int(state["engine.taken"])
-        self.norm = state["engine.norm"].to(self.device)
+        self.norm.copy_(state["engine.norm"])
         if self.scale.factor is not None:
             self.scale.factor.copy_(state["engine.scale"])
             self.scale.calm.copy_(state["engine.calm"])
