@@ -49,6 +49,28 @@ def test_the_sheet_never_lands_among_the_photos(here, monkeypatch):
     assert (here / "photos-dog.png").is_file()
 
 
+@pytest.mark.parametrize(
+    ("classes", "how"), [("dog", "are in one place"), ("dog/class", "lie inside one another"), (".", "lie inside")]
+)
+@pytest.mark.parametrize("command", [["photos", "dog"], ["plan", "--instance_data_dir", "dog"]])
+def test_looking_and_planning_refuse_class_images_among_the_photos_as_a_run_does(here, capsys, command, classes, how):
+    folder_of(here / "dog", 2)
+    (here / "dog" / "class").mkdir()
+    line = ["--class_name", "dog", "--class_data_dir", classes]
+    assert main([*command, *line]) == 2
+    refused = capsys.readouterr().err
+    assert f"the class images ({classes}) {how}" in refused and "name another folder with --class_data_dir" in refused
+    assert main(["--instance_data_dir", "dog", *line, "--output_dir", "run"]) == 2
+    assert capsys.readouterr().err == refused
+    assert not (here / "runs").exists(), "no sheet of what is refused"
+
+
+def test_class_images_are_compared_with_the_photos_though_no_class_is_named_yet(here, capsys):
+    folder_of(here / "dog", 2)
+    assert main(["photos", "dog", "--class_data_dir", "dog"]) == 2
+    assert "are in one place" in capsys.readouterr().err
+
+
 def test_pictures_of_one_name_in_two_folders_are_shown_beside_a_numbered_one(here, capsys):
     for index, name in enumerate(("3_hta dog", "2_hta dog asleep")):
         (here / "img" / name).mkdir(parents=True)

@@ -17,7 +17,7 @@ from trainer.events import Controls, Event, Finished, Notice, RunStarted
 from trainer.files import disk
 from trainer.machine import libraries, releases
 from trainer.readers.lasting import lasting
-from trainer.settings.checks import check, judge
+from trainer.settings.checks import check, judge, places
 from trainer.settings.config import Config
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def _follow(config: Config, rank: int) -> int:
 def plan(command: Command) -> int:
     config = command.config()
     check(config, tolerant=True, files=False)
+    places(config)
     from trainer.files import hub
 
     hub.early(config.model.name, config.model.revision, config.model.vae)
@@ -137,6 +138,7 @@ def photos(command: Command) -> int:
     config = command.config()
     if len(command.words) > 1 or config.data.instance_data_dir is None:
         raise ConfigError("`photos` looks at one folder", "write: python -m trainer photos DIR --class_name dog")
+    places(config, written=False)
     from trainer.cli.photos import main
 
     return main(config)

@@ -210,15 +210,17 @@ def _photos(config: Config) -> None:
         )
 
 
-def places(config: Config) -> None:
-    """ConfigError where photos, class images, output and cache are not four different places, none inside another."""
+def places(config: Config, written: bool = True) -> None:
+    """ConfigError where photos, class images, output and cache are not four different places, none inside another.
+
+    written: False where nothing will be trained: then photos are compared with the class images that are named."""
     data, prior, run = config.data, config.prior, config.run
     folders = [folder for _, folder, _ in map(subset, data.subsets)] or [data.instance_data_dir]
     wanted = [
         *(("the photos", "--instance_data_dir", folder) for folder in folders),
-        ("the class images", "--class_data_dir", prior.class_data_dir if prior_is_on(config) else None),
-        ("the run's output", "--output_dir", run.output_dir),
-        ("the cache", "--cache_dir", run.cache_dir),
+        ("the class images", "--class_data_dir", prior.class_data_dir if prior_is_on(config) or not written else None),
+        ("the run's output", "--output_dir", run.output_dir if written else None),
+        ("the cache", "--cache_dir", run.cache_dir if written else None),
     ]
     named = [(what, flag, Path(path)) for what, flag, path in wanted if path]
     for (one, _, here), (other, flag, there) in itertools.combinations(named, 2):
