@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -314,12 +315,49 @@ def test_a_class_image_of_ours_among_the_photos_is_left_out(tmp_path):
 
 
 @pytest.mark.skipif(not looks.can_compare(), reason="imagehash is not installed")
+def test_a_picture_whose_name_does_not_say_so_is_named(tmp_path):
+    folder_of(tmp_path, 1)
+    for name, kind in {"photo": "PNG", "a.jpg_large": "JPEG", "b.jpg?w=640": "WEBP", ".thumb": "PNG"}.items():
+        noise_picture((96, 80), len(name)).save(tmp_path / name, kind)
+    for name, content in {
+        "c.nef": b"\xff\xd8\xff" + b"\0" * 99,
+        "d.bin": b"RIFF\0\0\0\0WAVE",
+        "e.mp4": b"\0\0\0 ftypisom",
+    }.items():
+        (tmp_path / name).write_bytes(content)
+    (said,) = [text for text in scan(tmp_path).problems if "say so" in text]
+    assert said.startswith("a.jpg_large, b.jpg?w=640, photo hold pictures, but their names do not say so: end the name")
+
+
+def test_a_folder_without_photos_says_what_is_there_instead(tmp_path):
+    (tmp_path / "photos.zip").write_bytes(b"PK\3\4")
+    noise_picture((96, 80)).save(tmp_path / "one", "JPEG")
+    with pytest.raises(ConfigError) as refused:
+        scan(tmp_path)
+    assert f"no photos in {tmp_path}, only one, photos.zip\n  one holds a picture, but its name" in refused.value.what
+
+
+def test_a_mask_that_serves_no_picture_is_named(tmp_path):
+    folder_of(tmp_path, 2)
+    for name in ("00.mask.png", "01.mask.jpg", "elsewhere.mask.png"):
+        Image.new("L", (96, 80), 255).save(tmp_path / name)
+    said = [text for text in scan(tmp_path, masked_loss=True).problems if "mask" in text]
+    assert said == [
+        "01.mask.jpg, elsewhere.mask.png not used: a mask is a PNG beside its picture, a.mask.png beside a.jpg"
+    ]
+
+
 def test_pictures_in_both_halves_are_named(tmp_path):
     photos, classes = scan(folder_of(tmp_path / "photos", 3)), folder_of(tmp_path / "class", 1)
     noise_picture((48, 40), 1).save(tmp_path / "class" / "smaller.jpg", quality=80)
     noise_picture((96, 80), 9).save(tmp_path / "class" / "another.png")
     said = data.in_both(photos, data.scan_class(classes, settings(tmp_path), 64))
     assert len(said) == 2 and "00.png is 00.png" in said[0] and "01.png looks like smaller.jpg" in said[1]
+    without_hashes = [
+        replace(account, photos=tuple(replace(photo, bits=None) for photo in account.photos))
+        for account in (photos, data.scan_class(classes, settings(tmp_path), 64))
+    ]
+    assert data.in_both(*without_hashes) == said[:1], "the same bytes need no package"
 
 
 def test_what_is_wrong_with_many_photos_is_said_once(tmp_path):

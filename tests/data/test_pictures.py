@@ -97,6 +97,13 @@ def test_heic_without_its_package_names_the_package(tmp_path):
         read(tmp_path / "a.heic")
 
 
+@pytest.mark.parametrize("brand", [b"heic", b"mif1", b"hevc"])
+def test_heic_is_known_by_its_bytes_under_any_name(tmp_path, brand):
+    (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftyp" + brand + b"\0" * 100)
+    with pytest.raises(Unreadable, match="pip install pillow-heif"):
+        read(tmp_path / "a.jpg")
+
+
 def test_heic_with_a_broken_package_says_what_breaks(tmp_path, monkeypatch):
     monkeypatch.setattr(libraries, "_hidden", {"pillow_heif": "libheif.so.1 is not there"})
     libraries.loads.cache_clear()

@@ -167,9 +167,25 @@ def test_words_that_every_caption_has_beside_the_identifier_are_named():
 def test_a_webuis_signs_in_captions_are_said_to_be_words_here():
     prompts = ("hta dog, (red:1.2) sofa", "hta dog BREAK grass", "hta <lora:dog_v1:0.8>", "hta, 16:9 (wide)")
     said = odd(photos(*prompts, words="x.txt"), config(data__class_name="dog"))
-    assert [text for text in said if "WebUI" in text] == [
-        "(red:1.2), BREAK, <lora:dog_v1:0.8> in prompts mean something to a WebUI only: here they are trained as words"
+    assert [text for text in said if "trained as words" in text] == [
+        "(red:1.2), BREAK, <lora:dog_v1:0.8> in prompts mean something to other programs only: here they are trained as words"
     ]
+
+
+@pytest.mark.parametrize("place", ["[filewords]", "[name]", "{name}", "{}", "{class}"])
+def test_a_place_that_nobody_fills_is_said_to_be_a_word_here(place):
+    said = odd(photos(f"hta dog, {place}"), config(data__class_name="dog"))
+    assert said == [f"{place} in prompts mean something to other programs only: here they are trained as words"]
+    for meant in ("hta dog [in the snow, at night]", "hta dog {in the snow}"):
+        assert odd(photos(meant), config(data__class_name="dog")) == []
+
+
+@pytest.mark.parametrize("name", ["\U0001f436", "a", "the"])
+def test_the_example_of_a_refused_prompt_is_one_that_is_not_refused(name):
+    asked = config(data__class_name="dog", data__identifier=name)
+    with pytest.raises(ConfigError) as refused:
+        prompts.check(asked, photos(f"a photo of {name} dog"), True)
+    assert "as in 'a photo of hta dog'" in refused.value.fix
 
 
 def test_the_word_behind_the_identifier_is_the_class_though_nobody_named_one():

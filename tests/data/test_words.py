@@ -127,6 +127,17 @@ def test_captions_in_files_that_are_not_read_are_told_from_what_phones_export(tm
     ]
 
 
+def test_rows_that_say_two_things_of_one_picture_are_named(tmp_path):
+    folder_of(tmp_path, 2)
+    rows = [("00.png", "hta dog"), ("./00.PNG", "hta cat"), ("01.png", "hta dog"), ("01.png", " hta  dog")]
+    lines = [json.dumps({"file_name": name, "text": text}) for name, text in rows]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    assert said(tmp_path, "00.png", "01.png") == (
+        [("hta cat", "metadata.jsonl"), ("hta dog", "metadata.jsonl")],
+        ["metadata.jsonl has several rows for ./00.PNG that differ: the last counts"],
+    )
+
+
 def test_rows_without_a_picture_are_named_and_a_caption_file_counts_before_a_row(tmp_path):
     (tmp_path / "metadata.jsonl").write_text(
         '{"file_name": "a.png", "text": "x"}\n{"file_name": "gone.png", "text": "y"}\n'

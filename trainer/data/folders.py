@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
-from trainer.data.pictures import PICTURE_SUFFIXES
+from trainer.data.pictures import PICTURE_SUFFIXES, otherwise_named
 from trainer.errors import ConfigError
 
 NUMBERED = re.compile(r"(\d+)_(.+)")
@@ -220,6 +220,22 @@ def others(files: Iterable[Path]) -> str:
             kind = f"camera raw {suffix}" if suffix in CAMERA_RAW else suffix
             kinds[kind] = kinds.get(kind, 0) + 1
     return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+
+
+def overlooked(files: Iterable[Path], masks: bool) -> Iterator[str]:
+    """What among files that nobody read was meant for the run, it seems: a sentence for each kind. `masks`: they are used."""
+    kept = sorted(path for path in files if not path.name.startswith(".") and path.suffix.lower() not in NOT_READ)
+    idle = [path for path in kept if path.stem.lower().endswith(".mask")]
+    if masks and idle:
+        yield f"{listed([path.name for path in idle])} not used: a mask is a PNG beside its picture, a.mask.png beside a.jpg"
+    if names := otherwise_named(path for path in kept if path not in idle):
+        hold = "holds a picture, but its name does" if len(names) == 1 else "hold pictures, but their names do"
+        yield f"{listed(names)} {hold} not say so: end the name with .jpg or .png to train on it"
+
+
+def listed(names: list[str], most: int = 5) -> str:
+    """ "a, b, c and 4 more"."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def near(folder: Path) -> str:

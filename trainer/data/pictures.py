@@ -12,6 +12,7 @@ import hashlib
 import io
 import struct
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,9 @@ CONVERTED = b"profile to sRGB 1"  # what was cached of a picture before its prof
 SMALLER_COPY = 254  # TIFF's NewSubfileType: bit 0 says that a page is another one made smaller
 NEEDS = "HEIC needs"
 HEIF_SUFFIXES = frozenset({".heic", ".heif"})
+HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+STARTS = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"GIF8": "GIF"}
+HEAD = 12  # bytes that tell the kind
 
 
 class Unreadable(ValueError):
@@ -68,12 +72,15 @@ class Picture:
 
 def read(path: Path) -> Picture:
     """Decode `path` completely. Raises Unreadable with the reason, so that no broken file is met in the middle of a run."""
-    if path.suffix.lower() in HEIF_SUFFIXES:
+    named_so = path.suffix.lower() in HEIF_SUFFIXES
+    if named_so:
         _allow_heif()
     try:
         data = regular.data(path)
     except OSError as error:
         raise Unreadable(error.strerror or "it cannot be opened") from error
+    if not named_so and _kind(data[:HEAD]) == "HEIC":  # phones and messengers call it .jpg
+        _allow_heif()
     if not data:
         raise Unreadable("the file is empty")
     try:
@@ -104,6 +111,28 @@ def read(path: Path) -> Picture:
     ) as error:  # what Pillow's decoders raise on broken files
         raise Unreadable(f"damaged or cut short ({error})") from error
     return Picture(rgb, alpha, hashlib.sha256(data + CONVERTED * converted).hexdigest(), pages)
+
+
+def _kind(head: bytes) -> str:
+    """What a file's first bytes say that it is, of what cameras and phones write; empty: none of these."""
+    if head[4:8] == b"ftyp":
+        return {b"avif": "AVIF"}.get(head[8:12], "HEIC" if head[8:12] in HEIF_BRANDS else "")
+    if head[:4] == b"RIFF":
+        return "WebP" if head[8:12] == b"WEBP" else ""
+    return next((kind for start, kind in STARTS.items() if head.startswith(start)), "")
+
+
+def otherwise_named(files: Iterable[Path]) -> list[str]:
+    """Names of files that hold a picture although their names do not say so: "a.jpg_large", "photo", "b.jpg?w=640"."""
+    found = []
+    for path in sorted(files):
+        try:
+            with regular.opened(path) as file:
+                if not path.name.startswith(".") and _kind(file.read(HEAD)):
+                    found.append(path.name)
+        except OSError:  # nothing that could be read is lost by its name
+            continue
+    return found
 
 
 def _pages(found: Image.Image) -> int:

@@ -24,8 +24,8 @@ ARTICLES = frozenset("a an the my your his her our their this that".split())  # 
 MANY = frozenset("people men women children mice geese feet".split())  # plurals that do not end in s
 A_PHOTO_OF = r"^(an? |the )?(photo|picture|image) of "
 SIGNS = re.compile(
-    r"<(lora|lyco|hypernet):[^>]*>|\([^()]*:\d+(\.\d+)?\)|\bBREAK\b"
-)  # for a WebUI's prompts, not a model
+    r"<(lora|lyco|hypernet):[^>]*>|\([^()]*:\d+(\.\d+)?\)|\bBREAK\b|\{\w*\}|\[\w+\]"
+)  # for a WebUI's prompts, or places that another program fills ([filewords], {name}); nothing to a model
 USUAL_NAMES = frozenset("sks ohwx zwx hta tok".split())  # what guides, and this program, call a subject
 SAY_NOTHING = frozenset(
     """a an the of in on at with and or to from for by is are my your his her our their this that one very
@@ -213,7 +213,8 @@ def _beyond(prompt: str, other: str) -> set[str]:
 
 def _example(config: Config) -> str:
     """How a prompt is meant: a rare word, and the class as the person calls it."""
-    name = config.data.identifier or Data().identifier
+    usable = set(words_of(config.data.identifier)) - SAY_NOTHING - _class_words(config)
+    name = config.data.identifier if usable else Data().identifier
     told = [
         word for word in words_of(config.prior.class_prompt or "") if word not in {name, *SAY_NOTHING, *USUAL_NAMES}
     ]
@@ -234,7 +235,7 @@ def _odd(config: Config, photos: PhotoSet, prior: bool) -> Iterator[str]:
             )
     signs = {sign[0]: photo for photo in photos.photos if (sign := SIGNS.search(photo.prompt))}
     if signs:
-        yield f"{listed(list(signs), 3)} in prompts mean something to a WebUI only: here they are trained as words"
+        yield f"{listed(list(signs), 3)} in prompts mean something to other programs only: here they are trained as words"
     if prior and captioned:
         same = [photo for photo in captioned if not _beyond(photo.prompt, class_prompt(config))]
         if same:

@@ -225,6 +225,7 @@ class _Reader:
         unread = [folders.others(self.unread), *(folders.unread_below(self.root) if below else ())]
         for said in filter(None, unread):
             self.problems.append(f"not read: {said}; save them as JPEG or PNG to train on them")
+        self.problems += folders.overlooked(self.unread, self.wanted.masks)
         if self.wanted.captions and (names := elsewhere(self.unread, self.pictures)):
             self.problems.append(
                 f"captions in {listed(names)} are not read: put them into name.txt, metadata.jsonl or metadata.csv"
@@ -337,6 +338,9 @@ def _empty(folder: Path, flag: str, reader: _Reader) -> ConfigError:
             f"no photos in {folder}, but {counted(len(candidates(deeper)), 'picture')} further down in {deeper}",
             f"use {flag} {quote(str(deeper.parent if meant_as_repeats(deeper.name) else deeper))}",
         )
+    there = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and not path.is_dir()]
+    only = f", only {listed([shown(path.name) for path in there], FEW)}" if there else ""
     return ConfigError(
-        f"no photos in {folder}", "put 3 to 6 photos of the subject there (heic, jpg, png, tif, webp ...)"
+        "\n  ".join([f"no photos in {folder}{only}", *folders.overlooked(there, False)]),
+        "put 3 to 6 photos of the subject there (heic, jpg, png, tif, webp ...)",
     )

@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from trainer.data.folders import fold
+from trainer.data.folders import fold, listed
 from trainer.data.pictures import PICTURE_SUFFIXES
 from trainer.errors import ConfigError
 from trainer.files import regular
@@ -94,11 +94,15 @@ class Table:
         self.folder, self.path = folder, folder / name
         self.rows: dict[str, str] = {}  # folded relative name -> caption
         self.spelled: dict[str, str] = {}
+        self.twice: dict[str, None] = {}  # named by rows that do not say the same
         self.taken: set[str] = set()
         if self.path.exists():  # what is no file is refused: passed over, its captions would be missing without a word
             for file_name, caption in (_csv if name.endswith("csv") else _jsonl)(self.path):
                 key = _key(file_name)
-                self.rows[key], self.spelled[key] = " ".join(caption.split()), file_name
+                caption = " ".join(caption.split())
+                if self.rows.get(key, caption) != caption:
+                    self.twice[file_name] = None
+                self.rows[key], self.spelled[key] = caption, file_name
 
     def take(self, picture: Path) -> str:
         """The caption of `picture`; its row counts as used."""
@@ -129,6 +133,8 @@ class Table:
         if left:
             rows = "1 row names" if len(left) == 1 else f"{len(left)} rows name"
             yield f"{self.path.name}: {rows} no picture here: {listed(left)}"
+        if self.twice:
+            yield f"{self.path.name} has several rows for {listed(list(self.twice))} that differ: the last counts"
 
     @classmethod
     def all(cls, folder: Path) -> list[Table]:
@@ -177,11 +183,6 @@ def _stem(name: str) -> str:
     """The last part of a path as it is typed, folded, without a picture's suffix."""
     last = _key(name).rpartition("/")[2]
     return without_picture_suffix(last, last) or ""
-
-
-def listed(names: list[str], most: int = 5) -> str:
-    """ "a, b, c and 4 more"."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 # --------------------------------------------------------------------------------------------- reading text of any make
