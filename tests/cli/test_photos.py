@@ -65,6 +65,17 @@ def test_looking_and_planning_refuse_class_images_among_the_photos_as_a_run_does
     assert not (here / "runs").exists(), "no sheet of what is refused"
 
 
+def test_a_photo_that_is_a_class_image_too_is_named_before_any_run(here, capsys):
+    folder_of(here / "dog", 2)
+    folder_of(here / "class" / "1_dog", 1)
+    line = ["photos", "dog", "--class_name", "dog", "--resolution", "64", "--class_data_dir"]
+    assert main([*line, "class"]) == 0
+    said = [text for text in capsys.readouterr().out.splitlines() if "among the class images" in text]
+    assert len(said) == 1 and said[0].startswith("warning: 00.png is 00.png among the class images")
+    assert main([*line, "not made yet"]) == 0
+    assert "among the class images" not in capsys.readouterr().out
+
+
 def test_class_images_are_compared_with_the_photos_though_no_class_is_named_yet(here, capsys):
     folder_of(here / "dog", 2)
     assert main(["photos", "dog", "--class_data_dir", "dog"]) == 2

@@ -32,6 +32,9 @@ def main(config: Config) -> int:
     said = list(data.mend(config))
     photos = data.scan(config, side)
     said += prompts.check(config, photos, prior_is_on(config))
+    classes = Path(config.prior.class_data_dir or "")
+    if prior_is_on(config) and config.prior.class_data_dir and classes.is_dir():
+        said += data.in_both(photos, data.scan_class(classes, config, side))
     print(fit(photos.summary, lines=True))
     for line in photos.lines():
         print(f"  {fit(line)}")
