@@ -127,6 +127,25 @@ def test_captions_in_files_that_are_not_read_are_told_from_what_phones_export(tm
     ]
 
 
+@pytest.mark.parametrize("row", [{}, {"captions": "hta dog"}, {"text": None}, {"text": " "}])
+def test_rows_without_words_that_are_read_are_named(tmp_path, row):
+    folder_of(tmp_path, 2)
+    lines = [json.dumps({"file_name": "00.png"} | row), json.dumps({"file_name": "01.png", "prompt": "hta dog"})]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    found, problems = said(tmp_path, "00.png", "01.png")
+    assert found == [("", ""), ("hta dog", "metadata.jsonl")]
+    assert problems == [
+        "metadata.jsonl: 1 row has no words for the picture (00.png); text, caption, prompt are read",
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("text", ["катя", "γάτα", "חתול", "قطة"])
+def test_a_word_of_another_alphabet_in_utf_16_without_a_mark_is_read(tmp_path, text, encoding):
+    (tmp_path / "a.txt").write_bytes(text.encode(encoding))
+    assert text_of(tmp_path / "a.txt") == text
+
+
 def test_rows_that_say_two_things_of_one_picture_are_named(tmp_path):
     folder_of(tmp_path, 2)
     rows = [("00.png", "hta dog"), ("./00.PNG", "hta cat"), ("01.png", "hta dog"), ("01.png", " hta  dog")]

@@ -133,6 +133,9 @@ class Table:
         if left:
             rows = "1 row names" if len(left) == 1 else f"{len(left)} rows name"
             yield f"{self.path.name}: {rows} no picture here: {listed(left)}"
+        if empty := [spelled for key, spelled in self.spelled.items() if key in self.taken and not self.rows[key]]:
+            rows = "1 row has" if len(empty) == 1 else f"{len(empty)} rows have"
+            yield f"{self.path.name}: {rows} no words for the picture ({listed(empty)}); {', '.join(TEXT_KEYS)} are read"
         if self.twice:
             yield f"{self.path.name} has several rows for {listed(list(self.twice))} that differ: the last counts"
 
@@ -208,8 +211,11 @@ def _encoding(data: bytes) -> str:
         if data.startswith(mark):
             return encoding
     zeros = data.count(0, 0, 4096)
-    if not zeros:
-        return "utf-8"
+    if (
+        not zeros
+    ):  # nor is there one in UTF-16 that has neither blanks nor Latin letters: there, its alphabet gives it away
+        high = {"utf-16-be": data[:4096:2], "utf-16-le": data[1:4096:2]}
+        return next((encoding for encoding, half in high.items() if half and max(half) < ord("\t")), "utf-8")
     return "utf-16-be" if data[:4096:2].count(0) * 2 > zeros else "utf-16-le"
 
 
