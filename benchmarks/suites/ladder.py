@@ -36,12 +36,14 @@ def recipes(half: torch.dtype) -> list[tuple[str, baseline.Recipe]]:
     ]
 
 
-def policies(half: torch.dtype) -> list[tuple[str, Policy]]:
-    fused = Policy(weights="fp32", moments="8bit", compute=half)
+def policies(half: torch.dtype, card: bool) -> list[tuple[str, Policy]]:
+    """`card`: channels last and CUDA graphs as a plan for a card has them; a CPU gains nothing by either."""
+    fused = Policy(weights="fp32", moments="8bit", compute=half, channels_last=card)
     exact = replace(fused, weights="24bit", gradients="ram")
     kernels = replace(exact, recompute_kernels=True)
     blocks = replace(kernels, checkpointing="blocks")
     state = replace(blocks, stream="state")
+    replayed = replace(kernels, gradients="card", cuda_graphs=True)
     return [
         ("+ update inside backward", replace(fused, max_grad_norm=0.0)),
         ("+ exact clipping, gradients in RAM", replace(fused, gradients="ram")),
@@ -53,13 +55,16 @@ def policies(half: torch.dtype) -> list[tuple[str, Policy]]:
         ("8-bit, state streamed", state),
         ("+ everything streamed", replace(state, stream="all")),
         ("+ boundaries in RAM", replace(state, stream="all", boundaries="ram")),
+        *([("24-bit weights, all on the card, steps as CUDA graphs", replayed)] if card else []),
     ]
 
 
 def suite(options: Options) -> Iterator[dict]:
     half, above = torch.bfloat16, None
     ways = [(name, partial(_baseline, options, recipe)) for name, recipe in recipes(half)]
-    ways += [(name, partial(_engine, options, policy)) for name, policy in policies(half)]
+    ways += [
+        (name, partial(_engine, options, policy)) for name, policy in policies(half, options.device.type == "cuda")
+    ]
     for name, way in ways:
         row = guarded({"technique": name, "model": options.model}, way)
         release()

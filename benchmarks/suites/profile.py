@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch.autograd import DeviceType
@@ -35,7 +36,6 @@ def suite(options: Options) -> Iterator[dict]:
             weights="24bit",
             moments="8bit",
             compute=torch.bfloat16,
-            gradients="ram",
             recompute_kernels=True,
             channels_last=True,
         )
@@ -63,6 +63,9 @@ def suite(options: Options) -> Iterator[dict]:
         }
     )
 
+    if device.type == "cuda":
+        yield {"what": "step, replayed as a CUDA graph", "model": options.model} | replayed(options, policy)
+
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     with profile(activities=activities) as recorded:
         started = time.perf_counter()
@@ -87,6 +90,19 @@ def suite(options: Options) -> Iterator[dict]:
     for event in events[:TOP]:
         own = getattr(event, key) / 1e6
         yield {"what": event.key, "calls": event.count, "seconds": own, "share": own / spent}
+
+
+def replayed(options: Options, policy: Policy) -> dict:
+    """The same step as a run takes it where the card would wait for Python. Its first is eager, its second records."""
+    made = work.parts(options, "unet", device=options.device)
+    policy = replace(policy, cuda_graphs=True)
+    undo = memory.prepare(made.denoiser, policy, options.device)
+    try:
+        batches = [work.batch(made, work.side(options, made), 1, options.device)]
+        _, step = work.stepper(made, policy, batches, options.device)
+        return timed(step, options).row(2)
+    finally:
+        undo()
 
 
 def covered(spans: list[tuple[float, float]]) -> float:

@@ -39,7 +39,7 @@ def test_workspaces_that_libraries_take_from_the_allocator_are_no_deviation():
     """On an H200 the demo's 0.09 GiB of tensors were measured as 0.16: cuBLAS and cuDNN had the rest, which is planned."""
     small = replace(PLAN, phases=(phase("train", 100 * MIB),))
     assert measured.compare(small, {"train": 166 * MIB})[1] == []
-    assert measured.compare(small, {"train": 400 * MIB})[1] and measured.compare(small, {"train": 30 * MIB})[1]
+    assert measured.compare(small, {"train": 500 * MIB})[1] and measured.compare(small, {"train": 30 * MIB})[1]
 
 
 def test_a_probe_corrects_the_phases_it_measured_and_no_others():

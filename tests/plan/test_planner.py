@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 
 import pytest
@@ -241,11 +240,55 @@ def test_a_plan_that_nothing_limits_says_so(facts):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card: nothing to measure a plan against")
-def test_a_planned_step_is_within_three_percent_of_the_measured_one():
+def test_a_planned_step_and_its_workspaces_hold_the_measured_one():
+    """A plan counts tensors; what torch handed out at the peak has the libraries' workspaces in it as well."""
     from trainer.benchmarks.harness.timing import Options
     from trainer.benchmarks.suites.planner import suite
 
-    assert all(math.isclose(row["planned_bytes"], row["measured_bytes"], rel_tol=0.03) for row in suite(Options()))
+    apart = {row["case"]: row["measured_bytes"] - row["planned_bytes"] for row in suite(Options())}
+    assert all(0 <= more <= calibration.WORKSPACE_BYTES.amount for more in apart.values()), apart
+
+
+def test_steps_are_replayed_where_the_card_would_wait_for_python(facts):
+    fast, slow = (Machine("cuda", cards.find(name)) for name in ("RTX 4090", "GTX 1650"))
+    quick = draft(facts, fast, train__train_batch_size=1)
+    assert quick.policy.cuda_graphs and quick.settings["memory.cuda_graphs"] is True
+    assert "CUDA graphs" in quick.explanation and "cuda_graphs on" in command.table(quick)
+    held = draft(facts, fast, train__train_batch_size=1, memory__cuda_graphs=False)
+    assert not held.policy.cuda_graphs and held.steps_per_second < quick.steps_per_second
+    assert not draft(facts, slow, train__train_batch_size=512, memory__vram_gb=24.0).policy.cuda_graphs
+
+
+def test_the_memory_of_a_recording_is_planned(facts):
+    fast = Machine("cuda", cards.find("RTX 4090"))
+    quick, held = (draft(facts, fast, memory__cuda_graphs=graphs) for graphs in (None, False))
+    more = {p.name: p.vram_bytes for p in quick.phases}, {p.name: p.vram_bytes for p in held.phases}
+    assert more[0]["train"] > more[1]["train"] and quick.phases[0].parts.keys() == held.phases[0].parts.keys()
+    assert next(p for p in quick.phases if p.name == "train").parts["graphs"] > 0
+    assert more[0]["sample"] == more[1]["sample"]  # it is given back before pictures are drawn
+    tight = draft(facts, fast, memory__vram_gb=(more[0]["train"] - 1) / GIB)
+    assert not tight.policy.cuda_graphs and tight.fits
+
+
+HELD = {
+    "streamed": {"memory__stream": "state"},
+    "gradients in RAM": {"memory__gradients": "ram"},
+    "compiled": {"memory__compile": "blocks"},
+    "another optimizer": {"train__optimizer": "torch_adamw"},
+    "two cards": {"run__cards": 2},
+}
+
+
+@pytest.mark.parametrize("held", HELD.values(), ids=HELD.keys())
+def test_nothing_is_replayed_that_cannot_be(facts, held):
+    assert not draft(facts, Machine("cuda", cards.find("RTX 4090")), **held).policy.cuda_graphs
+
+
+def test_an_adapter_with_dropout_is_not_replayed(facts):
+    """Random numbers of a graph are not those of an eager step."""
+    fast = Machine("cuda", cards.find("RTX 4090"))
+    plain, drops = (draft(facts, fast, train__method="lora", lora__dropout=share) for share in (0.0, 0.1))
+    assert plain.policy.cuda_graphs and not drops.policy.cuda_graphs
 
 
 def test_rehearsals_answer_with_a_value_and_change_nothing_of_themselves(facts):

@@ -82,10 +82,20 @@ def test_every_shape_has_a_recording_and_runs_eagerly_first():
     assert len(made.replay.recordings) == 2
 
 
+def test_an_eager_step_has_the_memory_of_recordings_given_back_first():
+    """Else a step would take the card twice."""
+    made = engine(LOW, True)
+    for rows in (2, 2, 2):
+        step(made, 0, 1e-3, rows)
+    assert len(made.replay.recordings) == 1
+    step(made, 3, 1e-3, 4)
+    assert not made.replay.recordings and made.replay.pool is None
+
+
 def test_a_text_encoder_that_stops_learning_is_another_step():
     rates = [{"unet": 1e-3, "text": 1e-4}] * 3 + [{"unet": 1e-3, "text": 0.0}] * 3
     made = both(LOW, [{"lr": each} for each in rates], text=True)
-    assert len(made.replay.recordings) == 2
+    assert len(made.replay.recordings) == 1  # the other's memory went to the eager step that came between
 
 
 def test_a_step_at_rate_zero_counts_for_nothing():
@@ -130,7 +140,7 @@ def test_a_recording_that_fails_leaves_eager_training_and_says_why(monkeypatch):
     step(made, 0, 1e-3)
     # what was recorded did not run on a card: here it has, so only that training goes on is held
     assert step(made, 1, 1e-3).losses.isfinite().all()
-    assert "out of memory" in made.replay.trouble and not made.replay.recordings
+    assert "out of memory" in made.replay.news() and made.replay.news() == "" and not made.replay.recordings
     assert step(made, 2, 1e-3).losses.isfinite().all()
     assert made.waiting.rates == {} and all(holding.gradients is None for holding in made.holdings)
 

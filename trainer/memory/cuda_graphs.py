@@ -6,10 +6,11 @@ a few small copies and one launch. What changes from step to step lies on the ca
 numbers (learning rate, bias correction, the key of random rounding).
 
 Saves: nothing; it is about speed.
-Costs: what a step takes beside weights and state stays reserved between steps, once more than eager steps need. All of it
-       must stay on the card: not with stream, boundaries = ram or gradients = ram. Not with compile, nor with optimizers
-       other than adamw, which count on the host. Steps that draw random numbers (dropout), runs on several cards, and
-       steps of a shape not seen before run eagerly.
+Costs: what a step takes beside weights and state stays reserved between steps, and is about a quarter larger; whoever
+       else computes (pictures, the guard, a step of a new shape) has it given back first, and recording anew takes half a
+       second. All must stay on the card: not with stream, boundaries = ram or gradients = ram. Not with compile, nor with
+       optimizers other than adamw, which count on the host. Steps that draw random numbers (dropout) and runs on several
+       cards stay eager.
 Exact: yes, bit for bit: the same kernels in the same order.
 """
 

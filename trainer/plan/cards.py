@@ -230,17 +230,18 @@ def estimated(device: Device) -> Card:
     return Card(device.name, device.memory_bytes / 2**30, tflops, bandwidth, X8, device.capability >= BF16, source)
 
 
-def seconds(work: Watched, card: Card) -> float:
-    """Estimated time of a simulated step on `card`, played back on its clocks."""
-    return timeline.seconds(work.timeline, speeds(card))
+def seconds(work: Watched, card: Card, recorded: bool = False) -> float:
+    """Estimated time of a simulated step on `card`, played back on its clocks; `recorded`: as a CUDA graph."""
+    return timeline.seconds(work.timeline, speeds(card, recorded))
 
 
-def speeds(card: Card) -> timeline.Speeds:
-    """What of its published rates a card is expected to reach."""
+def speeds(card: Card, recorded: bool = False) -> timeline.Speeds:
+    """What of its published rates a card is expected to reach. Of a recorded step the host queues nothing but its start."""
     return timeline.Speeds(
         card.tflops * 1e12 * calibration.MATMUL_EFFICIENCY.amount,
         card.bandwidth * 1e9 * calibration.BANDWIDTH_EFFICIENCY.amount,
         card.bus * 1e9,
         calibration.DUPLEX_SHARE.amount,
-        calibration.LAUNCH_SECONDS.amount,
+        0.0 if recorded else calibration.LAUNCH_SECONDS.amount,
+        calibration.KERNEL_SECONDS.amount,
     )

@@ -22,8 +22,9 @@ from trainer.plan.planner import draft
 from trainer.settings.config import Config
 
 WIDTH = 60
+SWITCHES = {True: "on", False: "off"}
 LETTERS = {"weights": "W", "corrections": "C", "moments": "M", "window": "S", "gradients": "G", "activations": "A", "inputs": "i",
-           "standing": "W", "phase": "A", "context": "x", "workspaces": "w", "allocator": "a"}  # fmt: skip
+           "standing": "W", "phase": "A", "graphs": "g", "context": "x", "workspaces": "w", "allocator": "a"}  # fmt: skip
 
 
 def main(config: Config, as_json: bool = False) -> int:
@@ -80,7 +81,11 @@ def table(plan: Plan) -> str:
     lines += ["", bar(plan), "", plan.explanation]
     lines.append(
         "settings: "
-        + ", ".join(f"{key.split('.')[-1]} {value}" for key, value in plan.settings.items() if value is not None)
+        + ", ".join(
+            f"{key.split('.')[-1]} {SWITCHES.get(value, value) if isinstance(value, bool) else value}"
+            for key, value in plan.settings.items()
+            if value is not None
+        )
     )
     lines.append(
         f"disk: {gib(plan.disk_bytes)} for cache, class images, checkpoints and exports; "

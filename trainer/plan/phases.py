@@ -56,18 +56,19 @@ class Rehearsals:
         self.standing: dict[Policy, Standing] = {}
         self.split: dict[Policy, dict[str, int]] = {}
         self.rehearsed: dict[object, int] = {}
-        self.unit_count = 0
+        self.unit_count, self.draws = 0, False  # draws: whether a step draws random numbers (dropout)
         self.adapted = False
 
     # the step
 
     def work(self, policy: Policy) -> Watched:
-        """One optimizer step, simulated once per policy."""
+        """One optimizer step, simulated once per policy, and eagerly: a recording runs the same operators."""
+        policy = _eager(policy)
         if policy not in self.steps:
             self._adapt()
             with rehearse.engine(self.parts, policy, text=self.text, team=self.team) as made:
-                self.standing[policy] = _standing(made, policy)
-                self.unit_count = len(made.units)
+                self.standing[_eager(policy)] = _standing(made, policy)
+                self.unit_count, self.draws = len(made.units), any(made.runner.draws)
                 rehearsal = partial(rehearse.train, self.parts, made, text=self.text, objective=self.objective)
                 watched = rehearsal(self.shapes)
                 if (
@@ -80,24 +81,36 @@ class Rehearsals:
         return self.steps[policy]
 
     def step_bytes(self, policy: Policy) -> int:
-        return _process(self.work(policy).card_peak)
+        return _process(self.step_tensors(policy))
+
+    def step_tensors(self, policy: Policy) -> int:
+        return self.work(policy).card_peak + self._recording(policy)
+
+    def repeats(self) -> bool:
+        """Whether a step may be recorded and replayed, as far as the run decides that."""
+        return self.kind == "cuda" and self.team.size == 1 and not self.draws
+
+    def _recording(self, policy: Policy) -> int:
+        """Bytes that recorded steps take more than eager ones."""
+        return int(calibration.RECORDING_SHARE.amount * _own(self.work(policy))) if policy.cuda_graphs else 0
 
     def at_least(self, policy: Policy) -> int:
         """A lower bound of `step_bytes` without a simulation: what the engine keeps between steps, and what was simulated
         with gradients on the card, less all gradients."""
         self._adapt()
+        policy = _eager(policy)
         if policy not in self.standing:
             with rehearse.engine(self.parts, policy, text=self.text, team=self.team) as made:
-                self.standing[policy] = _standing(made, policy)
-        bounds = [self.standing[policy].card]
+                self.standing[_eager(policy)] = _standing(made, policy)
+        bounds = [self.standing[_eager(policy)].card]
         sibling = self.steps.get(replace(policy, gradients="card"))
         if sibling is not None:
-            bounds.append(sibling.card_peak - self.standing[policy].trained)
+            bounds.append(sibling.card_peak - self.standing[_eager(policy)].trained)
         return _process(max(bounds))
 
     def residents(self, policy: Policy, budget: int) -> Iterator[int]:
         """Numbers of units to keep on the card, largest first: the largest that should fit, then somewhat fewer."""
-        empty, standing = self.step_bytes(policy), self.standing[policy]
+        empty, standing = self.step_bytes(policy), self.standing[_eager(policy)]
         if policy.stream == "all":  # what stays is there from the beginning, beside the encoders and the drawing
             small = Drawing(tile=self.config.memory.vae_tile or TILE, vae_dtype=self.vae_dtypes[-1])
             vae = max(self._vae(small, decode=True), self._vae(small, decode=False))
@@ -120,7 +133,7 @@ class Rehearsals:
         if budget is None:
             return batch
         work = self.work(policy)
-        own = work.card_peak - work.card_kept
+        own = _own(work) + self._recording(policy)
         factor = 1
         while factor < 8 and _process(work.card_kept + 2 * factor * own) <= budget:
             factor *= 2
@@ -130,7 +143,7 @@ class Rehearsals:
 
     def all(self, policy: Policy, budget: int | None) -> tuple[tuple[PhasePlan, ...], Drawing]:
         """The phases in the order of events.PHASES, and how pictures are drawn in them."""
-        work, standing = self.work(policy), self.standing[policy]
+        work, standing = self.work(policy), self.standing[_eager(policy)]
         process = int(calibration.PROCESS_RAM_BYTES.amount)
         drawing = self._fit_drawing(policy, budget)
         early = standing if policy.stream == "all" else Standing()  # then the engine draws the class images, too
@@ -142,7 +155,7 @@ class Rehearsals:
         found = [
             self._phase("load", 0, 0, process),
             self._phase("cache images", early.card, self._vae(drawing, decode=False), before + self.latents()),
-            self._phase("train", work.card_kept, work.card_peak - work.card_kept, ram, self.split[policy]),
+            self._phase("train", work.card_kept, _own(work) + self._recording(policy), ram, self._train_parts(policy)),
             replace(self._phase("sample", standing.card - parked, pictures, ram + parked), parked_bytes=parked),
             self._phase("save", standing.card, 0, ram + PIECE_BYTES),
             self._phase("export", standing.card, unit if on_card else 0, ram + PIECE_BYTES + (unit if away else 0)),
@@ -153,6 +166,9 @@ class Rehearsals:
         if self.prior or not self.text:  # a text encoder that learns is read before the engine takes it over
             found.append(self._phase("cache text", 0 if self.text else early.card, self._encode(), before))
         return tuple(sorted(found, key=lambda phase: PHASES.index(phase.name))), drawing
+
+    def _train_parts(self, policy: Policy) -> dict[str, int]:
+        return self.split[_eager(policy)] | {"graphs": self._recording(policy)}
 
     def _phase(self, name: str, standing: int, own: int, ram: int, parts: dict[str, int] | None = None) -> PhasePlan:
         tensors, parts = standing + own, parts or {"standing": standing, "phase": own}
@@ -168,7 +184,7 @@ class Rehearsals:
         if self.kind != "cuda":
             return Drawing(tile=asked)
         room = float("inf") if budget is None else budget
-        standing = self.standing[policy]
+        standing = self.standing[_eager(policy)]
         early = standing.card if policy.stream == "all" else 0
 
         def vae_fits(way: Drawing) -> bool:
@@ -215,7 +231,7 @@ class Rehearsals:
             with rehearse.engine(self.parts, policy, text=self.text, team=self.team) as made:
                 return _own(rehearse.draw(self.parts, self._through(made), self.shapes.size, 1, made))
 
-        return pictures * self._once(("draw", policy), run)
+        return pictures * self._once(("draw", _eager(policy)), run)
 
     def _through(self, made: Engine) -> nn.Module:
         return made.as_module(loaded(self.parts.denoiser), self.parts.family.values_of)
@@ -224,7 +240,7 @@ class Rehearsals:
         """Bytes that drawing class images takes, the denoiser included."""
         if not self.prior:
             return 0
-        standing = self.standing[policy]
+        standing = self.standing[_eager(policy)]
         if policy.stream == "all":
             return standing.card + self._draw(policy, pictures)
 
@@ -275,7 +291,7 @@ class Rehearsals:
     def disk(self, policy: Policy) -> int:
         """What a run writes to disk: caches, class images, checkpoints and exports, from counts and shapes."""
         (width, height), config, defaults = self.shapes.size, self.config, self.parts.family.defaults
-        pictures, saved = int(self.class_images() * 3 * width * height * PNG_SHARE), self.standing[policy].saved
+        pictures, saved = int(self.class_images() * 3 * width * height * PNG_SHARE), self.standing[_eager(policy)].saved
         checkpoints = 1
         if config.checkpoint.checkpointing_steps:
             checkpoints = -(-(config.train.max_train_steps or defaults.steps) // config.checkpoint.checkpointing_steps)
@@ -295,6 +311,10 @@ class Rehearsals:
             for p in unit.module.parameters()
             if p.requires_grad
         )
+
+
+def _eager(policy: Policy) -> Policy:
+    return replace(policy, cuda_graphs=False)
 
 
 def _fp32(module: nn.Module) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from trainer import memory
+from trainer.errors import ConfigError
 from trainer.kernels import choice
 from trainer.models import Facts
 from trainer.plan import cards, solver
@@ -22,6 +23,7 @@ from trainer.plan.inputs import Machine, assumptions, at_hand, budget_bytes
 from trainer.plan.phases import Rehearsals
 from trainer.plan.plan import PhasePlan, Plan
 from trainer.plan.refusal import asked_for, flags, nearest, refuse
+from trainer.plan.simulate import Watched
 from trainer.policy import Drawing, Policy
 from trainer.settings.config import Config
 
@@ -51,6 +53,8 @@ def _draft(config: Config, facts: Facts, machine: Machine, rehearsals: Rehearsal
     found, phases, drawing = _place(config, ladder, budget, rehearsals)
     work = rehearsals.work(found.policy)
     card = machine.card if machine.kind == "cuda" else None
+    if config.memory.cuda_graphs is None and card is not None and _waits_for_host(work, card) and rehearsals.repeats():
+        found, phases = _recorded(found, phases, budget, rehearsals)
     result = Plan(
         model=config.model.name or rehearsals.parts.source,
         mode=mode(config),
@@ -60,9 +64,9 @@ def _draft(config: Config, facts: Facts, machine: Machine, rehearsals: Rehearsal
         drawing=drawing,
         settings=settings(config, found.policy, drawing),
         phases=phases,
-        step_tensor_bytes=work.card_peak,
+        step_tensor_bytes=rehearsals.step_tensors(found.policy),
         disk_bytes=rehearsals.disk(found.policy),
-        steps_per_second=None if card is None else 1 / cards.seconds(work, card),
+        steps_per_second=None if card is None else 1 / cards.seconds(work, card, found.policy.cuda_graphs),
         card=card.name if card else "",
         explanation="",
         assumptions=assumptions(config, machine, found.policy.math),
@@ -116,6 +120,26 @@ def _solve(
     )
 
 
+def _waits_for_host(work: Watched, card: cards.Card) -> bool:
+    """Whether the card would wait for Python, for more than a thirtieth of a step."""
+    return cards.seconds(work, card, recorded=True) < 0.97 * cards.seconds(work, card)
+
+
+def _recorded(
+    found: solver.Found, phases: tuple[PhasePlan, ...], budget: int | None, rehearsals: Rehearsals
+) -> tuple[solver.Found, tuple[PhasePlan, ...]]:
+    """The same plan with whole steps as CUDA graphs, where nothing forbids that and there is room for a recording."""
+    policy = replace(found.policy, cuda_graphs=True)
+    try:
+        memory.check(policy)
+    except ConfigError:
+        return found, phases
+    size = rehearsals.step_bytes(policy)
+    if budget is not None and size > budget:
+        return found, phases
+    return replace(found, policy=policy, step_bytes=size), rehearsals.all(policy, budget)[0]
+
+
 def mode(config: Config) -> str:
     return config.train.method + ("+text" if config.train.train_text_encoder else "")
 
@@ -123,6 +147,7 @@ def mode(config: Config) -> str:
 def settings(config: Config, policy: Policy, drawing: Drawing) -> dict[str, Any]:
     """Every memory setting as it will be, by dotted key."""
     chosen: dict[str, Any] = {f"memory.{name}": value for name, value in memory.choices(policy).items()}
+    chosen["memory.cuda_graphs"] = policy.cuda_graphs
     chosen["memory.vae_tile"] = drawing.tile
     chosen["prior.sample_batch_size"] = config.prior.sample_batch_size or drawing.batch
     chosen["sample.batch_size"] = config.sample.batch_size or drawing.batch
@@ -146,6 +171,8 @@ def explain(made: Plan, found: solver.Found, rehearsals: Rehearsals) -> str:
     if batch > rehearsals.config.train.train_batch_size:
         what = "pairs" if rehearsals.shapes.rows > rehearsals.shapes.instances else "photos"
         text += f" A batch of {batch} {what} would also fit."
+    if made.policy.cuda_graphs:
+        text += " Steps are replayed as CUDA graphs, so that the card does not wait for Python."
     if made.policy.moments == "4bit":
         text += " 4-bit moments are approximate."
     return text

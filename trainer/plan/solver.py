@@ -81,7 +81,7 @@ def base(config: Config, device: str, computes: torch.dtype = torch.bfloat16) ->
         recompute_kernels=switch[wanted.recompute_kernels],
         channels_last=switch[wanted.channels_last],
         compile=wanted.compile,
-        cuda_graphs=wanted.cuda_graphs,
+        cuda_graphs=bool(wanted.cuda_graphs) and device == "cuda",
     )
 
 

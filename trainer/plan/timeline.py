@@ -35,13 +35,14 @@ class Entry:
 @dataclass(frozen=True)
 class Speeds:
     """Of one card, as far as they are reached. bus: bytes a second each way; duplex: the share of it that is left where both
-    ways are in use; launch: seconds of the host for one operator."""
+    ways are in use; launch: seconds of the host for one operator; kernel: seconds of the card for one, however small."""
 
     flops: float
     bandwidth: float
     bus: float
     duplex: float
     launch: float
+    kernel: float = 0.0
 
 
 def seconds(entries: Sequence[Entry], speeds: Speeds) -> float:
@@ -61,7 +62,7 @@ def _play(entries: Sequence[Entry], speeds: Speeds, clocks: dict[str, float]) ->
         began = max(clocks["compute"], clocks["host"])
         clocks["host"] += entry.operators * speeds.launch
         if entry.operators:
-            work = entry.flops / speeds.flops + entry.moved / speeds.bandwidth
+            work = entry.flops / speeds.flops + entry.moved / speeds.bandwidth + entry.operators * speeds.kernel
             clocks["compute"] = max(began + work, clocks["host"])  # no kernel runs before it is queued
         if entry.kind == "wait":
             clocks["compute"] = max(clocks["compute"], landed.get(entry.number, 0.0))

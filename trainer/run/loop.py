@@ -83,6 +83,11 @@ def one_step(trained: Trained, late: Late) -> Iterator[Event]:
     loss = trained.objective.of_step(micro, trained.batches.accumulation)
     result = trained.engine.step([batch.values for batch in micro], loss, rates)
     trained.step += 1
+    if trained.engine.replay is not None and (why := trained.engine.replay.news()):
+        yield Notice(
+            f"A step could not be recorded as a CUDA graph, so steps run eagerly: {why}",
+            "The arithmetic is the same; --no-cuda_graphs does not try.",
+        )
     if trained.average is not None:
         trained.average.update(trained.engine.master())
     # into pinned memory without waiting: a plain copy would wait for whatever is queued by then

@@ -93,10 +93,9 @@ class Engine:
         def run(micro_batches: Sequence[Mapping[str, Tensor]], loss: Loss) -> tuple[Tensor, Tensor]:
             return self._run(micro_batches, loss, rates, update)
 
-        done = None
-        if self.replay is not None and update and isinstance(loss, replay.Loss):
-            done = self.replay.step(run, micro_batches, loss, rates)
-        return StepResult(*(done or run(micro_batches, loss)))
+        if self.replay is None or not (update and isinstance(loss, replay.Loss)):
+            return StepResult(*run(micro_batches, loss))
+        return StepResult(*(self.replay.step(run, micro_batches, loss, rates) or run(micro_batches, loss)))
 
     def _run(
         self, micro_batches: Sequence[Mapping[str, Tensor]], loss: Loss, rates: list[float], update: bool
@@ -285,6 +284,12 @@ class Engine:
             self.learning = learns
         return self.routes[learns]
 
+    def _make_room(self) -> None:
+        """For whoever computes between steps: with weights that are up to date, and without the memory of recordings."""
+        self.flush()
+        if self.replay is not None:
+            self.replay.forget()
+
     def abandon(self) -> None:
         """Forget what a step that broke off has left in the engine's hands."""
         self.waiting = Waiting(self.policy.gradients, self.traffic)
@@ -298,7 +303,7 @@ class Engine:
     def forward(self, values: Mapping[str, Tensor], wanted: str = "prediction") -> Tensor:
         """A value computed from `values` without gradients, with streamed weights too; units that are not needed for it
         (text encoders, when `text` is given) do not run."""
-        self.flush()
+        self._make_room()
         return self.runner.value(wanted, values, self.holdings)
 
     def master(self, frozen: bool = False) -> Iterator[tuple[str, Tensor]]:
@@ -333,9 +338,7 @@ class Engine:
     @contextmanager
     def parked(self):
         """Optimizer state in host memory for the length of the block, so that sampling has the card to itself."""
-        self.flush()
-        if self.replay is not None:
-            self.replay.forget()
+        self._make_room()
         with outside.parked(self.holdings):
             yield self
 

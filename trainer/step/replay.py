@@ -46,7 +46,7 @@ class Replay:
     """
 
     def __init__(self, updates: Updates, abandon: Callable[[], None]):
-        self.updates, self.abandon, self.pool, self.trouble = updates, abandon, None, ""
+        self.updates, self.abandon, self.pool, self.trouble, self.told = updates, abandon, None, "", False
         self.seen: set[Hashable] = set()
         self.recordings: dict[Hashable, cuda_graphs.Recording] = {}
 
@@ -62,6 +62,7 @@ class Replay:
         if kind not in self.recordings:
             if self.trouble or kind not in self.seen:
                 self.seen.add(kind)
+                self.forget()  # an eager step wants the memory that recordings have; they are made again when they are due
                 return None
             try:
                 self._record(kind, run, micro, loss, given, rates)
@@ -94,6 +95,12 @@ class Replay:
             self.pool = cuda_graphs.pool()
         with self.updates.told(rates):
             self.recordings[kind] = cuda_graphs.Recording(over, given, self.pool)
+
+    def news(self) -> str:
+        """Why steps run eagerly from here on, said once."""
+        why = "" if self.told else self.trouble
+        self.told = bool(self.trouble)
+        return why
 
     def forget(self) -> None:
         """Give the recordings' memory back, for whoever needs the card between steps; the next step records anew."""
