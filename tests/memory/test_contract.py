@@ -249,7 +249,11 @@ def test_a_technique_that_promises_bytes_saves_some(technique):
 def test_the_list_of_techniques_names_every_setting_that_is_open_and_says_what_a_policy_made_of_it():
     """What the planner fills, what a refusal blames and what a plan prints are one list."""
     open_settings = {name for name, info in Memory.model_fields.items() if info.default in ("auto", None)}
-    assert open_settings - set(memory.fields()) == {"vram_gb", "vae_tile"}  # a budget, and how pictures are drawn
+    assert open_settings - set(memory.fields()) == {
+        "vram_gb",
+        "vae_tile",
+        "cuda_graphs",
+    }  # a budget, drawing, and a way to run
     assert set(memory.fields()) <= {field.name for field in fields(Policy)}
     said = memory.choices(Policy(moments="4bit", recompute_kernels=True, resident_units=3))
     assert (said["moments"], said["recompute_kernels"], said["channels_last"]) == ("4bit", "on", "off")

@@ -210,9 +210,7 @@ class Memory(Section):
     )
     channels_last: Literal["auto", "on", "off"] = knob("auto", "memory layout of convolutions")
     compile: Literal["off", "blocks"] = knob("off", "torch.compile the repeated blocks")
-    cuda_graphs: bool | None = knob(
-        None, "replay whole steps as CUDA graphs; default where the card would wait for Python"
-    )
+    cuda_graphs: bool | None = knob(None, "whole steps as CUDA graphs; default where the card waits for Python")
     vae_tile: int | None = knob(None, "pixels of a VAE tile; default what the budget holds", ge=64)
     cache_latents: bool = knob(
         True, "keep encoded photos on disk; off: encode them again in every run", "cache_latents_to_disk"
