@@ -36,7 +36,7 @@ def recipes(half: torch.dtype) -> list[tuple[str, baseline.Recipe]]:
     ]
 
 
-def policies(half: torch.dtype, card: bool) -> list[tuple[str, Policy]]:
+def policies(half: torch.dtype, card: bool = False) -> list[tuple[str, Policy]]:
     """`card`: channels last and CUDA graphs as a plan for a card has them; a CPU gains nothing by either."""
     fused = Policy(weights="fp32", moments="8bit", compute=half, channels_last=card)
     exact = replace(fused, weights="24bit", gradients="ram")

@@ -62,7 +62,7 @@ def test_ladder_rows_have_their_columns(rungs):
 def test_a_rung_that_fails_loses_only_itself_and_the_command_says_so(monkeypatch, capsys):
     names = [("plain", ladder.baseline.Recipe()), ("next", ladder.baseline.Recipe(cached=True))]
     monkeypatch.setattr(ladder, "recipes", lambda half: names)
-    monkeypatch.setattr(ladder, "policies", lambda half: [])
+    monkeypatch.setattr(ladder, "policies", lambda half, card: [])
     true = ladder._baseline
 
     def broken(options, recipe):
