@@ -13,7 +13,7 @@
 # ONLY    names of parts, which then share the budget: ONLY="presets-sd1 peers"
 # PEERS   checkouts, such as PEERS="kohya=/path,python=/path/to/its/python"
 # PYTHON  the interpreter (python3)
-# COMMIT  what rows call the commit, where the folder is a copy of a checkout
+# BENCHMARKS_COMMIT  what rows call the commit, where the folder is a copy of a checkout
 set -u
 cd "$(dirname "$0")/.."
 call=${1:?first or second}
@@ -22,7 +22,6 @@ mkdir -p "$out"
 python=${PYTHON:-python3}
 tiny=${TINY:+--tiny}
 export PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
-export BENCHMARKS_COMMIT=${COMMIT:-}
 
 part() {  # its name, its seconds at most, then a module and its words
     local name=$1 limit=$2 left=$((${BUDGET:-420} - 15 - SECONDS)) log="$out/gpu-$1.txt"; shift 2

@@ -9,10 +9,11 @@ are measured on the spot (one large matrix product, one large copy).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
@@ -40,9 +41,7 @@ def suite(options: Options) -> Iterator[dict]:
             channels_last=True,
         )
     )
-    made = work.parts(options, "unet", device=device)
-    memory.prepare(made.denoiser, policy, device)
-    _, step = work.stepper(made, policy, [work.batch(made, work.side(options, made), 1, device)], device)
+    step = stepper(options, policy)
     measured = timed(step, options)
     seconds = measured.row(2)["seconds"]
 
@@ -64,7 +63,8 @@ def suite(options: Options) -> Iterator[dict]:
     )
 
     if device.type == "cuda":
-        yield {"what": "step, replayed as a CUDA graph", "model": options.model} | replayed(options, policy)
+        replayed = timed(stepper(options, replace(policy, cuda_graphs=True)), options).row(2)
+        yield {"what": "step, replayed as a CUDA graph", "model": options.model} | replayed
 
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     with profile(activities=activities) as recorded:
@@ -92,17 +92,12 @@ def suite(options: Options) -> Iterator[dict]:
         yield {"what": event.key, "calls": event.count, "seconds": own, "share": own / spent}
 
 
-def replayed(options: Options, policy: Policy) -> dict:
-    """The same step as a run takes it where the card would wait for Python. Its first is eager, its second records."""
+def stepper(options: Options, policy: Policy) -> Callable[[], Tensor]:
+    """A step of the engine on one pair, with a model of its own."""
     made = work.parts(options, "unet", device=options.device)
-    policy = replace(policy, cuda_graphs=True)
-    undo = memory.prepare(made.denoiser, policy, options.device)
-    try:
-        batches = [work.batch(made, work.side(options, made), 1, options.device)]
-        _, step = work.stepper(made, policy, batches, options.device)
-        return timed(step, options).row(2)
-    finally:
-        undo()
+    memory.prepare(made.denoiser, policy, options.device)
+    batches = [work.batch(made, work.side(options, made), 1, options.device)]
+    return work.stepper(made, policy, batches, options.device)[1]
 
 
 def covered(spans: list[tuple[float, float]]) -> float:

@@ -90,9 +90,7 @@ def test_readings_repeat_and_leave_training_as_it_is(small, tmp_path):
             seen += [e.values for e in watch.begin()]
         for step in range(1, 4):
             (micro,) = batches.step()
-            engine.step(
-                [micro.values], lambda out, _, m=micro: objective.loss(out, m.target, m.weights, m.instances), 1e-3
-            )
+            engine.step([micro.values], objective.of_step([micro], 1), 1e-3)
             if watched and watch.due(step):
                 seen += [e.values for e in watch.read(step)]
         return dict(engine.master()), seen, losses

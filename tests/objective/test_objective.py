@@ -7,7 +7,7 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
-from trainer.objective.loss import Objective
+from trainer.objective.loss import Given, Objective
 from trainer.objective.noise import DDPM
 
 SCHEDULER = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
@@ -44,10 +44,15 @@ def test_the_weight_at_zero_terminal_snr_is_its_limit():
     assert Objective(DDPM(abar, "v_prediction"), snr_gamma=5.0).weights(t).item() == 0.0
 
 
+def losses(objective, prediction, target, weights, instances, mask=None):
+    """(total, instance, class) of a step of one micro-batch, as a run takes them."""
+    return objective.of_step([Given(target, weights, mask, instances, None)], 1)(prediction, 0)
+
+
 def test_each_half_is_averaged_on_its_own():
     prediction, target = latents(3), torch.zeros(3, 4, 6, 6)
     weights = torch.tensor([1.0, 0.5, 0.25])
-    total, instance, prior = Objective(DDPM(ABAR), prior_loss_weight=0.3).loss(prediction, target, weights, instances=1)
+    total, instance, prior = losses(Objective(DDPM(ABAR), prior_loss_weight=0.3), prediction, target, weights, 1)
     squares = prediction.pow(2).mean(dim=(1, 2, 3))
     torch.testing.assert_close(instance, squares[0])
     torch.testing.assert_close(prior, (0.5 * squares[1] + 0.25 * squares[2]) / 2)
@@ -56,9 +61,9 @@ def test_each_half_is_averaged_on_its_own():
 
 def test_a_half_without_rows_adds_nothing():
     objective, x = Objective(DDPM(ABAR), prior_loss_weight=0.5), latents(2)
-    photos = objective.loss(x, x * 0, torch.ones(2), instances=2)
+    photos = losses(objective, x, x * 0, torch.ones(2), 2)
     assert photos[0] == photos[1] and photos[2].isnan()
-    prior = objective.loss(x, x * 0, torch.ones(2), instances=0)
+    prior = losses(objective, x, x * 0, torch.ones(2), 0)
     torch.testing.assert_close(prior[0], 0.5 * prior[2])
     assert prior[1].isnan()
 
@@ -67,7 +72,7 @@ def test_a_mask_silences_what_it_covers():
     prediction, target = latents(1), torch.zeros(1, 4, 6, 6)
     mask = torch.zeros(1, 1, 6, 6)
     mask[..., :3] = 2.0  # mean one
-    loss = Objective(DDPM(ABAR)).loss(prediction, target, torch.ones(1), 1, mask)[0]
+    loss = losses(Objective(DDPM(ABAR)), prediction, target, torch.ones(1), 1, mask)[0]
     torch.testing.assert_close(loss, prediction[..., :3].pow(2).mean())
 
 

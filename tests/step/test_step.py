@@ -14,7 +14,7 @@ from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
 from trainer.models import FAMILIES
-from trainer.objective.loss import Objective
+from trainer.objective.loss import Given, Objective
 from trainer.step.engine import AdamHyper, Engine, Policy
 
 LR, GAMMA, PRIOR_WEIGHT = 0.1, 5.0, 0.7
@@ -78,9 +78,8 @@ def test_loss_and_gradients_equal_plain_diffusers(family, prior, gamma, predicti
     noised = objective.noised(values["sample"], noise, timesteps)
     engine = Engine(family.units(parts), Policy(max_grad_norm=0.0, hyper=AdamHyper(eps=1.0, weight_decay=0.0)), "cpu")
     given = values | {"sample": noised.sample, "timestep": noised.timesteps}
-    result = engine.step(
-        [given], lambda output, _: objective.loss(output, noised.target, noised.weights, instances), LR
-    )
+    half = Given(noised.target, noised.weights, None, instances, None)
+    result = engine.step([given], objective.of_step([half], 1), LR)
 
     assert result.losses[0, 0].item() == pytest.approx(expected, rel=1e-5)
     norm = torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients.values()]))

@@ -125,10 +125,10 @@ def _kind(head: bytes) -> str:
 def otherwise_named(files: Iterable[Path]) -> list[str]:
     """Names of files that hold a picture although their names do not say so: "a.jpg_large", "photo", "b.jpg?w=640"."""
     found = []
-    for path in sorted(files):
+    for path in files:
         try:
             with regular.opened(path) as file:
-                if not path.name.startswith(".") and _kind(file.read(HEAD)):
+                if _kind(file.read(HEAD)):
                     found.append(path.name)
         except OSError:  # nothing that could be read is lost by its name
             continue

@@ -211,9 +211,8 @@ def _encoding(data: bytes) -> str:
         if data.startswith(mark):
             return encoding
     zeros = data.count(0, 0, 4096)
-    if (
-        not zeros
-    ):  # nor is there one in UTF-16 that has neither blanks nor Latin letters: there, its alphabet gives it away
+    if not zeros:
+        # nor is there one in UTF-16 that has neither blanks nor Latin letters: there, its alphabet gives it away
         high = {"utf-16-be": data[:4096:2], "utf-16-le": data[1:4096:2]}
         return next((encoding for encoding, half in high.items() if half and max(half) < ord("\t")), "utf-8")
     return "utf-16-be" if data[:4096:2].count(0) * 2 > zeros else "utf-16-le"

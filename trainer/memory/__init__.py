@@ -57,10 +57,14 @@ def fields() -> tuple[str, ...]:
 
 def choices(policy: Policy) -> dict[str, Any]:
     """What a policy says of them, in the settings' own words."""
-    words = {True: "on", False: "off"}
     found = {name: getattr(policy, name) for name in fields()}
     found["resident_units"] = policy.resident_units if policy.stream != "off" else None
-    return {name: words[value] if isinstance(value, bool) else value for name, value in found.items()}
+    return {name: worded(value) for name, value in found.items()}
+
+
+def worded(value: Any) -> Any:
+    """A switch as the settings write it; anything else as it is."""
+    return ("off", "on")[value] if isinstance(value, bool) else value
 
 
 def check(policy: Policy) -> None:

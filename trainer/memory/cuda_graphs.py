@@ -33,14 +33,13 @@ def enabled(policy: Policy) -> bool:
 
 
 def check(policy: Policy) -> None:
-    away = [name for name in ("boundaries", "gradients") if getattr(policy, name) == "ram"]
-    if policy.stream != "off" or away:
-        name, value = ("stream", "off") if policy.stream != "off" else (away[0], "card")
-        raise ConfigError(
-            f"memory.{name} = {getattr(policy, name)!r} cannot be combined with memory.cuda_graphs: what visits the card has "
-            "no fixed address there.",
-            f"Set --{name} {value}, or --cuda_graphs off.",
-        )
+    for name, stays in (("stream", "off"), ("boundaries", "card"), ("gradients", "card")):
+        if (value := getattr(policy, name)) != stays:
+            raise ConfigError(
+                f"memory.{name} = {value!r} cannot be combined with memory.cuda_graphs: what visits the card has no fixed "
+                "address there.",
+                f"Set --{name} {stays}, or --cuda_graphs off.",
+            )
     if policy.optimizer != "adamw":
         raise ConfigError(
             f"memory.cuda_graphs cannot be combined with train.optimizer = {policy.optimizer!r}, which counts its steps on the host.",

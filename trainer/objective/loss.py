@@ -113,12 +113,6 @@ class Objective:
             return self.prior_loss_weight * prior, instance, prior
         return instance + self.prior_loss_weight * prior, instance, prior
 
-    def loss(
-        self, prediction: Tensor, target: Tensor, weights: Tensor, instances: int, mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """`halves` of `errors`."""
-        return self.halves(self.errors(prediction, target, weights, mask), instances)
-
 
 @dataclass(frozen=True)
 class Given:

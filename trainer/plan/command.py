@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from trainer import models
+from trainer import memory, models
 from trainer.errors import ConfigError
 from trainer.models import Facts, Source, describe
 from trainer.plan import calibration, cards
@@ -22,7 +22,6 @@ from trainer.plan.planner import draft
 from trainer.settings.config import Config
 
 WIDTH = 60
-SWITCHES = {True: "on", False: "off"}
 LETTERS = {"weights": "W", "corrections": "C", "moments": "M", "window": "S", "gradients": "G", "activations": "A", "inputs": "i",
            "standing": "W", "phase": "A", "graphs": "g", "context": "x", "workspaces": "w", "allocator": "a"}  # fmt: skip
 
@@ -82,9 +81,7 @@ def table(plan: Plan) -> str:
     lines.append(
         "settings: "
         + ", ".join(
-            f"{key.split('.')[-1]} {SWITCHES.get(value, value) if isinstance(value, bool) else value}"
-            for key, value in plan.settings.items()
-            if value is not None
+            f"{key.split('.')[-1]} {memory.worded(value)}" for key, value in plan.settings.items() if value is not None
         )
     )
     lines.append(

@@ -93,7 +93,7 @@ class Engine:
         def run(micro_batches: Sequence[Mapping[str, Tensor]], loss: Loss) -> tuple[Tensor, Tensor]:
             return self._run(micro_batches, loss, rates, update)
 
-        if self.replay is None or not (update and isinstance(loss, replay.Loss)):
+        if self.replay is None or not (update and isinstance(loss, replay.Exchangeable)):
             return StepResult(*run(micro_batches, loss))
         return StepResult(*(self.replay.step(run, micro_batches, loss, rates) or run(micro_batches, loss)))
 
@@ -102,7 +102,7 @@ class Engine:
     ) -> tuple[Tensor, Tensor]:
         """The step's operators, none of which waits for the device or asks it anything. Returns losses and norm."""
         route = self._route(rates)
-        self.updates.start(update, counts=max(rates, default=0.0) > 0)
+        self.updates.start(update, rates)
         while len(self.shelves) < len(micro_batches):
             self.shelves.append({})
         values = [

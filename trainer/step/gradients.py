@@ -79,9 +79,8 @@ class Gradients:
 
 def watch(holding: Holding) -> None:
     """Let gradients go to `holding.gradients` as soon as autograd has made them, where somebody gathers."""
-    unowned = ref(
-        holding
-    )  # it has the parameter: a hook that had it, too, would keep both for ever, and the card's memory
+    # a holding has its parameters: hooks that had it, too, would keep both for ever, and the card's memory
+    unowned = ref(holding)
     for number, place in enumerate(holding.trained):
         place.parameter.grad_dtype = None  # gradients may be fp32 sums beside 16-bit weights
         place.parameter.register_post_accumulate_grad_hook(partial(_made, unowned, number))

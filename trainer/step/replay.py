@@ -8,7 +8,7 @@ second is recorded (memory/cuda_graphs.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -20,7 +20,7 @@ Values = Mapping[str, Tensor]
 
 
 @runtime_checkable
-class Loss(Protocol):
+class Exchangeable(Protocol):
     """A loss whose tensors can be exchanged for others of the same shapes (objective/loss.py)."""
 
     def __call__(self, prediction: Tensor, index: int) -> tuple[Tensor, ...]: ...
@@ -32,11 +32,12 @@ class Loss(Protocol):
     @property
     def tensors(self) -> list[Tensor]: ...
 
-    def over(self, tensors: Sequence[Tensor]) -> Loss: ...
+    def over(self, tensors: Sequence[Tensor]) -> Exchangeable: ...
 
 
 # one step as the engine runs it: micro-batches, loss -> (losses, norm)
 Run = Callable[[Sequence[Values], Any], tuple[Tensor, ...]]
+Over = Callable[[Sequence[Tensor]], tuple[Tensor, ...]]  # the same of its tensors in a row
 
 
 class Replay:
@@ -50,7 +51,9 @@ class Replay:
         self.seen: set[Hashable] = set()
         self.recordings: dict[Hashable, cuda_graphs.Recording] = {}
 
-    def step(self, run: Run, micro: Sequence[Values], loss: Loss, rates: Sequence[float]) -> tuple[Tensor, ...] | None:
+    def step(
+        self, run: Run, micro: Sequence[Values], loss: Exchangeable, rates: Sequence[float]
+    ) -> tuple[Tensor, ...] | None:
         """What `run` would return, by a recording; None where this step is the first of its kind, and is to run eagerly."""
         given = [tensor for batch in micro for tensor in batch.values()] + loss.tensors
         kind = (
@@ -65,7 +68,7 @@ class Replay:
                 self.forget()  # an eager step wants the memory that recordings have; they are made again when they are due
                 return None
             try:
-                self._record(kind, run, micro, loss, given, rates)
+                self._record(kind, _over(run, micro, loss), given, rates)
             except RuntimeError as error:
                 self.trouble = str(error).strip().splitlines()[0][:200]
                 self.forget()
@@ -75,21 +78,7 @@ class Replay:
         self.updates.tell(rates)
         return self.recordings[kind](given)
 
-    def _record(
-        self,
-        kind: Hashable,
-        run: Run,
-        micro: Sequence[Values],
-        loss: Loss,
-        given: Sequence[Tensor],
-        rates: Sequence[float],
-    ) -> None:
-        def over(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-            """`run` over other tensors than it was given."""
-            rest: Iterator[Tensor] = iter(tensors)
-            batches = [{name: next(rest) for name in batch} for batch in micro]
-            return run(batches, loss.over(list(rest)))
-
+    def _record(self, kind: Hashable, over: Over, given: Sequence[Tensor], rates: Sequence[float]) -> None:
         if self.pool is None:
             allocator.release()  # what eager steps left in the allocator's hands: a recording has memory of its own
             self.pool = cuda_graphs.pool()
@@ -108,3 +97,14 @@ class Replay:
             self.recordings.clear()
             self.pool = None
             allocator.release()
+
+
+def _over(run: Run, micro: Sequence[Values], loss: Exchangeable) -> Over:
+    """`run` over other tensors than it was given."""
+
+    def over(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        rest = iter(tensors)
+        batches = [{name: next(rest) for name in batch} for batch in micro]
+        return run(batches, loss.over(list(rest)))
+
+    return over

@@ -66,9 +66,8 @@ class Updates:
         self.taken = 0  # optimizer steps
         self.norm = torch.full((), float("nan"), device=device)  # of the last step, unscaled; always this tensor
         self.decision = Decision(1, None, None)
-        self.numbers = torch.empty(
-            0, 5, dtype=torch.int32, device=device
-        )  # of each unit's update, on the card, where a recorded step reads them
+        # of each unit's update, on the card, where a recorded step reads them
+        self.numbers = torch.empty(0, 5, dtype=torch.int32, device=device)
         self.telling = False  # whether a step is being recorded
         self.optimizers: dict[int, torch.optim.Optimizer] = {}  # by unit; those that are not ours
         self.together: dict[int, float] = {}  # units that wait for a step of the whole model, with their rates
@@ -77,15 +76,14 @@ class Updates:
         """Whether gradients are kept and applied: our optimizer does all that a step does under a flag that changes nothing."""
         return update or self.policy.optimizer == optim.OURS
 
-    def start(self, update: bool = True, counts: bool = True) -> None:
+    def start(self, update: bool, rates: Sequence[float]) -> None:
         """Before backward. By the previous norm the clip factor is known already; in the first step it is 1, which is
         harmless because Adam's first update is the same for gradients of every size.
 
-        counts: whether anything has a rate. A step of warm-up at rate 0 leaves the moments empty, and Adam's correction,
-        which makes up for how empty they are, would take them for fuller: the next step would move 0.744 of its rate.
+        rates: of the units.
         """
-        if not self.telling:
-            self.taken += update and counts
+        if update and not self.telling:
+            self.count(rates)
         if self.policy.two_passes:
             return
         clip = self._inverse()
@@ -152,7 +150,8 @@ class Updates:
             self.telling = False
 
     def count(self, rates: Sequence[float]) -> None:
-        """A step is taken, as `start` counts it."""
+        """A step is taken, if anything has a rate. A step of warm-up at rate 0 leaves the moments empty, and Adam's correction,
+        which makes up for how empty they are, would take them for fuller: the next step would move 0.744 of its rate."""
         self.taken += max(rates, default=0.0) > 0
 
     def tell(self, rates: Sequence[float]) -> None:
