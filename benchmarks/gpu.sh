@@ -41,11 +41,11 @@ measure() {  # as `part`, for a suite and its options
 }
 
 if [[ $call == first ]]; then
-    part    versions   30 trainer doctor
+    part    versions   60 trainer doctor
     part    tests     120 pytest -q --maxfail 12 -n 4 -m gpu tests
     part    demo       90 trainer --preset 12gb --output_dir "$(mktemp -d)/run" --no-watch
-    measure planner    60 planner --model sd1
-    measure profile    40 profile --model sd1
+    measure planner    90 planner --model sd1
+    measure profile    60 profile --model sd1
     measure ladder    130 ladder  --model sd1
 else
     measure presets-sd1  150 presets --model sd1
