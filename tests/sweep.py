@@ -9,10 +9,9 @@
     python tests/sweep.py half default 20       20 of the cases at random
 
 A case is good where the next start, with the same words and `--resume_from_checkpoint latest`, ends with the bits of the run
-that nothing happened to; a damaged file may also be refused by its name. A picture of an earlier step, which nothing reads
-again, stays damaged, and so does a class image beside the one that is drawn for it. The last line is the README's row. An audit hook
-(`sys.addaudithook`) hears of every operation. All is imported once and each start is a fork of that, so that hundreds are
-cheap. A random dozen is taken by tests/run/test_sweep.py.
+that nothing happened to; a damaged file may also be refused by its name. A damaged class image stays beside the one that is
+drawn for it. The last line is the README's row. An audit hook (`sys.addaudithook`) hears of every operation. All is imported
+once and each start is a fork of that, so that hundreds are cheap. A random dozen is taken by tests/run/test_sweep.py.
 """
 
 from __future__ import annotations
@@ -327,7 +326,7 @@ class Sweep:
             return f"the next start ended with {again.code}: {again.said[-1500:]}"
         stays = set()
         if or_names is not None and (path := self.place.folder / or_names).suffix == ".png" and path.exists():
-            stays = {or_names.as_posix()} if or_names.is_relative_to("run/samples") else {self.place.class_image(path)}
+            stays = {self.place.class_image(path)}
         differs = [name for name in different(self.expected, self.place.result()) if name not in stays]
         if differs:
             return f"differs: {differs[:6]}"

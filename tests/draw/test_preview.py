@@ -8,6 +8,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from photos import finish, noise_picture
 from PIL import Image
+from sweep import DAMAGE
 
 from trainer.data.texts import encode_prompts
 from trainer.draw import preview as sample
@@ -139,6 +140,19 @@ def test_previews_are_saved_with_a_sheet_and_do_not_depend_on_the_batch(tmp_path
         assert np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max() <= 1
     assert not np.array_equal(np.asarray(pictures[0]), np.asarray(pictures[1]))  # another seed
     assert not np.array_equal(np.asarray(pictures[0]), np.asarray(pictures[2]))  # another prompt
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", ["step-000002/00-a-dog-7.png", "step-000002/01-a-cat-0.png", "step-000002.png"])
+def test_previews_count_as_drawn_while_each_picture_and_the_sheet_are_whole(tmp_path, name, damage):
+    parts, rows = SD1.tiny(), [("a dog", 7), ("a cat", 0)]
+    texts = texts_of(parts, "a dog", "a cat", "")
+    painter = Painter(parts, sampler.Look((64, 64), 1), Drawing(batch=2), torch.device("cpu"), texts)
+    finish(sample.preview(painter, rows, tmp_path, 2))
+    assert sample.drawn(rows, tmp_path, 2)
+    assert not sample.drawn(rows, tmp_path, 3) and not sample.drawn([*rows, ("a bird", 0)], tmp_path, 2)
+    damage(tmp_path / name)
+    assert not sample.drawn(rows, tmp_path, 2)
 
 
 def test_a_sheet_holds_every_picture_and_long_captions_end_in_dots(tmp_path):

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -58,10 +59,17 @@ def test_what_is_in_the_cache_is_used_without_a_network(nowhere, tmp_path):
 
 def test_a_name_that_is_never_found_does_not_keep_one_waiting(nowhere, monkeypatch):
     monkeypatch.setattr(hub, "REACH_SECONDS", 0.1)
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: time.sleep(30))
+    given_up = threading.Event()
+
+    def getaddrinfo(*given, **more):
+        given_up.wait(30)
+        raise socket.gaierror("a name that nobody knows")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     begun = time.monotonic()
     assert not hub.reachable("https://huggingface.co")
     assert time.monotonic() - begun < 20
+    given_up.set()
 
 
 def test_behind_a_proxy_the_proxy_is_asked(nowhere, monkeypatch):

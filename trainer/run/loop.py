@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 
 from trainer.data.batches import share
-from trainer.draw.preview import drawn
 from trainer.events import Controls, Event, Notice, Stage, while_wanted
 from trainer.run.habits import Habits
 from trainer.run.late import Late, Pending
@@ -23,9 +22,11 @@ def run(
     controls: Controls,
     save: Callable[[str], Iterator[Event]],
     preview: Callable[[int], Iterator[Event]],
+    drawn: Callable[[int], bool],
 ) -> Stage[str]:
     """Train until all steps are taken or somebody asks to stop; on the way `save(kind)` and `preview(step)`, as the habits
-    are, and the guard's readings. Returns why training ended early, or nothing."""
+    are, and the guard's readings. `drawn(step)` says whether the previews of a step are all there. Returns why training
+    ended early, or nothing."""
     guard, late, stopped = trained.guard, Late(trained.total, trained.engine.device), ""
     team = trained.engine.team  # what one process is asked, all do; what people look at, the first one makes
 
@@ -43,9 +44,10 @@ def run(
             yield from keep("best")
         return stopped
 
-    # a run may have been ended between a checkpoint and the pictures and the reading of the same step
+    # a run may have been ended between a checkpoint and the pictures and the reading of the same step; and pictures of this
+    # step that got lost or damaged can be had again only now
     here = trained.resumed is not None and trained.resumed.resolve().parent == trained.folder.resolve()
-    if team.any(here and due(habits.sample_every) and not drawn(trained.folder / "samples", trained.step))[0]:
+    if team.any(here and due(habits.sample_every) and not drawn(trained.step))[0]:
         yield from team.first(while_wanted(preview(trained.step), controls))
     if team.any(trained.resumed is not None and guard is not None and guard.missed(trained.step))[0]:
         stopped = yield from read()

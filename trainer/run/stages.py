@@ -14,7 +14,7 @@ import torch
 
 from trainer import memory
 from trainer.draw.painter import Painter
-from trainer.draw.preview import preview
+from trainer.draw.preview import drawn, preview
 from trainer.events import (
     Controls,
     Event,
@@ -139,6 +139,7 @@ def train(run: Run, trained: Trained, painter: Painter, controls: Controls) -> S
         controls,
         save=lambda kind: keep(run, trained, painter.parts, kind),
         preview=lambda step: draw(run, painter, step),
+        drawn=lambda step: drawn(_shown(run), run.folder / "samples", step),
     )
     stopped = yield from watched(steps, see)
     seconds = time.perf_counter() - begun
@@ -162,12 +163,16 @@ def keep(run: Run, trained: Trained, parts: Parts, kind: str) -> Stage[None]:
         as_diffusers.readable(parts, trained.weights, point, run.config)
 
 
+def _shown(run: Run) -> list[tuple[str, int]]:
+    """(prompt, seed) of each preview: the same at every step."""
+    sample, seed = run.config.sample, run.config.train.seed
+    return [(prompt, seed + i) for prompt in sample.validation_prompt for i in range(sample.num_validation_images)]
+
+
 def draw(run: Run, painter: Painter, step: int) -> Stage[None]:
     """Pictures of the weights as they are, each prompt with the same seeds at every step. Too little memory costs pictures only."""
-    per_prompt, prompts = run.config.sample.num_validation_images, run.config.sample.validation_prompt
-    if not per_prompt or not prompts:
+    if not (rows := _shown(run)):
         return
-    rows = [(prompt, run.config.train.seed + i) for prompt in prompts for i in range(per_prompt)]
     try:
         yield from preview(painter, rows, run.folder / "samples", step)
     except torch.OutOfMemoryError:
