@@ -1,5 +1,6 @@
 """`photos DIR` says and shows what a run would make of a folder."""
 
+import json
 import shlex
 
 import numpy as np
@@ -8,7 +9,9 @@ from photos import folder_of, noise_picture
 from PIL import Image
 
 from trainer.__main__ import main
+from trainer.cli.parse import parse
 from trainer.cli.photos import TAKEN
+from trainer.run.prepare import prepare
 
 
 @pytest.fixture
@@ -104,3 +107,60 @@ def test_pictures_of_one_name_in_two_folders_are_shown_beside_a_numbered_one(her
 def test_a_line_that_says_too_little_or_too_much_is_answered(here, capsys, line, words):
     assert main(shlex.split(line)) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("reg", "more", "held"),
+    [
+        ("1_dog", ["--method", "full"], True),
+        ("dog", ["--method", "full"], False),  # no number, no class
+        ("1_dog", ["--method", "lora", "--with_prior_preservation"], True),
+        ("1_dog", ["--method", "full", "--no-with_prior_preservation"], False),
+    ],
+)
+def test_a_run_its_plan_and_a_look_take_the_same_class_from_the_folders_names(here, capsys, reg, more, held):
+    folder_of(here / "img" / "3_sks dog", 2)
+    folder_of(here / "reg" / reg, 2, (70, 64))
+    line = ["--model", "demo", "--instance_data_dir", "img", "--class_data_dir", "reg", *more]
+    (here / "file").touch()
+    assert main([*line, "--output_dir", "file"]) == 2
+    said = capsys.readouterr().err  # the folder is looked at last, after what would have no effect
+    assert ("output_dir file is a file" in said) == held and ("prior preservation is off" in said) == (not held)
+    assert main(["plan", *line, "--json"]) == 0
+    planned = capsys.readouterr()
+    assert ("class images" in {phase["name"] for phase in json.loads(planned.out.splitlines()[-1])["phases"]}) == held
+    assert ("class_data_dir (flag --class_data_dir) has no effect" in planned.err) == (not held)
+    assert main(["photos", "img", *line[:2], *line[4:]]) == 0
+    looked = capsys.readouterr().out
+    assert ("class images in reg: 2 photos" in looked) == held == ("2 x 'dog' (the folder 1_dog)" in looked)
+    trained = prepare(parse(line).config()).config
+    assert trained.prior.with_prior_preservation == held and (trained.prior.class_prompt == "dog") == held
+    assert trained.data.identifier == "sks" and "2 x 'sks dog' (the folder 3_sks dog)" in looked
+
+
+def test_a_look_measures_with_the_models_own_sides_and_says_which_photo_is_kept_back(here, capsys):
+    folder_of(here / "dog", 8, (800, 600))
+    line = ["--class_name", "dog"]
+    assert main(["photos", "dog", *line, "--family", "sdxl"]) == 0
+    said = capsys.readouterr().out
+    assert "1024 x 1024" in said and "8 of 8 photos are smaller" in said
+    assert main(["photos", "dog", *line, "--model", "demo", "--buckets"]) == 0
+    said = capsys.readouterr().out
+    run = prepare(parse(["--instance_data_dir", "dog", *line, "--model", "demo", "--buckets"]).config())
+    width, height = run.photos.photos[0].size_cut
+    assert f"{width} x {height}" in said and width <= 128
+    assert f"note: {run.spared.name} is kept back to measure overfitting" in said
+    assert main(["photos", "dog", *line, "--no-watch"]) == 0
+    assert "kept back" not in capsys.readouterr().out
+
+
+def test_what_is_wrong_with_class_images_is_said_before_any_run(here, capsys):
+    folder_of(here / "dog", 2)
+    folder_of(here / "reg" / "1_dog", 3, (70, 64))
+    Image.new("RGB", (64, 64)).save(here / "reg" / "1_dog" / "black.png")
+    (here / "reg" / "1_dog" / "again.png").write_bytes((here / "reg" / "1_dog" / "00.png").read_bytes())
+    line = ["photos", "dog", "--class_name", "dog", "--class_data_dir", "reg", "--resolution", "64"]
+    assert main(line) == 0
+    said = capsys.readouterr().out
+    assert "1_dog: 3 of 5 taken" in said and "1 class image left out: it is one colour everywhere (black.png)" in said
+    assert "1 class image left out: the same picture as another (again.png)" in said

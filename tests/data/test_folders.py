@@ -3,8 +3,18 @@
 import pytest
 from photos import folder_of, noise_picture
 
-from trainer.data.folders import candidates, find, further_down, masks, meant_as_repeats, others, unread_below
+from trainer.data.folders import (
+    candidates,
+    find,
+    further_down,
+    masks,
+    meant_as_repeats,
+    name_class,
+    others,
+    unread_below,
+)
 from trainer.errors import ConfigError
+from trainer.settings import overlay
 
 
 def found(folder, which="auto"):
@@ -109,3 +119,20 @@ def test_masks_of_other_programs_are_masks_only_beside_their_picture(tmp_path):
 def test_camera_raws_are_told_from_junk(tmp_path):
     files = [tmp_path / name for name in ("a.CR2", "b.cr2", "c.psd", "d.mp4", "Thumbs.db")]
     assert others(files) == "1 .psd, 2 camera raw .cr2"
+
+
+def test_a_numbered_folder_of_class_images_names_the_class(tmp_path):
+    folder_of(tmp_path / "reg" / "1_dog", 1)
+    own, reg = {"data.instance_data_dir": str(tmp_path)}, {"prior.class_data_dir": str(tmp_path / "reg")}
+    made = overlay.load(own | reg)
+    name_class(made)
+    assert made.prior.class_prompt == "dog" and made.provenance["prior.class_prompt"] == "the folder 1_dog"
+    for named in (
+        own | reg | {"data.class_name": "cat"},
+        own | reg | {"prior.with_prior_preservation": False},
+        reg,  # the built-in subject has a class
+        own | {"prior.class_data_dir": str(tmp_path / "none yet")},
+    ):
+        made = overlay.load(named)
+        name_class(made)
+        assert made.prior.class_prompt is None

@@ -1,7 +1,6 @@
 """Who decides what a person left open: the built-in demo, the family, the photos; each decision with its origin."""
 
 import pytest
-from photos import folder_of
 
 from trainer.data.photos import Photo, PhotoSet
 from trainer.errors import ConfigError
@@ -138,17 +137,6 @@ def test_a_default_name_never_lands_in_an_older_run(tmp_path):
     empty.mkdir()
     assert settle.unused(taken).name == "run-3"
     assert settle.unused(empty) == empty and settle.unused(tmp_path / "new") == tmp_path / "new"
-
-
-def test_a_numbered_folder_of_class_images_names_the_class(tmp_path):
-    folder_of(tmp_path / "reg" / "1_dog", 1)
-    flags = {"data.instance_data_dir": str(tmp_path), "prior.class_data_dir": str(tmp_path / "reg")}
-    made = overlay.load(flags | {"prior.with_prior_preservation": True})
-    settle.class_words(made)
-    assert made.prior.class_prompt == "dog" and made.provenance["prior.class_prompt"] == "the folder 1_dog"
-    named = overlay.load(flags | {"data.class_name": "cat"})
-    settle.class_words(named)
-    assert named.prior.class_prompt is None
 
 
 @pytest.mark.parametrize(

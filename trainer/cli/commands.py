@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def train(command: Command) -> int:
-    config = command.config()
+    config = _named(command)
     notices = command.notices + check(config, tolerant=command.foreign)
 
     from trainer.files import hub
@@ -90,13 +90,15 @@ def _follow(config: Config, rank: int) -> int:
 
 
 def plan(command: Command) -> int:
-    config = command.config()
-    check(config, tolerant=True, files=False)
+    config = _named(command)
+    notices = command.notices + check(config, tolerant=True, files=False)
     places(config)
     from trainer.files import hub
 
     hub.early(config.model.name, config.model.revision, config.model.vae)
     _say_libraries()
+    for text in notices:
+        print(f"note: {text}", file=sys.stderr)
     from trainer.plan import command as planned
 
     return planned.main(config, as_json=command.json)
@@ -135,7 +137,7 @@ def doctor(command: Command) -> int:
 def photos(command: Command) -> int:
     if command.words:
         command.values["data.instance_data_dir"], command.spelled["data.instance_data_dir"] = command.words[0], "photos"
-    config = command.config()
+    config = _named(command)
     if len(command.words) > 1 or config.data.instance_data_dir is None:
         raise ConfigError("`photos` looks at one folder", "write: python -m trainer photos DIR --class_name dog")
     places(config, written=False)
@@ -176,6 +178,16 @@ def compare(command: Command) -> int:
     from trainer.readers.compare import main
 
     return main([Path(word) for word in command.words])
+
+
+def _named(command: Command) -> Config:
+    """The settings, the class named where a folder of class images names it: that decides which of them have an effect."""
+    config = command.config()
+    if config.prior.class_data_dir:
+        from trainer.data import folders
+
+        folders.name_class(config)
+    return config
 
 
 def _run_settings(command: Command) -> tuple[Path, Config]:

@@ -51,7 +51,7 @@ USES = {  # the settings a command reads; others would have no effect there
         "preset",
     ),
     "export": ("export.", "run.output_dir", "run.overwrite", "model.", "preset"),
-    "photos": ("data.", "prior.", "model.", "train.method", "train.seed", "run.output_dir", "preset"),
+    "photos": ("data.", "prior.", "model.", "train.method", "train.seed", "guard.watch", "run.output_dir", "preset"),
     "doctor": ("run.device", "run.output_dir"),
 }
 

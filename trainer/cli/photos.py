@@ -11,12 +11,14 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from trainer import models
 from trainer.data import photos as data
 from trainer.data import pictures, prompts
-from trainer.data.account import Photo, PhotoSet, of_left, within
+from trainer.data.account import Photo, PhotoSet, by_kind, counted, of_left, within
+from trainer.data.folders import listed
 from trainer.draw.sheet import contact_sheet
 from trainer.files.shown import shown as fit
+from trainer.guard import held
+from trainer.plan.command import facts_for
 from trainer.settings.config import Config
 from trainer.settings.effect import prior_is_on
 
@@ -27,29 +29,48 @@ TAKEN, GONE = (255, 196, 0), (200, 40, 40)
 
 def main(config: Config) -> int:
     """Print the account and draw it. Raises ConfigError as a run would."""
-    family = models.family(config.model.family if config.model.family != "auto" else "sd1")
-    side = config.data.resolution or family.resolution
+    facts = facts_for(config)
+    side = config.data.resolution or facts.family.resolution
     said = list(data.mend(config))
-    photos = data.scan(config, side)
+    photos = data.scan(config, side, facts.divides)
     said += prompts.check(config, photos, prior_is_on(config))
-    classes = Path(config.prior.class_data_dir or "")
-    if prior_is_on(config) and config.prior.class_data_dir and classes.is_dir():
-        said += data.in_both(photos, data.scan_class(classes, config, side))
+    classes = _classes(config, side)
+    said += [*data.in_both(photos, classes), *_left(classes)]
     print(fit(photos.summary, lines=True))
     for line in photos.lines():
         print(f"  {fit(line)}")
+    if classes.photos:
+        print(fit(f"class images in {classes.folder}: {classes.summary}", lines=True))
+        for line in classes.lines():
+            print(f"  {fit(line)}")
     print()
     for row in _rows(photos):
         print(fit(row))
-    for text in (*said, *photos.problems):
+    for text in (*said, *photos.problems, *classes.problems):
         if not of_left(text):  # its picture said so above
             print(f"warning: {fit(text)}")
-    for text in photos.advice:
+    _, spared = held.hold_out(photos) if config.guard.watch else (photos, None)
+    for text in (*photos.advice, *([held.said(spared)] if spared else [])):
         print(f"note: {fit(text)}")
     sheet = _place(config, Path(photos.folder))
     _draw(photos, [*said, *photos.problems], sheet)
     print(f"\nsheet: {fit(str(sheet))}")
     return 0
+
+
+def _classes(config: Config, side: int) -> PhotoSet:
+    """The account of the class's pictures that are there already; the model draws others when a run begins."""
+    folder = Path(config.prior.class_data_dir or "")
+    there = prior_is_on(config) and config.prior.class_data_dir and folder.is_dir()
+    return data.scan_class(folder, config, side) if there else PhotoSet(())
+
+
+def _left(classes: PhotoSet) -> list[str]:
+    """Class images that are not used, those of one reason together."""
+    return [
+        f"{counted(len(lefts), 'class image')} left out: {reason} ({listed([left.name for left in lefts])})"
+        for reason, lefts in by_kind(classes.left).items()
+    ]
 
 
 def _rows(photos: PhotoSet) -> list[str]:

@@ -17,6 +17,7 @@ from shlex import quote
 
 from trainer.data.pictures import PICTURE_SUFFIXES, otherwise_named
 from trainer.errors import ConfigError
+from trainer.settings.config import Config
 
 NUMBERED = re.compile(r"(\d+)_(.+)")
 DRAWN = re.compile(r"(?P<index>\d{5,})-(?P<digest>[0-9a-f]{12})(-\d+)?\.png")  # what this program calls class images
@@ -129,6 +130,22 @@ def find(folder: Path, which: str, flag: str) -> Found:
     }
     left += [(sub, count, why.get(which, "")) for sub, count in below.items() if sub not in folders]
     return Found(tuple(sorted(taken, key=lambda place: (place.folder != folder, place.folder.name))), tuple(left))
+
+
+def name_class(config: Config) -> None:
+    """The class, where only a numbered folder of class images names it, as in kohya's layout: reg/1_dog. What the class is
+    called decides whether it is preserved, so whoever asks that asks this first: a run, its plan, a look at its photos."""
+    prior = config.prior
+    named = (
+        prior.class_prompt or config.data.class_name or config.data.instance_data_dir is None
+    )  # the built-in subject
+    if named or prior.with_prior_preservation is False:
+        return
+    if not prior.class_data_dir or not Path(prior.class_data_dir).is_dir():
+        return
+    for place in find(Path(prior.class_data_dir), "class", "--class_data_dir").places:
+        if place.numbered:
+            return config.settle("prior.class_prompt", place.words, f"the folder {place.folder.name}")
 
 
 def _below(folder: Path) -> dict[Path, int]:

@@ -130,15 +130,6 @@ def scan_class(folder: Path, config: Config, resolution: int) -> PhotoSet:
     return read_folder(folder, wanted)
 
 
-def class_words(folder: Path) -> tuple[str, str]:
-    """(prompt, folder) of the first of kohya's numbered folders among class images; two empty strings without any."""
-    if folder.is_dir():
-        for place in folders.find(folder, "class", "--class_data_dir").places:
-            if place.numbered:
-                return place.words, place.folder.name
-    return "", ""
-
-
 def in_both(photos: PhotoSet, class_images: PhotoSet) -> list[str]:
     """Pictures that stand in both halves: a sentence each. The halves then pull one picture two ways."""
     found = []

@@ -23,6 +23,11 @@ def hold_out(photos: PhotoSet) -> tuple[PhotoSet, Photo | None]:
     return replace(photos, photos=tuple(p for p in photos.photos if p is not spared)), spared
 
 
+def said(spared: Photo) -> str:
+    """Which photo training never sees, for the person who brought it."""
+    return f"{spared.name} is kept back to measure overfitting (--no-watch trains on it, too)."
+
+
 def held_views(photos: PhotoSet, spared: Photo | None, size: tuple[int, int]) -> list[tuple[Photo, View]]:
     """Pictures that training never sees: the photo kept back, or a mirrored, closer, off-centre crop of each."""
     if spared is not None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from trainer import memory, models
+from trainer.data import folders, prompts
 from trainer.data import photos as data
-from trainer.data import prompts
 from trainer.data.photos import Photo, PhotoSet
 from trainer.draw.sampler import Look
 from trainer.errors import ConfigError
@@ -76,7 +76,7 @@ def prepare(config: Config) -> Run:
         models.check_vae(config.model.vae, facts)
     if config.guard.watch:
         checks.judge(config.guard.judge)
-    settle.class_words(config)
+    folders.name_class(config)
     mended = list(data.mend(config))
     settle.learning(config, family)
     photos = data.scan(config, family.resolution, facts.divides)
@@ -113,7 +113,7 @@ def prepare(config: Config) -> Run:
         read = "ComfyUI and the WebUIs read all of them, joined as here; diffusers' pipelines read 75 tokens"
         notices.append(Notice(f"Long prompts: {read}."))
     if spared is not None:
-        notices.append(Notice(f"{spared.name} is kept back to measure overfitting (--no-watch trains on it, too)."))
+        notices.append(Notice(held.said(spared)))
     return Run(config, photos, spared, plan, device, folder, team, resume, notices)
 
 

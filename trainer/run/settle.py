@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.data import photos as data
 from trainer.data.photos import PhotoSet, class_prompt, instance_prompt
 from trainer.models.base import Family
 from trainer.settings import checks, overlay
@@ -40,15 +39,6 @@ def subject(config: Config) -> None:
         mine = instance_prompt(config.data)
         prompts = [mine, f"{mine} {facts['unseen_context']}", class_prompt(config)]
         config.settle("sample.validation_prompt", prompts, "built-in photos")
-
-
-def class_words(config: Config) -> None:
-    """The class, where only a numbered folder of class images names it, as in kohya's layout: reg/1_dog."""
-    folder, prior = config.prior.class_data_dir, config.prior
-    if folder and prior.with_prior_preservation is not False and not (prior.class_prompt or config.data.class_name):
-        words, name = data.class_words(Path(folder))
-        if words:
-            config.settle("prior.class_prompt", words, f"the folder {name}")
 
 
 def learning(config: Config, family: Family) -> None:
