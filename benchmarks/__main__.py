@@ -19,6 +19,7 @@ SUITES = {
     "peers": "the same job through diffusers, kohya and OneTrainer (name=checkout ...)",
     "scripts": "diffusers' own tests of its scripts, against our command (diffusers=checkout)",
     "compatibility": "what people bring and where they take it, as the tests show",
+    "host": "an optimizer step in RAM against a trip over a narrow bus",
     "profile": "where a step's time goes",
     "quality": "the DreamBooth paper's protocol, and drift",
 }

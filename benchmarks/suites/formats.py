@@ -5,7 +5,7 @@
 Losses are taken before and after on fixed noise and timesteps, of the photos and of class images that did not train. The
 rate decides what a format can lose: once at the demo's own rate, which is large, and once at Stable Diffusion 1.5's 2e-6,
 where an update is far below what 16 bits can hold. Rounding to nearest cannot be chosen in the trainer; here, and only
-here, it stands beside the others (`nearest`).
+here, it stands beside the others (`nearest`). So does a second moment of rows and columns (harness/factored.py).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from trainer.settings import overlay
 from trainer.step import updates
 from trainer.step.engine import Engine
 
-from ..harness import jobs
+from ..harness import factored, jobs
 from ..harness.timing import Options
 from . import quality
 
@@ -45,8 +45,9 @@ FORMATS: dict[str, tuple[str, str, str]] = {  # weights, moments, precision of t
     "24 bits, 4-bit moments": ("24bit", "4bit", "bf16"),
     "16 bits at random, 8-bit moments": ("16bit_sr", "8bit", "bf16"),
     "bf16 to nearest, 8-bit moments": ("24bit", "8bit", "bf16"),  # under `nearest`
+    "24 bits, 8-bit first moment, factored second": ("24bit", "8bit", "bf16"),  # under `factored.instead`
 }
-NEAREST = "bf16 to nearest, 8-bit moments"
+NEAREST, FACTORED = list(FORMATS)[-2:]
 TINY = ("fp32 AdamW", "24 bits, 8-bit moments", NEAREST)
 RATES: dict[str, list[str]] = {
     "demo's": [],
@@ -73,6 +74,9 @@ def nearest() -> Iterator[None]:
         updates.step_ = update
 
 
+AROUND = {NEAREST: nearest, FACTORED: factored.instead}
+
+
 def suite(options: Options) -> Iterator[dict]:
     """`words`: `rates=2e-6`, `seeds=1`, `formats=...` (names with commas: separate them by |) shorten it."""
     asked = dict(word.split("=", 1) for word in options.words)
@@ -96,7 +100,7 @@ def suite(options: Options) -> Iterator[dict]:
                     weights, moments, precision = FORMATS[name]
                     more = ["--weights", weights, "--moments", moments, "--mixed_precision", precision, *flags, *short]
                     more += ["--with_prior_preservation", "--train_text_encoder"]
-                    with nearest() if name == NEAREST else nullcontext():
+                    with AROUND.get(name, nullcontext)():
                         quality.train(quality.words("demo", subject, seed, run, Path(place) / "cache") + more)
                     config = overlay.load(file=run / "config.toml")
                     parts, engine, _ = restore(found(run)[-1], config, options.device)
