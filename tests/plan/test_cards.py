@@ -39,6 +39,9 @@ PEOPLE_HAVE = (
     *(f"RTX {name}" for name in ("4050", "4060", "4060 Ti", "4070", "4070 SUPER", "4070 Ti", "4080", "4080 SUPER")),
     *(f"RTX {name}" for name in ("4090", "5050", "5060", "5060 Ti", "5070", "5070 Ti", "5080", "5090", "A4000")),
     *(f"RTX {name} Laptop GPU" for name in ("3050", "3060", "3070", "3080", "4050", "4060", "4070", "4080", "4090")),
+    *(f"RTX {name} Laptop GPU" for name in ("2060", "2070", "2070 SUPER", "2080", "2080 SUPER", "3050 Ti", "3070 Ti")),
+    *(f"RTX {name} Laptop GPU" for name in ("3080 Ti", "5070 Ti")),
+    *(f"GTX {name} with Max-Q Design" for name in ("1650", "1650 Ti", "1660 Ti")),
     *(f"RTX {name} Laptop GPU" for name in ("5050", "5060", "5070", "5080", "5090")),
     *("T4", "V100", "A10", "L4", "A100", "H100", "H200"),
 )
