@@ -1,13 +1,20 @@
 """A run is understood, or refused with the fix, before anything is loaded or written."""
 
+import shlex
+from pathlib import Path
+
 import pytest
 import torch
+from photos import folder_of
 from tiny_run import prepared, words
 
 from trainer.cli import parse as cli
+from trainer.data.photos import scan_class
 from trainer.errors import ConfigError
 from trainer.events import Controls
 from trainer.run import stages
+from trainer.run.prepare import prepare
+from trainer.settings import overlay
 
 
 def test_a_missing_photo_folder_costs_one_message_and_writes_nothing(place):
@@ -30,3 +37,36 @@ def test_what_is_handed_to_the_stages_has_no_blanks_and_nothing_was_written(plac
     assert run.look.size == (64, 64) and run.device == torch.device("cpu")
     assert run.config.train.learning_rate and run.config.data.instance_prompt == "a photo of hta dog"
     assert run.plan.policy.weights == run.config.memory.weights
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--instance_data_dir img --class_data_dir reg",
+        "--instance_data_dir img --class_data_dir reg --class_name dog",
+        "--instance_data_dir img --class_data_dir reg --class_prompt 'a dog' --num_class_images 3",
+        "--instance_data_dir img --instance_prompt 'a photo of sks dog' --class_name dog",
+        "--instance_data_dir 'img/3_sks dog' --class_name dog",
+        "--subsets 'img/3_sks dog' '2 x img/1_sks dog asleep = sks dog, asleep' --class_name dog",
+        "--instance_data_dir img --method lora",
+    ],
+)
+def test_what_a_run_writes_down_means_the_same_words_and_class_images_when_it_is_repeated(tmp_path, monkeypatch, line):
+    monkeypatch.chdir(tmp_path)
+    for name in ("img/3_sks dog", "img/1_sks dog asleep", "reg/1_dog", "reg/2_old dog"):
+        folder_of(Path(name), 2)
+    Path("img/3_sks dog/00.txt").write_text("sks dog, awake")
+    made = prepare(cli.parse(["--model", "demo", *shlex.split(line)]).config())
+    overlay.write(made.config, made.config.provenance, Path("config.toml"))
+    again = prepare(cli.parse(["--config", "config.toml"]).config())
+    assert learned(again) == learned(made)
+
+
+def learned(run):
+    """What a run shows to the model, as far as it stands before a model is loaded."""
+    photos = [(photo.path, photo.prompt, photo.repeats) for photo in run.photos.photos]
+    config, prior = run.config, run.config.prior
+    own = scan_class(Path(prior.class_data_dir), config, 64) if prior.class_data_dir else None
+    asked = prior.num_class_images if config.chosen("prior.num_class_images") else None
+    of_class = [(photo.path, photo.prompt, photo.repeats) for photo in own.photos] if own else []
+    return {(Path(path).absolute(), *rest) for path, *rest in photos + of_class}, asked, len(run.photos.problems)

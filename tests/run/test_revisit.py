@@ -1,12 +1,14 @@
 """Going back to a run: pictures and exports from its checkpoint, drawn as its plan drew them."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from tiny_run import events, of
 
 from trainer.cli import parse as cli
@@ -37,6 +39,23 @@ def test_pictures_and_exports_can_be_made_later_from_the_checkpoint(place):
     assert len(of(Sampled, drawn)[0].paths) == 2
     written = list(revisit.export_run(place / "later", wanted("single_file"), place / "full"))
     assert of(Exported, written)[0].precision == "fp32" and of(Exported, written)[0].max_error == 0.0
+
+
+def test_an_export_made_later_says_the_words_that_were_trained(place, tmp_path):
+    shutil.copytree(place / "photos", tmp_path / "photos" / "2_sks dog")
+    line = ("--instance_data_dir", tmp_path / "photos", "--max_train_steps", 1, "--formats", "lora_kohya")
+    events(place, *line, "--method", "lora", "--with_prior_preservation", run="worded")
+    list(revisit.export_run(place / "worded", wanted("lora_kohya"), tmp_path / "again"))
+    at_once, later = (told(folder) for folder in (place / "worded" / "model", tmp_path / "again"))
+    assert "sks dog" in later["ss_tag_frequency"] and later["ss_tag_frequency"] == at_once["ss_tag_frequency"]
+    for key in ("trainer.data.instance_prompt", "trainer.prior.class_prompt"):
+        assert later[key] == at_once[key] != "None"
+
+
+def told(folder):
+    """The metadata of the one safetensors file in `folder`."""
+    with safe_open(next(folder.glob("*.safetensors")), "pt") as opened:
+        return opened.metadata()
 
 
 def test_pictures_made_later_are_drawn_as_the_plan_of_the_run_draws_them(place, monkeypatch):

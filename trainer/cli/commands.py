@@ -106,7 +106,11 @@ def plan(command: Command) -> int:
 
 def sample(command: Command) -> int:
     run, config = _run_settings(command)
-    prompts = config.sample.validation_prompt or ([config.data.instance_prompt] if config.data.instance_prompt else [])
+    prompts = config.sample.validation_prompt
+    if not prompts and (command.file or config.data.instance_prompt):  # a run's prompt follows from its settings
+        from trainer.data.prompts import instance_prompt
+
+        prompts = [instance_prompt(config.data)]
     if not prompts:
         raise ConfigError("no prompt to draw", "add --prompt 'a photo of hta dog on the beach'")
     seeds = list(range(config.train.seed, config.train.seed + max(config.sample.num_validation_images, 1)))

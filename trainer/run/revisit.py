@@ -26,9 +26,9 @@ from trainer.out.export import write
 from trainer.out.metadata import metadata, photos_of
 from trainer.out.strength import Between
 from trainer.policy import Drawing, Policy
+from trainer.run import settle
 from trainer.run.assemble import make_engine
 from trainer.run.prepare import choose_device
-from trainer.run.settle import unused
 from trainer.settings import checks
 from trainer.settings.config import Config, Export
 from trainer.settings.overlay import load as settings
@@ -68,7 +68,7 @@ def sample_run(
         painter = replace(painter, texts=token_ids(parts, wanted))
     else:
         painter = replace(painter, texts=(yield from encode_prompts(parts, wanted, device)))
-    folder = output or unused(
+    folder = output or settle.unused(
         (run if point is None and run.is_dir() else (point.parent if point else Path.cwd())) / "drawn"
     )
     rows = [(prompt, seed) for prompt in prompts for seed in seeds]
@@ -117,9 +117,10 @@ def export_run(run: Path, export: Export, output: Path | None) -> Iterator[Event
         or config.export.formats
         or (["lora_diffusers"] if config.train.method != "full" else ["diffusers"])
     )
-    folder = output or unused(point.parent / f"model-{checkpoint.step_of(point):06d}-{export.precision}")
+    folder = output or settle.unused(point.parent / f"model-{checkpoint.step_of(point):06d}-{export.precision}")
     weights = Between(parts, config.model).scaled(engine.master, export.strength)
     config.settle("export.strength", export.strength, "command line")
+    settle.words(config)
     yield from write(parts, weights, folder, formats, export.precision, metadata(config, photos_of(config)))
     yield Finished("done", checkpoint.step_of(point), time.perf_counter() - begun, str(run), f"model       {folder}")
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trainer.data import folders
 from trainer.data.photos import PhotoSet, class_prompt, instance_prompt
 from trainer.models.base import Family
 from trainer.settings import checks, overlay
@@ -41,6 +42,16 @@ def subject(config: Config) -> None:
         config.settle("sample.validation_prompt", prompts, "built-in photos")
 
 
+def words(config: Config) -> None:
+    """The prompts that follow from the identifier, the class and a folder's name; a run's own settings leave them open."""
+    folders.name_class(config)
+    prior = config.prior
+    if prior.with_prior_preservation and prior.class_prompt is None and config.data.class_name:
+        config.settle("prior.class_prompt", class_prompt(config), "class_name")
+    if config.data.instance_prompt is None:
+        config.settle("data.instance_prompt", instance_prompt(config.data), "identifier and class_name")
+
+
 def learning(config: Config, family: Family) -> None:
     """Settings that the family decides: prior preservation, prompts, rates, exports."""
     defaults, train = family.defaults, config.train
@@ -58,8 +69,8 @@ def learning(config: Config, family: Family) -> None:
     prior = config.prior.with_prior_preservation
     if prior:
         default("prior.num_class_images", defaults.class_images)
-        default("prior.class_prompt", class_prompt(config), "class_name")
-    default("data.instance_prompt", instance_prompt(config.data), "identifier and class_name")
+        class_prompt(config)  # who names no class is asked for one here
+    words(config)
     rate_given, finds_itself = config.chosen("train.learning_rate"), train.optimizer == "prodigy"
     if finds_itself:
         default("train.learning_rate", 1.0, "prodigy finds the rate; this is its factor")

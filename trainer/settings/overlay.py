@@ -211,6 +211,11 @@ BEGIN, END = (
     "# end of the settings",
 )  # a file that was cut in between trains something else
 PLANNER, CHECKPOINT = "planner", "the checkpoint"  # who decided what a repetition decides again
+FOLLOWING = {  # what follows from names and folders; read back, it would count as typed, and that counts before a folder's words
+    "data.instance_prompt": "follows from the identifier, the class and the folders' names",
+    "prior.class_prompt": "follows from the class, or from a folder's name",
+    "prior.num_class_images": "where nobody keeps pictures of their own",
+}
 FOLDERS = (  # where a setting is one, relative to wherever the run was started
     "data.instance_data_dir",
     "prior.class_data_dir",
@@ -245,6 +250,8 @@ def write(config: Config, provenance: Mapping[str, str], path: Path) -> None:
             lines.append(f"# {name} = {_toml(value)}  # {origin}; {silent[key]}")
         elif origin in (PLANNER, CHECKPOINT):  # read back, it would count as a wish that another card cannot grant
             lines.append(f"# {name} = {_toml(value)}  # {origin}; planned anew for the card at hand")
+        elif key in FOLLOWING and not config.chosen(key):
+            lines.append(f"# {name} = {_toml(value)}  # {origin}; {FOLLOWING[key]}")
         elif origin.startswith("preset "):  # read back beside another --preset, it would count before that
             lines.append(f"# {name} = {_toml(value)}  # {origin}; set by the preset that is named above")
         else:
