@@ -208,6 +208,7 @@ if triton is not None:
             tl.store(v_scale + rows, tv, mask=live)
 
 
+@choice.on_its_card
 def launch(
     weight: Tensor, correction: Tensor | None, m: Tensor, m_scale: Tensor | None, v: Tensor, v_scale: Tensor | None,
     grad: Tensor, clip_scale: Tensor | None, skip: Tensor | None, numbers: Tensor | None, words: list[int],

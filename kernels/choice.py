@@ -11,8 +11,10 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +28,8 @@ except ImportError:
 
 # Triton's own errors, what its build step raises, and what a driver or a library that is not there looks like
 FAILURES = (TritonError, RuntimeError, OSError, ImportError, AttributeError, subprocess.SubprocessError)
+
+Made = TypeVar("Made")
 
 _broken: dict[int, str] = {}  # card -> why no kernel can be built for it; "" where one was
 _references = False  # whether a simulation runs the references
@@ -42,6 +46,19 @@ if triton is not None:
 def takes(x: Tensor) -> bool:
     """Whether a kernel works on `x`; else its reference does."""
     return x.is_cuda and triton is not None and not _broken.get(x.get_device())
+
+
+def on_its_card(launch: Callable[..., Made]) -> Callable[..., Made]:
+    """`launch` for the card of its first tensor: Triton launches on the current one, whichever that is."""
+
+    @wraps(launch)
+    def launched(x: Tensor, *rest: object) -> Made:
+        if x.is_cuda and x.get_device() != torch.cuda.current_device():
+            with torch.cuda.device_of(x):
+                return launch(x, *rest)
+        return launch(x, *rest)
+
+    return launched
 
 
 def simulates(x: Tensor) -> bool:

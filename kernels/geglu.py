@@ -69,6 +69,7 @@ def _grid(rows: int, width: int) -> tuple[tuple[int, int], dict[str, int]]:
     return (triton.cdiv(rows, tall), triton.cdiv(width, wide)), {"BR": tall, "BW": wide}
 
 
+@choice.on_its_card
 def launch(x: Tensor) -> Tensor:
     x, width = x.contiguous(), x.shape[-1] // 2
     y = x.new_empty(*x.shape[:-1], width)
@@ -77,6 +78,7 @@ def launch(x: Tensor) -> Tensor:
     return y
 
 
+@choice.on_its_card
 def launch_backward(dy: Tensor, x: Tensor) -> Tensor:
     x, dy, width = x.contiguous(), dy.contiguous(), x.shape[-1] // 2
     dx = torch.empty_like(x)

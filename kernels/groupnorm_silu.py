@@ -239,6 +239,7 @@ def _geometry(x: Tensor) -> tuple[int, int, int, int, int, int, int]:
     return batch, channels, area, area, 1, 256, 16
 
 
+@choice.on_its_card
 def launch(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -258,11 +259,11 @@ def launch(
     return y, mean, rstd
 
 
+@choice.on_its_card
 def launch_backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, groups: int, eps: float, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x = x.contiguous(memory_format=_layout(x))
-    dy = dy.contiguous(memory_format=_layout(x))
+    dy, x = (each.contiguous(memory_format=_layout(x)) for each in (dy, x))
     batch, channels, area, stride_c, stride_a, ba, bc = _geometry(x)
     grid = (triton.cdiv(area, ba), triton.cdiv(channels, bc), batch)
     sums = torch.empty(2, batch, grid[0], channels, dtype=torch.float32, device=x.device)

@@ -92,6 +92,7 @@ if triton is not None:
         tl.store(sums + tl.num_programs(0) * width + at, dw, mask=c < width)
 
 
+@choice.on_its_card
 def launch(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     x, width = x.contiguous(), x.shape[-1]
     rows, br, bw = _blocks(x)
@@ -101,6 +102,7 @@ def launch(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor,
     return y, mean, rstd
 
 
+@choice.on_its_card
 def launch_backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -438,3 +438,32 @@ def test_ruff_finds_nothing():
     pytest.importorskip("ruff", reason="ruff is not installed")
     done = subprocess.run([sys.executable, "-m", "ruff", "check", "."], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]
+
+
+# of torch.cuda: what is asked of some card, and how many arguments it has when it says of which
+OF_A_CARD = {
+    "set_rng_state": 2,
+    **dict.fromkeys(
+        "Stream current_stream default_stream synchronize get_rng_state memory_allocated max_memory_allocated memory_reserved "
+        "max_memory_reserved reset_peak_memory_stats mem_get_info get_device_properties get_device_capability get_device_name "
+        "utilization temperature".split(),
+        1,
+    ),
+}
+
+
+def test_no_call_leaves_to_chance_which_card_it_means():
+    """Without a device torch takes the current one, the first where nobody chose; an event without a stream does, too."""
+    for path in [*TRAINER.rglob("*.py"), *KERNELS.rglob("*.py")]:
+        for call in (node for node in ast.walk(tree(path)) if isinstance(node, ast.Call)):
+            said = ast.unparse(call.func)
+            wanted = OF_A_CARD.get(said.removeprefix("torch.cuda."), 0) if said.startswith("torch.cuda.") else 0
+            wanted = 1 if said.endswith("event.record") else wanted
+            assert len(call.args) + len(call.keywords) >= wanted, f"{name(path)}:{call.lineno}: {said} of which card?"
+
+
+def test_every_launch_is_made_on_the_card_of_its_tensors():
+    for path in KERNELS.glob("*.py"):
+        for made in (node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef)):
+            if made.name in ("launch", "launch_backward"):
+                assert "choice.on_its_card" in map(ast.unparse, made.decorator_list), f"{name(path)}: {made.name}"

@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import torch
-from trainer.kernels import adamw_lowbit, geglu, groupnorm_silu, layernorm
+from trainer.kernels import adamw_lowbit, choice, geglu, groupnorm_silu, layernorm
 from trainer.kernels.adamw_lowbit import ALIGN
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
@@ -53,7 +53,8 @@ def main(words: list[str]) -> None:
     run, everything = JITFunction.run, "--all" in words
     for capability in [int(word) for word in words if word != "--all"]:
         driver.set_active(NoCard(capability))
-        for label, launch in [*adamw(capability, everything), *activations(capability, everything)]:
+        trial = ("trial", lambda: choice.double[(1,)](torch.ones(128), torch.ones(128)))
+        for label, launch in [trial, *adamw(capability, everything), *activations(capability, everything)]:
 
             def compiled(self, *args, prefix=f"sm_{capability} {label}", capability=capability, **options):
                 kernel = run(self, *args, **options | {"warmup": True})

@@ -1,6 +1,7 @@
 """Where Triton is there and builds nothing, references work in its place, and a plan counts what they take."""
 
 import subprocess
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -123,3 +124,21 @@ def test_the_gradient_of_a_simulated_reference_is_followed_as_well():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card: nothing to build a kernel for")
 def test_on_a_card_one_kernel_is_built():
     assert choice.attempt(torch.device("cuda")) == ""
+
+
+def test_a_kernel_is_launched_on_its_tensors_card_and_nobody_elses_current_one_stays_changed(monkeypatch):
+    seen, current = [], [0]
+
+    @contextmanager
+    def device_of(x):
+        current.append(x.get_device())
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    launch = choice.on_its_card(lambda x, size: seen.append((current[-1], size)))
+    for card in (1, 0):
+        launch(SimpleNamespace(is_cuda=True, get_device=lambda card=card: card), 8)
+    launch(torch.ones(2), 8)
+    assert seen == [(1, 8), (0, 8), (0, 8)] and current == [0]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,7 +51,24 @@ KERNELS = {
     "groupnorm": {"_statistics", "_merge", "_forward", "_backward_sums", "_backward"},
     "layernorm": {"_forward", "_backward"},
     "geglu": {"_forward", "_backward"},
+    "trial": {"double"},
 }
+FILES = {
+    "adamw_lowbit": "adamw",
+    "groupnorm_silu": "groupnorm",
+    "layernorm": "layernorm",
+    "geglu": "geglu",
+    "choice": "trial",
+}
+
+
+def test_every_kernel_that_is_launched_is_compiled_here():
+    for path in (Path(__file__).parent.parent.parent / "kernels").glob("*.py"):
+        launched = set(
+            re.findall(r"^ +(\w+)\[.+\]\($|^ +(\w+)\[.+?\]\(\S", path.read_text(encoding="utf-8"), re.MULTILINE)
+        )
+        names = {one or other for one, other in launched}
+        assert names == KERNELS.get(FILES.get(path.stem, ""), set()), path.stem
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter replaces compiling")

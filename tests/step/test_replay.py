@@ -34,7 +34,7 @@ OBJECTIVE = Objective(DDPM(torch.linspace(0.999, 0.001, 1000, dtype=torch.float6
 @pytest.fixture(autouse=True)
 def tape(monkeypatch):
     monkeypatch.setattr(cuda_graphs, "Recording", Tape)
-    monkeypatch.setattr(cuda_graphs, "pool", lambda: "the pool")
+    monkeypatch.setattr(cuda_graphs, "pool", lambda device: "the pool")
 
 
 def engine(policy: Policy, replays: bool, text: bool = False) -> Engine:

@@ -184,4 +184,5 @@ def place(config: Config) -> tuple[torch.device, torch.dtype]:
     cuda = torch.cuda.is_available() and config.run.device != "cpu"
     if not cuda:
         return torch.device("cpu"), torch.float32
-    return torch.device("cuda"), torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16
+    capability = torch.cuda.get_device_capability(torch.cuda.current_device())
+    return torch.device("cuda"), torch.bfloat16 if capability[0] >= 8 else torch.float16

@@ -44,7 +44,7 @@ class Vitals:
         if self.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self.device))
         return event
 
     def seconds(self, begun: float | torch.cuda.Event, ended: float | torch.cuda.Event) -> float:

@@ -17,6 +17,7 @@ Exact: yes, bit for bit: the same kernels in the same order.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -51,12 +52,12 @@ class Recording:
     """One function of tensors, its kernels recorded over inputs and outputs of its own, and replayed for any others of
     the same shapes."""
 
-    def __init__(self, run: Callable[[Sequence[Tensor]], tuple[Tensor, ...]], inputs: Sequence[Tensor], pool: Any):
+    def __init__(self, run: Callable[[Sequence[Tensor]], tuple[Tensor, ...]], inputs: Sequence[Tensor], pool: Pool):
         self.inputs = [torch.empty_like(tensor) for tensor in inputs]
         self.fill(inputs)
         self.graph = torch.cuda.CUDAGraph()
         # other threads (a screen, a reader of the card's load) may talk to the driver meanwhile
-        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self.graph, pool=pool.handle, stream=pool.stream, capture_error_mode="thread_local"):
             self.outputs = run(self.inputs)
 
     def fill(self, inputs: Sequence[Tensor]) -> None:
@@ -70,6 +71,14 @@ class Recording:
         return tuple(tensor.clone() for tensor in self.outputs)
 
 
-def pool() -> Any:
-    """Memory that recordings share, which is right because only one of them runs at a time."""
-    return torch.cuda.graph_pool_handle()
+@dataclass(frozen=True)
+class Pool:
+    """Memory that recordings share, which is right because only one of them runs at a time, and the stream of their card on
+    which they are made: torch's own choice is one of the card that was current when it first recorded anything."""
+
+    handle: Any
+    stream: torch.cuda.Stream
+
+
+def pool(device: torch.device) -> Pool:
+    return Pool(torch.cuda.graph_pool_handle(), torch.cuda.Stream(device))

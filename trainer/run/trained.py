@@ -40,8 +40,8 @@ class Trained:
     def state(self) -> checkpoint.State:
         """The rest of the run follows from it. Its tensors are the live ones, not copies."""
         generators = {"torch": torch.get_rng_state()}  # what dropout draws from
-        if torch.cuda.is_available():
-            generators["cuda"] = torch.cuda.get_rng_state()
+        if self.engine.device.type == "cuda":
+            generators["cuda"] = torch.cuda.get_rng_state(self.engine.device)
         average = None if self.average is None else self.average.values
         facts = self.facts | {"ema_steps": self.average.steps if self.average else 0}
         return checkpoint.State(self.step, self.engine.state_dict(), average, self.batches.state(), generators, facts)
@@ -61,8 +61,8 @@ class Trained:
         elif self.average is not None:  # begun only now: from the weights as they are, not from the base model
             self.average = Average(self.engine.master(), self.average.decay)
         torch.set_rng_state(state.generators["torch"])
-        if "cuda" in state.generators and torch.cuda.is_available():
-            torch.cuda.set_rng_state(state.generators["cuda"])
+        if "cuda" in state.generators and self.engine.device.type == "cuda":
+            torch.cuda.set_rng_state(state.generators["cuda"], self.engine.device)
         self.step, self.resumed = state.step, point
 
     @property

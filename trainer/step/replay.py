@@ -81,7 +81,7 @@ class Replay:
     def _record(self, kind: Hashable, over: Over, given: Sequence[Tensor], rates: Sequence[float]) -> None:
         if self.pool is None:
             allocator.release()  # what eager steps left in the allocator's hands: a recording has memory of its own
-            self.pool = cuda_graphs.pool()
+            self.pool = cuda_graphs.pool(self.updates.device)
         with self.updates.told(rates):
             self.recordings[kind] = cuda_graphs.Recording(over, given, self.pool)
 
