@@ -5,6 +5,7 @@ a run checks and applies them by walking it. A technique has
 
     a card          the docstring of its file: Saves, Costs, Exact
     FIELDS          the settings of [memory] that the planner decides where nobody did, each a field of the policy, too
+    begin           where the planner does not walk a ladder for it: begin(settings, "cuda" or "cpu") gives the policy's fields
     enabled, check  by policy; check refuses impossible combinations by name
     apply           only where modules change: apply(denoiser, policy, device) returns the undo, or None where it does
                     nothing; the other techniques are carried out by the engine's schedule
@@ -33,6 +34,7 @@ from trainer.memory import (
     weights,
 )
 from trainer.policy import Policy
+from trainer.settings.config import Memory
 
 TECHNIQUES = (
     allocator,  # before CUDA starts
@@ -53,6 +55,16 @@ TECHNIQUES = (
 def fields() -> tuple[str, ...]:
     """The settings of [memory] that the planner decides, in the order of the techniques."""
     return tuple(name for technique in TECHNIQUES for name in technique.FIELDS)
+
+
+def begin(wanted: Memory, device: str) -> dict[str, Any]:
+    """The fields of a policy that the planner begins with: as asked for, or as each technique has it on such a device."""
+    return {
+        name: value
+        for technique in TECHNIQUES
+        if hasattr(technique, "begin")
+        for name, value in technique.begin(wanted, device).items()
+    }
 
 
 def choices(policy: Policy) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from trainer.errors import ConfigError
 from trainer.machine import libraries
 from trainer.policy import Policy
+from trainer.settings.config import Memory
 
 ORDER = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
 NAMES = {
@@ -52,6 +53,10 @@ class Shape:
 
 
 FIELDS = ("attention",)
+
+
+def begin(wanted: Memory, device: str) -> dict[str, Any]:
+    return {"attention": "sdpa" if wanted.attention == "auto" else wanted.attention}
 
 
 def enabled(policy: Policy) -> bool:

@@ -10,10 +10,17 @@ Exact: within rounding (other convolution algorithms sum in another order).
 
 from __future__ import annotations
 
+from typing import Any
+
 from trainer.policy import Policy
+from trainer.settings.config import Memory
 
 TOLERANCE = 1e-4
 FIELDS = ("channels_last",)
+
+
+def begin(wanted: Memory, device: str) -> dict[str, Any]:
+    return {"channels_last": {"on": True, "off": False}.get(wanted.channels_last, device == "cuda")}
 
 
 def enabled(policy: Policy) -> bool:

@@ -11,19 +11,23 @@ Exact: within rounding (fused kernels keep intermediate values in fp32).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
 from trainer.errors import ConfigError
 from trainer.policy import Policy
+from trainer.settings.config import Memory
 
 TOLERANCE = 1e-3
 BACKEND = "inductor"
 BLOCKS = ("ResnetBlock2D", "BasicTransformerBlock")
-
-
 FIELDS = ()
+
+
+def begin(wanted: Memory, device: str) -> dict[str, Any]:
+    return {"compile": wanted.compile}
 
 
 def enabled(policy: Policy) -> bool:

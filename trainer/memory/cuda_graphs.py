@@ -25,8 +25,14 @@ from torch import Tensor
 
 from trainer.errors import ConfigError
 from trainer.policy import Policy
+from trainer.settings.config import Memory
 
 FIELDS = ()
+
+
+def begin(wanted: Memory, device: str) -> dict[str, Any]:
+    """Where nobody asked, the planner decides once it knows the rest."""
+    return {"cuda_graphs": bool(wanted.cuda_graphs) and device == "cuda"}
 
 
 def enabled(policy: Policy) -> bool:

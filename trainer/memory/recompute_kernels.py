@@ -25,8 +25,13 @@ from trainer.kernels.geglu import geglu
 from trainer.kernels.groupnorm_silu import groupnorm_silu
 from trainer.kernels.layernorm import layernorm
 from trainer.policy import Policy
+from trainer.settings.config import Memory
 
 FIELDS = ("recompute_kernels",)
+
+
+def begin(wanted: Memory, device: str) -> dict[str, Any]:
+    return {"recompute_kernels": {"on": True, "off": False}.get(wanted.recompute_kernels, device == "cuda")}
 
 
 def enabled(policy: Policy) -> bool:

@@ -6,7 +6,7 @@ done with them), so the loop, the planner and the exporters never ask which fami
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,6 +109,11 @@ class Names:
         """The denoiser's own, in a model of diffusers."""
         return self.folders[self.denoiser]
 
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """The text encoders among the parts, in the order in which prompts go through them."""
+        return tuple(part for part in self.folders if part not in (self.denoiser, "vae"))
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -174,8 +179,9 @@ class Parts:
 
     def modules(self) -> dict[str, nn.Module]:
         """The modules that are loaded, by the name that parameters and units carry: the denoiser's, vae, text, text_2."""
-        named = {self.family.names.denoiser: self.denoiser, "vae": self.vae}
-        named |= dict(zip(("text", "text_2"), self.text_encoders, strict=False))
+        names = self.family.names
+        named = {names.denoiser: self.denoiser, "vae": self.vae}
+        named |= dict(zip(names.encoders, self.text_encoders, strict=False))
         return {name: module for name, module in named.items() if module is not None}
 
     @property
@@ -236,6 +242,7 @@ class Family(Protocol):
     names: Names
     text_values: tuple[str, ...]  # what prompts become, as units read it
     empty_is_zeros: bool  # whether pictures are drawn with zeros where nothing is said
+    classes: Mapping[str, Any]  # by folder in a model of diffusers, whose `from_pretrained` reads it
 
     def tiny(self, seed: int = 0) -> Parts:
         """Small, randomly initialised, real diffusers and transformers modules with every block type (fp32, CPU)."""
@@ -248,6 +255,15 @@ class Family(Protocol):
 
     def build_meta(self, facts: Facts) -> Parts:
         """The model of `facts` on the meta device, built from its own configurations."""
+
+    def build(self, folder: str, config: dict[str, Any]) -> nn.Module:
+        """One part with random weights, as its configuration has it, in eval mode."""
+
+    def read_tokenizers(self, path: Path) -> list[Any]:
+        """The tokenizers that lie with the model at `path`, or the shipped ones where it brings none."""
+
+    def spelled(self, key: str, words: Container[str]) -> str:
+        """A key of `layout` as the file whose keys are `words` spells it; the key itself where the file has neither."""
 
     def units(self, parts: Parts, text: bool = False) -> list[Unit]:
         """The denoiser, preceded by the text encoders when `text`, as an ordered list of units.

@@ -6,7 +6,7 @@ A single file needs no network: the configurations and the vocabulary are ours, 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,16 @@ from accelerate import init_empty_weights
 from diffusers import AutoencoderKL
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import CLIPTokenizer
 
 from trainer.errors import ConfigError
 from trainer.files import hub, regular
 from trainer.files.regular import json_object
 from trainer.files.safetensors_stream import header
 from trainer.models import clip_skip
-from trainer.models.base import Facts, Parts, Source
+from trainer.models.base import Facts, Family, Parts, Source
 from trainer.models.describe import PICKLES, describe, variant_of
-from trainer.models.sd import ldm, text
-from trainer.models.sd.family import CLASSES, StableDiffusion, build_encoder
-from trainer.models.sound import AGAIN, require_numbers, understood
+from trainer.models.sd import ldm
+from trainer.models.sound import AGAIN, require_numbers
 from trainer.models.windows import widened
 from trainer.settings.config import Model
 
@@ -47,7 +45,7 @@ def load(source: Source | str, *, parts: Sequence[str] = ALL, dtype: torch.dtype
         library.utils.logging.disable_progress_bar()
     source = source if isinstance(source, Source) else Source(source)
     found, facts = describe(source)
-    encoders = [part for part in ("text_encoder", "text_encoder_2") if part in facts.configs]
+    encoders = [folder for each in found.names.encoders if (folder := found.names.folders[each]) in facts.configs]
     wanted = [found.names.folder] if "denoiser" in parts else []
     wanted += ["vae"] if "vae" in parts and not source.vae else []
     wanted += encoders if "text" in parts else []
@@ -55,7 +53,7 @@ def load(source: Source | str, *, parts: Sequence[str] = ALL, dtype: torch.dtype
     modules = (
         _from_file(path, found, facts, wanted, dtype)
         if facts.kind == "file"
-        else _from_folder(path, wanted, dtype, source.variant)
+        else _from_folder(path, found, wanted, dtype, source.variant)
     )
     if source.vae and "vae" in parts:
         modules["vae"] = _another_vae(source.vae, facts, dtype)
@@ -69,7 +67,7 @@ def load(source: Source | str, *, parts: Sequence[str] = ALL, dtype: torch.dtype
         denoiser=modules.get(found.names.folder),
         vae=modules.get("vae"),
         text_encoders=[modules[part] for part in encoders if part in modules],
-        tokenizers=_tokenizers(path, found) if "tokenizer" in parts else [],
+        tokenizers=found.read_tokenizers(path) if "tokenizer" in parts else [],
         scheduler_config=facts.configs["scheduler"],
         prediction_type=facts.prediction_type,
     )
@@ -86,7 +84,9 @@ def read_as(parts: Parts, settings: Model) -> Parts:
     return widened(clip_skip.shortened(parts, settings.clip_skip), settings.max_token_length)
 
 
-def _from_folder(path: Path, wanted: list[str], dtype: torch.dtype | None, variant: str | None) -> dict[str, nn.Module]:
+def _from_folder(
+    path: Path, family: Family, wanted: list[str], dtype: torch.dtype | None, variant: str | None
+) -> dict[str, nn.Module]:
     modules = {}
     for part in wanted:
         place = path / part
@@ -98,7 +98,7 @@ def _from_folder(path: Path, wanted: list[str], dtype: torch.dtype | None, varia
                 "take a version of the model with safetensors files; pickled .bin files are not read",
             )
         try:
-            modules[part] = CLASSES[part].from_pretrained(
+            modules[part] = family.classes[part].from_pretrained(
                 place,
                 torch_dtype=dtype or _stored(place, variant),
                 use_safetensors=True,
@@ -126,23 +126,21 @@ def widest(words: Iterable[str]) -> torch.dtype:
     return {frozenset({"F16"}): torch.float16, frozenset({"BF16"}): torch.bfloat16}.get(frozenset(kinds), torch.float32)
 
 
-def empty(part: str, config: dict[str, Any]) -> nn.Module:
-    """The module without memory for its parameters; its small buffers are real."""
+def empty(family: Family, folder: str, config: dict[str, Any]) -> nn.Module:
+    """One part without memory for its parameters; its small buffers are real."""
     with init_empty_weights(include_buffers=False):
-        if part.startswith("text_encoder"):
-            return build_encoder(config)
-        return CLASSES[part].from_config({key: value for key, value in config.items() if key != "_class_name"})
+        return family.build(folder, config)
 
 
 def _from_file(
-    path: Path, family: StableDiffusion, facts: Facts, wanted: list[str], dtype: torch.dtype | None
+    path: Path, family: Family, facts: Facts, wanted: list[str], dtype: torch.dtype | None
 ) -> dict[str, nn.Module]:
     """Fill the modules from an original checkpoint, tensor by tensor."""
-    modules = {part: empty(part, facts.configs[part]) for part in wanted}
+    modules = {part: empty(family, part, facts.configs[part]) for part in wanted}
     names = {folder: part for part, folder in family.names.folders.items()}
     for part, module in modules.items():
         try:
-            tensors = _read(path, family.layout({names[part]: module}), "", dtype)
+            tensors = _read(path, family.layout({names[part]: module}), dtype, family.spelled)
         except KeyError as error:
             no_vae = str(error.args[0]).startswith(ldm.VAE)
             raise ConfigError(
@@ -153,12 +151,17 @@ def _from_file(
     return modules
 
 
-def _read(path: Path, entries: list[ldm.Entry], prefix: str, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
-    """Our named tensors from a checkpoint whose keys lack `prefix`, in `dtype` or as one precision holds them all.
-    KeyError names the first that is missing."""
+def _read(
+    path: Path,
+    entries: Sequence[ldm.Entry],
+    dtype: torch.dtype | None,
+    spelled: Callable[[str, Container[str]], str],
+) -> dict[str, torch.Tensor]:
+    """Our named tensors from a checkpoint that has the entries' keys as `spelled` says, in `dtype` or as one precision
+    holds them all. KeyError names the first that is missing."""
     tensors: dict[str, torch.Tensor] = {}
     words = {name: word for name, (word, _) in header(path).tensors.items()}
-    keys = [_key(entry.key.removeprefix(prefix), words) for entry in entries]
+    keys = [spelled(entry.key, words) for entry in entries]
     for entry, key in zip(entries, keys, strict=True):
         if key not in words:
             raise KeyError(entry.key)
@@ -168,12 +171,6 @@ def _read(path: Path, entries: list[ldm.Entry], prefix: str, dtype: torch.dtype 
             stored = file.get_tensor(key).to(dtype)
             tensors |= {name: tensor.contiguous() for name, tensor in entry.unpack(stored).items()}
     return tensors
-
-
-def _key(key: str, words: Container[str]) -> str:
-    """The key as this file spells it: checkpoints of 1.x made before 2023 lack the level text_model in the text encoder."""
-    older = key.replace("cond_stage_model.transformer.text_model.", "cond_stage_model.transformer.")
-    return older if key not in words and older in words else key
 
 
 def _fill(module: nn.Module, model: str, tensors: dict[str, torch.Tensor], path: Path) -> None:
@@ -215,7 +212,7 @@ def _another_vae(source: str, facts: Facts, dtype: torch.dtype | None) -> nn.Mod
     """
     path = Path(source).expanduser()
     if path.suffix == ".safetensors" and path.is_file():
-        return _vae_file(path, facts.configs["vae"], dtype)
+        return _vae_file(path, facts.family, facts.configs["vae"], dtype)
     if not path.is_dir() and hub.is_id(source):
         path = hub.fetch(
             source,
@@ -262,17 +259,17 @@ def _vae_folder(path: Path, source: str) -> Path:
     return place
 
 
-def _vae_file(path: Path, config: dict[str, Any], dtype: torch.dtype | None) -> nn.Module:
+def _vae_file(path: Path, family: Family, config: dict[str, Any], dtype: torch.dtype | None) -> nn.Module:
     """A VAE of the model's own kind in the original key names, alone (`encoder.down...`) or inside a checkpoint
     (`first_stage_model....`)."""
-    module, names = empty("vae", config), header(path).tensors
+    module, names = empty(family, "vae", config), header(path).tensors
     if any(name.startswith("encoder.down_blocks.") for name in names):
         raise ConfigError(
             f"{path.name} is a VAE in diffusers' key names", f"name the folder that has its config.json: {path.parent}"
         )
-    inside = f"{ldm.VAE}encoder.conv_in.weight" in names
+    before = "" if f"{ldm.VAE}encoder.conv_in.weight" in names else ldm.VAE
     try:
-        tensors = _read(path, ldm.layout({"vae": module}, "sd1"), "" if inside else ldm.VAE, dtype)
+        tensors = _read(path, family.layout({"vae": module}), dtype, lambda key, words: key.removeprefix(before))
     except KeyError as error:
         raise ConfigError(
             f"{path.name} is not a VAE of Stable Diffusion ({error.args[0]} is missing)",
@@ -280,19 +277,6 @@ def _vae_file(path: Path, config: dict[str, Any], dtype: torch.dtype | None) -> 
         ) from error
     _fill(module, "vae", tensors, path)
     return module
-
-
-def _tokenizers(path: Path, family: StableDiffusion) -> list[CLIPTokenizer]:
-    """The model's own tokenizers where it brings them, else the shipped vocabulary."""
-    made = []
-    for folder, pad in zip(("tokenizer", "tokenizer_2"), family.pads, strict=False):
-        place = path / folder
-        if place.is_dir():
-            regular.only_files(place, AGAIN)
-        own = (place / "vocab.json").is_file() or (place / "tokenizer.json").is_file()
-        with understood(str(place)):
-            made.append(CLIPTokenizer.from_pretrained(place, local_files_only=True) if own else text.tokenizer(pad))
-    return made
 
 
 def _of_hub(source: Source, commit: str) -> str:

@@ -199,7 +199,7 @@ def _plain(parts: Parts) -> dict[str, nn.Module]:
     from trainer.models.load import empty
 
     configs, folders = configurations(parts), parts.family.names.folders
-    return {model: empty(folders[model], configs[folders[model]]) for model in parts.modules()}
+    return {model: empty(parts.family, folders[model], configs[folders[model]]) for model in parts.modules()}
 
 
 def configurations(parts: Parts, settings: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:

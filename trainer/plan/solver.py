@@ -67,7 +67,6 @@ def base(config: Config, device: str, computes: torch.dtype = torch.bfloat16) ->
     plain = compute == torch.float32
     weights = "fp32" if plain or not ours else "24bit"
     moments = "fp32" if plain or not ours or not full else "8bit"  # an adapter's moments are a few megabytes
-    switch = {"on": True, "off": False, "auto": device == "cuda"}
     return Policy(
         weights=weights if wanted.weights == "auto" else wanted.weights,
         moments=moments if wanted.moments == "auto" else wanted.moments,
@@ -77,11 +76,7 @@ def base(config: Config, device: str, computes: torch.dtype = torch.bfloat16) ->
         optimizer=train.optimizer,
         hyper=AdamHyper((train.adam_beta1, train.adam_beta2), train.adam_epsilon, train.adam_weight_decay),
         seed=train.seed,
-        attention="sdpa" if wanted.attention == "auto" else wanted.attention,
-        recompute_kernels=switch[wanted.recompute_kernels],
-        channels_last=switch[wanted.channels_last],
-        compile=wanted.compile,
-        cuda_graphs=bool(wanted.cuda_graphs) and device == "cuda",
+        **memory.begin(wanted, device),
     )
 
 

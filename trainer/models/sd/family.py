@@ -7,7 +7,7 @@ second text encoder and size conditioning, which the UNet's own configuration an
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib import resources
@@ -18,13 +18,14 @@ import diffusers
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from trainer.files import regular
 from trainer.models.base import Defaults, Facts, Names, Parts, Source
 from trainer.models.sd import ldm, units
 from trainer.models.sd.text import LENGTH, Visit, encode, tokenize, tokenizer
 from trainer.models.sd.text import split as split_text
-from trainer.models.sound import understood
+from trainer.models.sound import AGAIN, understood
 from trainer.units import Unit
 
 Settings = dict[str, Any]
@@ -74,6 +75,10 @@ class StableDiffusion:
     names: Names = NAMES
 
     @property
+    def classes(self) -> Mapping[str, Any]:
+        return CLASSES
+
+    @property
     def text_values(self) -> tuple[str, ...]:
         return ("text", "pooled")[: len(self.pads)]
 
@@ -113,19 +118,40 @@ class StableDiffusion:
         def config(part: str) -> Settings:
             return self.config(part) | changes.get(part, {})
 
-        encoders = [build_encoder(config(part)) for part in ("text_encoder", "text_encoder_2")[: len(self.pads)]]
+        encoders = [self.build(part, config(part)) for part in ("text_encoder", "text_encoder_2")[: len(self.pads)]]
         scheduler = config("scheduler")
         return Parts(
             family=self,
             origin=Source(source),
             digest=source,
-            denoiser=UNet2DConditionModel.from_config(config("unet")).eval(),
-            vae=AutoencoderKL.from_config(config("vae")).eval(),
+            denoiser=self.build("unet", config("unet")),
+            vae=self.build("vae", config("vae")),
             text_encoders=encoders,
             tokenizers=[tokenizer(pad) for pad in self.pads],
             scheduler_config=scheduler,
             prediction_type=scheduler["prediction_type"],
         )
+
+    def build(self, folder: str, config: Settings) -> nn.Module:
+        if folder.startswith("text_encoder"):
+            return build_encoder(config)
+        return CLASSES[folder].from_config({key: value for key, value in config.items() if key != "_class_name"}).eval()
+
+    def read_tokenizers(self, path: Path) -> list[CLIPTokenizer]:
+        made = []
+        for folder, pad in zip(("tokenizer", "tokenizer_2"), self.pads, strict=False):
+            place = path / folder
+            if place.is_dir():
+                regular.only_files(place, AGAIN)
+            own = (place / "vocab.json").is_file() or (place / "tokenizer.json").is_file()
+            with understood(str(place)):
+                made.append(CLIPTokenizer.from_pretrained(place, local_files_only=True) if own else tokenizer(pad))
+        return made
+
+    def spelled(self, key: str, words: Container[str]) -> str:
+        """Checkpoints of 1.x made before 2023 lack the level text_model in the text encoder."""
+        older = key.replace("cond_stage_model.transformer.text_model.", "cond_stage_model.transformer.")
+        return older if key not in words and older in words else key
 
     def units(self, parts: Parts, text: bool = False) -> list[Unit]:
         return (split_text(parts.text_encoders, parts.windows) if text else []) + units.split(parts.denoiser)
