@@ -45,7 +45,7 @@ def main(words: list[str] | None = None) -> int:
     if words and words[0] in OTHERS:
         return _package(f"benchmarks.{words[0]}").main(words[1:])
     parser.add_argument("words", nargs="*", help="further words of a suite, such as diffusers=/path/to/checkout")
-    parser.add_argument("--model", default="sd1", help="sd1 (sd15), sd2 or sdxl")
+    parser.add_argument("--model", default="sd1", help="sd1 (sd15), sd2 or sdxl; peers: demo, too")
     parser.add_argument("--preset", help="for suites that run presets")
     parser.add_argument("--tiny", action="store_true", help="a tiny model: under a minute on two CPU cores")
     parser.add_argument("--repeats", type=int, help="timed runs of each row; default 5 (peers: 2), with --tiny 2")
@@ -75,7 +75,7 @@ def main(words: list[str] | None = None) -> int:
 def _check(given: argparse.Namespace, error: type) -> None:
     """Refuse what cannot be run, or would have no effect, before anything is built."""
     presets = _package("settings.overlay").presets()
-    if given.model not in (*MODELS, *MODELS.values()):
+    if given.model not in (*MODELS, *MODELS.values()) and (given.model, given.suite) != ("demo", "peers"):
         raise error(f"--model {given.model} cannot be built here.", "Choose sd1 (sd15), sd2 (sd21) or sdxl.")
     if given.preset and given.suite not in TAKE_PRESET:
         raise error(f"{given.suite} runs no preset.", f"Leave --preset out; {' and '.join(TAKE_PRESET)} take one.")

@@ -94,7 +94,9 @@ COLUMNS: dict[str, dict[str, str]] = {
     "peers": {
         "trainer": "trainer",
         "model": "model",
+        "seconds": "seconds",
         "images_per_second": "images/s",
+        "speed_against_above": "speed against above",
         "peak_bytes": "peak MiB",
         "start_to_finish_seconds": "start to finish s",
         "failed": "failed",

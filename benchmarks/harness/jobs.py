@@ -77,18 +77,21 @@ def ours(words: Sequence[object]) -> list[str]:
     return [sys.executable, "-m", "trainer", *map(str, words)]
 
 
+def environment(*, own: bool) -> dict[str, str]:
+    """What a job is started in: without the hub; this checkout is on the path of a program of ours alone."""
+    path = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])} if own else {}
+    return os.environ | {"HF_HUB_OFFLINE": "1"} | path
+
+
 def run(command: Sequence[object], cwd: Path | None = None, timeout: float = 1800, own: bool = True) -> Ran:
     """Run a command to its end, watching memory; its output's end is kept for when it fails. own: a program of this
     checkout, which is then on its path; another trainer must not find our folders there."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    if own:
-        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     with tempfile.TemporaryFile("w+", errors="replace") as output, Watch() as watch:
         began = time.perf_counter()
         process = subprocess.Popen(
             [*map(str, command)],
             cwd=cwd,
-            env=environment,
+            env=environment(own=own),
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,

@@ -20,10 +20,12 @@ import torch
 
 from trainer.memory import allocator
 
+DEMO = "demo"  # the built-in model, among the names of models
+
 
 @dataclass(frozen=True)
 class Options:
-    """model: sd1, sd2 or sdxl; preset: of the suites that have one; tiny: seconds on two CPU cores, for tests and a first look."""
+    """model: sd1, sd2, sdxl or demo; preset: of the suites that have one; tiny: seconds on two CPU cores, for tests and a first look."""
 
     model: str = "sd1"
     preset: str | None = None

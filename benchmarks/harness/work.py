@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from trainer.models import Parts, family
+from trainer.models import Parts, family, load
 from trainer.objective.loss import Objective
 from trainer.plan.simulate import Tracker
 from trainer.policy import Policy
 from trainer.step.engine import Engine
 
-from .timing import Options
+from .timing import DEMO, Options
 
 TINY_SIDE = 64  # pixels
 # Random numbers are drawn once and repeated: drawing each weight took 11 s of one core for SD 1.5, in each row. A prime, so
@@ -27,8 +27,10 @@ PERIOD = 1048573
 
 
 def parts(options: Options, *only: str, device: torch.device | str = "cpu") -> Parts:
-    """The model of `options`: tiny, or of real size with random weights, which are made on `device`. `only` names the
-    modules that are wanted; of a real-size model the others stay without memory."""
+    """The model of `options`: tiny, or of real size with random weights, which are made on `device`, or the built-in one.
+    `only` names the modules that are wanted; of a real-size model the others stay without memory."""
+    if options.model == DEMO:
+        return load(DEMO)
     return family(options.model).tiny() if options.tiny else real(options.model, *only, device=device)
 
 
@@ -62,8 +64,8 @@ def fill(module: nn.Module, source: Tensor) -> None:
 
 
 def side(options: Options, made: Parts) -> int:
-    """Pixels: the family's own, or few for a tiny model."""
-    return TINY_SIDE if options.tiny else made.family.resolution
+    """Pixels: the family's own, or few for a tiny model and the built-in one."""
+    return TINY_SIDE if options.tiny or options.model == DEMO else made.family.resolution
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,21 @@ requirements usually need: `kohya=/path/to/sd-scripts,python=/path/to/venv/bin/p
 always runs. Each job is a process of its own, with few steps and with more: the difference is the speed of a step without
 start-up, and the longer one's time is start to finish. A first run warms caches up and is not counted. With `--preset`
 ours runs within that budget, too.
+
+    OMP_NUM_THREADS=1 python -m benchmarks peers --model demo diffusers=/path/to/diffusers
+
+compares the steps of the built-in model: diffusers' script and our command get the same line, word for word, and what
+`SAME` adds so that ours computes in the same formats. Both are alive at once and take turns (harness/turns.py).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,14 +30,15 @@ import torch
 from trainer import models
 from trainer.errors import ConfigError
 
-from ..harness import baseline, jobs
-from ..harness.timing import Options
+from ..harness import baseline, jobs, turns
+from ..harness.others import CHECKOUTS, Command
+from ..harness.timing import DEMO, Options
 
 REPEATS = 2
+TURNS = turns.Plan(warm=6, steps=5, turns=8, rounds=5)  # on the built-in model
+TINY_TURNS = turns.Plan(warm=2, steps=1, turns=2, rounds=2)
 SHORT, LONG = 4, 84  # OneTrainer counts epochs, of as many steps as there are photos
 TINY = (4, 8)
-
-Command = Callable[[jobs.Material, Path, int], list[object]]
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,9 @@ class Failed(Exception):
 
 
 def suite(options: Options) -> Iterator[dict]:
+    if options.model == DEMO:
+        yield from demo(options)
+        return
     known = peers(options)
     short, long = TINY if options.tiny else (SHORT, LONG)
     with jobs.workplace() as place:
@@ -96,6 +104,56 @@ def measure(
         "repeats": repeats,
         "peak_bytes": max(ran.peak_bytes for ran in longer),
     }
+
+
+def demo(options: Options) -> Iterator[dict]:
+    """A row for diffusers' script and one for ours on the built-in model; `speed_against_above`: how many of their steps
+    one of ours takes the time of."""
+    if len(options.words) != 1 or not options.words[0].startswith("diffusers="):
+        raise ConfigError(
+            "The built-in model is compared with diffusers' script alone.",
+            "Write python -m benchmarks peers --model demo diffusers=/path/to/diffusers",
+        )
+    theirs = peers(options)["diffusers"]
+    plan = TINY_TURNS if options.tiny else TURNS
+    with jobs.workplace() as place:
+        root = Path(place)
+        made = jobs.material(options, root)
+        line = theirs.command(made, root / "theirs", plan.total)
+        ours = [word if word != root / "theirs" else root / "ours" for word in line[2:]]
+        runners = [
+            turns.Runner("diffusers", line, rf"\b(\d+)/{plan.total} \[", theirs.folder),
+            turns.Runner("ours", jobs.ours([*ours, *SAME]), OUR_STEP, file=root / "ours" / "log.jsonl"),
+        ]
+        try:
+            found = turns.take(runners, root, plan)
+        except turns.Ended as stop:
+            yield {"trainer": stop.name, "model": DEMO, "exit": stop.code, "failed": stop.said.strip()[-400:]}
+            return
+    peer = statistics.median(found["diffusers"])
+    for name, seconds in found.items():
+        middle = statistics.median(seconds)
+        yield {
+            "trainer": name,
+            "version": theirs.version if name == "diffusers" else None,
+            "model": DEMO,
+            "pixels": made.pixels,
+            "seconds": round(middle, 4),
+            "spread": round((max(seconds) - min(seconds)) / 2, 4),
+            "rounds": [round(each, 4) for each in seconds],
+            "images_per_second": round(2 / middle, 4),
+            "speed_against_above": round(peer / middle, 3) if name == "ours" else None,
+            "steps": plan.steps * plan.turns,
+            "repeats": plan.rounds,
+        }
+
+
+# what our command is told beyond diffusers' line: the formats of the script's, no memory saver, nothing beside the training
+SAME = (
+    *("--precision", "fp32", "--weights", "fp32", "--checkpointing", "off"),
+    *("--num_validation_images", 0, "--no-watch", "--dashboard", "off"),
+)
+OUR_STEP = r'"event": "Step".*?"step": (\d+)'
 
 
 def peers(options: Options) -> dict[str, Peer]:
@@ -178,125 +236,3 @@ def plain() -> None:
     for _ in range(words.steps):
         step()
     made.family.pipeline(made).save_pretrained(words.run)
-
-
-def _diffusers(start: list[object], options: Options) -> Command:
-    """diffusers' script with its usual memory savers."""
-    precision = "bf16" if options.device.type == "cuda" else "no"
-
-    def command(made: jobs.Material, run: Path, steps: int) -> list[object]:
-        return [
-            *start,
-            *("--pretrained_model_name_or_path", made.model, "--output_dir", run),
-            *("--instance_data_dir", made.photos, "--instance_prompt", "a photo of sks dog"),
-            *("--class_data_dir", made.classes, "--class_prompt", "a photo of a dog"),
-            *("--with_prior_preservation", "--prior_loss_weight", "1.0", "--num_class_images", jobs.CLASS_IMAGES),
-            *("--resolution", made.pixels, "--train_batch_size", 1, "--gradient_accumulation_steps", 1),
-            *("--gradient_checkpointing", "--use_8bit_adam", "--mixed_precision", precision),
-            *("--learning_rate", "2e-6", "--lr_scheduler", "constant", "--lr_warmup_steps", 0),
-            *("--max_train_steps", steps, "--seed", 0),
-        ]
-
-    return command
-
-
-def _kohya(start: list[object], options: Options) -> Command:
-    """sd-scripts, folders in its own convention. Its AdamW8bit cannot be had with a frozen text encoder: the script then
-    gives bitsandbytes the same generator of parameters twice, the second time empty ("optimizer got an empty parameter
-    list"), and freezing it at step 0 fails, too. The paged variant is the same arithmetic, and needs CUDA."""
-    optimizer = "PagedAdamW8bit" if options.device.type == "cuda" else "AdamW"
-    xl = options.model == "sdxl"
-
-    def command(made: jobs.Material, run: Path, steps: int) -> list[object]:
-        photos, classes, tokenizers = (run.parent / name for name in ("photos", "classes", "tokenizers"))
-        shutil.copytree(made.photos, photos / "2_sks dog")  # each photo twice: as many as there are class images
-        shutil.copytree(made.classes, classes / "1_dog")
-        for hub_name, own in KOHYA_TOKENIZERS.items():  # else they are asked of the hub
-            if (made.model / own).exists():
-                shutil.copytree(made.model / own, tokenizers / hub_name)
-        return [
-            *start,
-            *(("--v2", "--v_parameterization") if options.model == "sd2" else ()),
-            *("--pretrained_model_name_or_path", made.model, "--tokenizer_cache_dir", tokenizers),
-            *("--train_data_dir", photos, "--reg_data_dir", classes, "--output_dir", run),
-            *("--resolution", made.pixels, "--train_batch_size", 2, "--max_train_steps", steps),
-            *("--learning_rate", "2e-6", "--optimizer_type", optimizer, "--mixed_precision", "bf16"),
-            *("--gradient_checkpointing", "--cache_latents", "--sdpa"),
-            *("--max_data_loader_n_workers", 2, "--persistent_data_loader_workers"),
-            *("--save_model_as", "safetensors", "--seed", 0),
-            *(() if xl else ("--stop_text_encoder_training", -1)),
-        ]
-
-    return command
-
-
-KOHYA_TOKENIZERS = {
-    "openai_clip-vit-large-patch14": "tokenizer",
-    "stabilityai_stable-diffusion-2": "tokenizer",
-    "laion_CLIP-ViT-bigG-14-laion2B-39B-b160k": "tokenizer_2",
-}
-
-
-def _onetrainer(start: list[object], options: Options) -> Command:
-    """OneTrainer's scripts/train.py with a configuration of the same job. The bitsandbytes it asks for (0.49.1) needs CUDA
-    for 8-bit AdamW."""
-    optimizer = "ADAMW_8BIT" if options.device.type == "cuda" else "ADAMW"
-    kind = {"sd1": "STABLE_DIFFUSION_15", "sd2": "STABLE_DIFFUSION_21", "sdxl": "STABLE_DIFFUSION_XL_10_BASE"}[
-        options.model
-    ]
-
-    def command(made: jobs.Material, run: Path, steps: int) -> list[object]:
-        files = {
-            "concepts": [
-                {
-                    "__version": 2,
-                    "name": name,
-                    "path": str(path),
-                    "balancing": float(jobs.PHOTOS),  # of each in an epoch
-                    "balancing_strategy": "SAMPLES",
-                    "image": {"enable_crop_jitter": False},
-                    "text": {"prompt_source": "concept"},
-                }
-                for name, path in (("sks dog", made.photos), ("dog", made.classes))
-            ],
-            "samples": [],
-        }
-        settings = {
-            "__version": 11,  # of the configuration; older ones are migrated
-            "training_method": "FINE_TUNE",
-            "model_type": kind,
-            "base_model_name": str(made.model),
-            "workspace_dir": str(run / "workspace"),
-            "cache_dir": str(run / "cache"),
-            "concept_file_name": str(run / "concepts.json"),
-            "sample_definition_file_name": str(run / "samples.json"),
-            "sample_after_unit": "NEVER",
-            "backup_after_unit": "NEVER",
-            "backup_before_save": False,
-            "tensorboard": False,
-            "output_model_format": "DIFFUSERS",
-            "output_model_destination": str(run / "model"),
-            "resolution": str(made.pixels),
-            "batch_size": 2,
-            "epochs": steps // jobs.PHOTOS,
-            "learning_rate": 2e-6,
-            "learning_rate_warmup_steps": 0,
-            "train_dtype": "BFLOAT_16",
-            "text_encoder": {"train": False},
-            "text_encoder_2": {"train": False},
-            "optimizer": {"optimizer": optimizer},
-        }
-        run.mkdir()
-        for name, value in (files | {"config": settings}).items():
-            (run / f"{name}.json").write_text(json.dumps(value, indent=1))
-        return [*start, "--config-path", run / "config.json"]
-
-    return command
-
-
-# name: (its script below the checkout, how to make its command line)
-CHECKOUTS: dict[str, tuple[str, Callable[[list[object], Options], Command]]] = {
-    "diffusers": ("examples/dreambooth/train_dreambooth.py", _diffusers),
-    "kohya": ("train_db.py", _kohya),
-    "onetrainer": ("scripts/train.py", _onetrainer),
-}

@@ -1,10 +1,12 @@
 """Other trainers run beside ours in their own folder and with their own Python; what they cannot do is refused."""
 
+import json
+import os
 import sys
 from dataclasses import replace
 
 import pytest
-from trainer.benchmarks.harness import jobs
+from trainer.benchmarks.harness import jobs, turns
 from trainer.benchmarks.harness.timing import Options
 from trainer.benchmarks.suites import peers
 
@@ -59,3 +61,54 @@ def test_a_peer_that_cannot_do_the_job_is_refused_with_the_reason(checkout):
         peers.peers(Options("sdxl", words=(f"diffusers={checkout}",)))
     with pytest.raises(ConfigError, match="names no Python"):
         peers.peers(Options(words=(f"diffusers={checkout},python=/nowhere",)))
+
+
+@pytest.fixture
+def diffusers(tmp_path):
+    """A checkout of diffusers whose script shows the progress of steps that do nothing, and keeps its line."""
+    script = tmp_path / "checkout/examples/dreambooth/train_dreambooth.py"
+    script.parent.mkdir(parents=True)
+    script.write_text(SCRIPT)
+    return tmp_path / "checkout"
+
+
+SCRIPT = """
+import json, pathlib, sys, time
+words = sys.argv[1:]
+pathlib.Path("line.json").write_text(json.dumps(words))
+total = words[words.index("--max_train_steps") + 1]
+for step in range(1, int(total) + 1):
+    time.sleep(0.05)
+    print(f"\\rSteps: {step}/{total} [00:00<00:00]", end="", file=sys.stderr, flush=True)
+"""
+
+
+def test_on_the_built_in_model_both_get_the_same_line_and_ours_the_formats_of_the_script(diffusers, monkeypatch):
+    seen = []
+    true = turns.take
+    monkeypatch.setattr(turns, "take", lambda runners, *rest: seen.extend(runners) or true(runners, *rest))
+    options = Options("demo", tiny=True, words=(f"diffusers={diffusers}",))
+    theirs, ours = list(peers.suite(options))
+    assert (theirs["trainer"], ours["trainer"]) == ("diffusers", "ours") and len(ours["rounds"]) == 2
+    assert ours["speed_against_above"] == pytest.approx(theirs["seconds"] / ours["seconds"], rel=0.02)
+    line = json.loads((diffusers / "line.json").read_text())
+    assert "--gradient_checkpointing" not in line and "--use_8bit_adam" not in line
+    words = [str(word) for word in seen[1].command]
+    pasted = words[words.index("--pretrained_model_name_or_path") :]
+    assert [word.replace("/ours", "/theirs") for word in pasted[: len(line)]] == line
+    assert pasted[len(line) :] == [str(word) for word in peers.SAME]
+
+
+def test_the_built_in_model_is_compared_with_diffusers_alone_and_a_broken_script_is_a_row(diffusers):
+    with pytest.raises(ConfigError, match="diffusers' script alone"):
+        list(peers.suite(Options("demo", tiny=True)))
+    (diffusers / "examples/dreambooth/train_dreambooth.py").write_text("raise SystemExit('no torchvision')")
+    (row,) = peers.suite(Options("demo", tiny=True, words=(f"diffusers={diffusers}",)))
+    assert row["trainer"] == "diffusers" and row["exit"] == 1 and "no torchvision" in row["failed"]
+
+
+@pytest.mark.skipif("DIFFUSERS_CHECKOUT" not in os.environ, reason="DIFFUSERS_CHECKOUT names no checkout of diffusers")
+def test_diffusers_own_script_takes_turns_with_ours():
+    word = f"diffusers={os.environ['DIFFUSERS_CHECKOUT']}"  # with ,python=FILE where it needs its own
+    theirs, ours = peers.suite(Options("demo", tiny=True, words=(word,)))
+    assert "failed" not in theirs and theirs["seconds"] > 0 and ours["seconds"] > 0
