@@ -20,8 +20,8 @@ from pathlib import Path
 
 from . import jobs
 
-POLL = 0.002  # seconds between two looks at a file
-TAIL = 8192  # bytes at its end that hold the last step's line
+POLL = 0.01  # seconds between two looks at a file: fewer looks see steps late, more take time from the steps
+TAIL = 4096  # bytes at its end that hold the last step's line
 PATIENCE = 300  # seconds for one step, or for a start
 
 
