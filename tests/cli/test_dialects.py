@@ -6,6 +6,7 @@ import pytest
 
 from trainer.cli import parse as cli
 from trainer.errors import ConfigError
+from trainer.models import SD1, SD2, SDXL, adapters
 from trainer.settings.checks import check
 from trainer.settings.dialects import kohya
 from trainer.settings.dialects.programs import PROGRAMS
@@ -98,6 +99,25 @@ def test_networks_lora_has_kohyas_rank_alpha_start_and_modules():
     unet = parse(f"{line} --network_train_unet_only")
     assert not unet.config().train.train_text_encoder and check(unet.config(), tolerant=True, files=False) == []
     assert parse("--method lora --rank 8").config().lora.alpha is None, "ours stays ours"
+
+
+@pytest.mark.parametrize(("script", "family", "denoiser", "texts"), [
+    ("train_network.py", SD1, 192, [72]),
+    ("train_network.py", SD2, 192, [138]),
+    # kohya's 986 count the six of the first encoder's last layer, too, which SDXL never reads and nothing trains
+    ("sdxl_train_network.py", SDXL, 722, [72 - 6, 192]),
+])  # fmt: skip
+def test_networks_lora_adapts_as_many_modules_of_the_public_models_as_in_kohyas_scripts(
+    script, family, denoiser, texts
+):
+    parts, lora = (
+        family.meta(),
+        parse(f"accelerate launch {script} {KOHYA} --network_module networks.lora").config().lora,
+    )
+    adapters.inject(parts, lora, text=True)
+    found = [name for name, _ in adapters.layers(parts)]
+    counts = [sum(name.startswith(f"{part}.") for name in found) for part in parts.modules() if part != "vae"]
+    assert counts == [denoiser, *texts] and len(found) == denoiser + sum(texts)
 
 
 def test_wide_convolutions_get_adapters_where_network_args_ask():

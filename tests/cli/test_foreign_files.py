@@ -170,6 +170,21 @@ def test_aitoolkits_file(tmp_path, photos):
     assert cli.parse(["python", "run.py", str(file)]).config().lora.rank == 16
 
 
+def test_a_key_of_aitoolkits_file_that_sets_something_is_not_said_to_mean_nothing(tmp_path, photos):
+    folders = f"{{folder_path: {photos / 'reg'}, is_reg: true}}", f"{{folder_path: {photos / 'b'}, trigger_word: ohwx}}"
+    more = "".join(f"        - {folder}\n" for folder in folders)
+    text = AITOOLKIT.replace("PHOTOS", str(photos / "a")).replace("      train:", f"{more}      train:")
+    told = open_file(write(tmp_path / "job.yaml", text), "from")
+    rows = {row.key: row for row in told.rows}
+    assert rows["training_folder"].text == "run.output_dir = out/mine"
+    assert rows["datasets[0]"].text == f"data.subsets = 3 x {photos / 'a'} = sks"
+    assert rows["datasets[1].is_reg"].text == f"prior.class_data_dir = {photos / 'reg'}"
+    assert rows["datasets[2]"].text == f"data.subsets = 1 x {photos / 'b'} = ohwx", (
+        "a folder's own word goes before the job's"
+    )
+    assert rows["datasets[0].caption_ext"].outcome == "note" and "datasets[0].folder_path" not in rows
+
+
 def test_what_would_change_what_is_learned_is_refused_all_at_once_with_every_fix(tmp_path):
     told = ONETRAINER | {"mae_strength": 0.5, "max_noising_strength": 0.8, "text_encoder": {"train": True}}
     with pytest.raises(ConfigError) as caught:

@@ -158,7 +158,7 @@ SAMPLE = {
                      "samples", "ext", "num_frames", "fps", "guidance_rescale"), _SAMPLER),
 }  # fmt: skip
 OTHER = {
-    "training_folder": Note("the run folder is --output_dir"),
+    "training_folder": Note("the job has no name to be its run's folder there; see --output_dir"),
     "device": _DEVICE,
     "trigger_word": to("data.identifier"),
     "performance_log_every": Note("every step is in log.jsonl"),
@@ -185,9 +185,11 @@ DATASET = {
     "type": Note("photos"),
     **dict.fromkeys(("control_path", "inpaint_path", "mask_path", "unconditional_path", "augmentations"),
                     Stop("it belongs to other kinds of training", "leave it out")),
-    **dict.fromkeys(("shrink_video_to_frames", "is_reg", "num_repeats", "folder_path", "dataset_path", "default_caption",
-                     "caption_ext", "trigger_word"), Note("part of what the folder says")),
+    "shrink_video_to_frames": Note("photos have one frame"),
+    "caption_ext": Note("captions lie beside their photos, as .txt or .caption"),
 }  # fmt: skip
+# what a folder is, in several keys that one row shows together
+FOLDER = ("is_reg", "num_repeats", "folder_path", "dataset_path", "default_caption", "trigger_word")
 KINDS = ("sd_trainer", "diffusion_trainer", "ui_trainer", "fine_tune")
 
 
@@ -218,9 +220,11 @@ def load(tables: dict[str, Any]) -> tuple[list[Row], Values]:
     rest = {key: value for key, value in process.items() if key not in (*sections, "datasets", "type")}
     more, found = read(leaves(rest), OTHER, ("logging.", "meta."))
     values |= found
-    name = tables["config"].get("name")
-    if name and process.get("training_folder"):
-        values["run.output_dir"] = f"{process['training_folder']}/{name}"
+    name, folder = tables["config"].get("name"), process.get("training_folder")
+    if name and folder:
+        values["run.output_dir"] = f"{folder}/{name}"
+        told = Row("training_folder", str(folder), "value", f"run.output_dir = {folder}/{name}")
+        more = [told if row.key == told.key else row for row in more]
     return rows + more + _datasets(process, values), _usual(values)
 
 
@@ -240,16 +244,19 @@ def _datasets(process: dict[str, Any], values: Values) -> list[Row]:
     trigger = str(process.get("trigger_word") or "")
     for number, dataset in enumerate(process.get("datasets") or []):
         name = f"datasets[{number}]"
-        more, found = read(leaves(dataset), DATASET)
+        more, found = read(leaves({key: value for key, value in dataset.items() if key not in FOLDER}), DATASET)
         rows += [Row(f"{name}.{row.key}", row.value, row.outcome, row.text, row.fix) for row in more]
         for key, value in found.items():
             values.setdefault(key, value) if number else values.update({key: value})
         place = str(dataset.get("folder_path") or dataset.get("dataset_path") or "")
         if dataset.get("is_reg"):
             values |= {"prior.with_prior_preservation": True, "prior.class_data_dir": place}
+            rows.append(Row(f"{name}.is_reg", place, "value", f"prior.class_data_dir = {place}"))
             continue
-        words = str(dataset.get("default_caption") or "").replace("[trigger]", trigger).strip() or trigger
+        word = str(dataset.get("trigger_word") or trigger)
+        words = str(dataset.get("default_caption") or "").replace("[trigger]", word).strip() or word
         subsets.append(entry(dataset.get("num_repeats", 1), place, words))
+        rows.append(Row(name, place, "value", f"data.subsets = {subsets[-1]}"))
     if subsets:
         values["data.subsets"] = subsets
     if prompts := values.get("sample.validation_prompt"):
