@@ -104,15 +104,21 @@ def batch(seed: int, rows: int = 2, text: bool = False) -> tuple[dict[str, Tenso
     return values, torch.randn(rows, 4, 8, 8, generator=g)
 
 
-def batches(step: int, count: int, text: bool = False) -> list[tuple[dict[str, Tensor], Tensor]]:
-    return [batch(100 * step + i, text=text) for i in range(count)]
+def batches(step: int, count: int, text: bool = False, rows: int = 2) -> list[tuple[dict[str, Tensor], Tensor]]:
+    return [batch(100 * step + i, rows, text) for i in range(count)]
 
 
 def take_step(
-    engine: Engine, step: int, count: int = 1, lr: float | dict[str, float] = 1e-2, text: bool = False, **options
+    engine: Engine,
+    step: int,
+    count: int = 1,
+    lr: float | dict[str, float] = 1e-2,
+    text: bool = False,
+    rows: int = 2,
+    **options,
 ):
     """One engine step on the data of `step`; returns the StepResult."""
-    data = batches(step, count, text)
+    data = batches(step, count, text, rows)
 
     def loss(prediction: Tensor, i: int) -> Tensor:
         return (prediction.float() - data[i][1].to(prediction.device)).pow(2).mean() / count

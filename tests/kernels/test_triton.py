@@ -83,7 +83,8 @@ def test_every_kernel_compiles_for_real_cards_without_one_and_stays_in_its_regis
     for operation, kernels in KERNELS.items():
         assert {name.split()[-1] for name in needs if f" {operation} " in name} == kernels
     for name, need in needs.items():
-        assert need["spilled_bytes"] <= 64 and need["shared_bytes"] <= 48 << 10, name
+        # one register out and in: the assembler's own choice in two variants of 90, for one block more at a time
+        assert need["spilled_bytes"] <= 8 and need["shared_bytes"] <= 48 << 10, name
         assert vectors(name, need["moves"]), (name, need["moves"])
 
 
@@ -91,7 +92,7 @@ def vectors(name: str, moves: dict[str, int]) -> bool:
     """Whether what is large moves 16 bytes at a time: one image position or one row alone has nothing to put together."""
     if "adamw" in name:  # a byte alone is the overflow flag
         return moves.get("ld.global.b8", 0) <= 1 and not any(f"{way}.global.b16" in moves for way in ("ld", "st"))
-    if "(1, 1)" in name or name.endswith("_merge"):
+    if "(1, 1)" in name or name.endswith(("_merge", "double")):
         return True
     return "ld.global.v4.b32" in moves
 

@@ -2,13 +2,17 @@
 
 A stream here is a clock. Each operator that the step runs (forward, backward, update and copy) is an access to storages by
 the stream that is current; waiting for an event or a stream hands knowledge on (vector clocks). Two accesses to the same
-bytes, one of them a write, must be ordered by such knowledge, and memory of the card may be given up only when the
-computing stream, to which the allocator hands it out again, knows of every access. What CUDA leaves to chance is thus an
-error in every run.
+bytes, one of them a write, must be ordered by such knowledge. Memory of the card may be given up only when the computing
+stream, to which the allocator hands it out again, knows of every access, and memory of the host when the host does. A stream
+is current in its thread and on its card, as torch has it: backward runs in a thread of autograd's, whoever asks without
+naming the engine's card gets another one's stream, and a thread that nobody prepared has the default one. What CUDA leaves to
+chance is thus an error in every run.
 """
 
 from __future__ import annotations
 
+import random
+import threading
 import weakref
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,9 +25,13 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from trainer import memory
+from trainer.errors import ConfigError
 from trainer.machine import host
 from trainer.memory import stream
+from trainer.memory.clipping import Waiting
 from trainer.step.engine import Engine, Policy
+from trainer.step.gradients import Gradients
 from trainer.units import Unit
 
 
@@ -84,10 +92,20 @@ class Recorder(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.host, self.computing = Clock("host"), Stream("computing", self)
-        self.current, self.in_step = self.computing, False
+        self.first_card, self.default = Stream("the first card", self), Stream("default", self)
+        self.threads, self.in_step = threading.local(), False
+        self.threads.current = self.computing
         self.storages: dict[int, Storage] = {}
         self.problems: list[str] = []
         self.hidden: list[int] = []
+
+    @property
+    def current(self) -> Stream:
+        return getattr(self.threads, "current", self.default)
+
+    def current_stream(self, device: torch.device | None = None) -> Stream:
+        """As torch's. The engine's card, which the tests call "cpu", is not the one that is current."""
+        return self.current if device == torch.device("cpu") else self.first_card
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -148,11 +166,13 @@ class Recorder(TorchDispatchMode):
         return found
 
     def _freed(self, key: int) -> None:
-        """The allocator may hand the memory out again at once, to whatever the computing stream does next."""
+        """The memory may be handed out again at once: a card's to whatever the computing stream does next, the host's to
+        whatever the host does."""
         storage = self.storages.pop(key)
+        whose, heir = ("host memory", self.host) if storage.host else ("memory", self.computing)
         for name, when in [*storage.reads.items(), *([storage.write] if storage.write else [])]:
-            if not storage.host and self.computing.knows.get(name, 0) < when:
-                self.problems.append(f"memory is given up while {name} may still use it")
+            if heir.knows.get(name, 0) < when:
+                self.problems.append(f"{whose} is given up while {name} may still use it")
 
     def pin(self, tensor: torch.Tensor) -> torch.Tensor:
         for key in self._known([tensor]):
@@ -161,11 +181,32 @@ class Recorder(TorchDispatchMode):
 
     @contextmanager
     def on(self, stream: Stream):
-        before, self.current = self.current, stream
+        before, self.threads.current = self.current, stream
         try:
             yield
         finally:
-            self.current = before
+            self.threads.current = before
+
+    def backward(self, plain):
+        """`plain` backward as on a card, in a thread of autograd's, which works on the stream of the forward."""
+
+        def threaded(*args, **kwargs) -> None:
+            failed = []
+
+            def run() -> None:
+                try:
+                    with self, self.on(stream):
+                        plain(*args, **kwargs)
+                except BaseException as error:  # for the thread that waits
+                    failed.append(error)
+
+            stream, thread = self.current, threading.Thread(target=run)
+            thread.start()
+            thread.join()
+            if failed:
+                raise failed[0]
+
+        return threaded
 
 
 @pytest.fixture
@@ -175,7 +216,8 @@ def recorder(monkeypatch):
     monkeypatch.setattr(host, "empty", lambda *args: made.pin(empty(*args)))
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "stream", made.on)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: made.current)
+    monkeypatch.setattr(torch.cuda, "current_stream", made.current_stream)
+    monkeypatch.setattr(torch.autograd, "backward", made.backward(torch.autograd.backward))
     return made
 
 
@@ -236,6 +278,87 @@ def test_most_copies_to_the_card_are_queued_before_work_that_hides_them(recorder
     assert hidden > 0.7 * len(recorder.hidden) > 7
 
 
+def drawn(seed: int) -> Policy:
+    """A policy that could be asked for and that streams something."""
+    draw = random.Random(seed)
+    while True:
+        policy = Policy(
+            weights=draw.choice(["fp32", "24bit", "16bit_sr"]),
+            moments=draw.choice(["fp32", "8bit", "4bit"]),
+            compute=draw.choice([torch.float32, torch.bfloat16, torch.float16]),
+            checkpointing=draw.choice(["off", "selective", "blocks", "blocks"]),
+            stream=draw.choice(["off", "state", "all"]),
+            boundaries=draw.choice(["card", "ram"]),
+            gradients=draw.choice(["card", "ram"]),
+            clipping=draw.choice(["exact", "previous"]),
+            max_grad_norm=draw.choice([0.0, 0.02, 1.0]),
+            resident_units=draw.choice([0, 0, 1, 3]),
+            recompute_kernels=draw.random() < 0.5,
+            channels_last=draw.random() < 0.5,
+        )
+        low = policy.weights != "fp32" and policy.compute == torch.float32
+        if low or (policy.stream, policy.boundaries, policy.gradients) == ("off", "card", "card"):
+            continue
+        try:
+            memory.check(policy)
+        except ConfigError:
+            continue
+        return policy
+
+
+def any_steps(recorder: Recorder, seed: int) -> Engine:
+    """Steps by a drawn policy, as a run may take them: of any size, with looks between. Returns whose
+    memory is still in use."""
+    draw = random.Random(seed + 1)
+    with streamed(recorder, drawn(seed), Model().units(text=True)) as engine:
+        for number in range(4):
+            rows, update = draw.choice([1, 2, 3]), draw.random() < 0.8
+            step(recorder, engine, number, draw.choice([1, 1, 2, 3]), text=True, rows=rows, update=update)
+            look = draw.choice([None, engine.state_dict, engine.flush, lambda: engine.forward(batch(3)[0])])
+            if look is not None:
+                look()
+    return engine
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_no_policy_that_chance_draws_races_with_anything(recorder, seed):
+    engine = any_steps(recorder, seed)
+    assert recorder.problems == [], engine.policy
+    assert {"up", "down"} & recorder.computing.knows.keys(), "nothing was streamed: the test would see nothing"
+
+
+def test_both_lanes_are_of_their_engines_card(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "Stream", asked.append)
+    stream.Traffic(torch.device("cuda", 3))
+    assert asked == [torch.device("cuda", 3)] * 2
+
+
+def in_a_thread(run):
+    """`run` of a method, in a thread that nobody prepared."""
+
+    def aside(self) -> None:
+        def work() -> None:
+            with Event.recorder:
+                run(self)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+
+    return aside
+
+
+def brought_and_dropped(bring):
+    """Waiting.bring that gives up the host's copy once it is on its way."""
+
+    def dropped(self, index: int) -> None:
+        bring(self, index)
+        self.shelf.pop(index, None)
+
+    return dropped
+
+
 SABOTAGE = {
     "copies do not wait for computing": (Stream, "wait_stream", lambda self, other: None),
     "computing does not wait for arrivals": (stream.Traffic, "wait", lambda self, landing: None),
@@ -246,14 +369,28 @@ SABOTAGE = {
         lambda self, event: None if self.name == "up" else self.learn(event.knows),
     ),
     "the host does not wait": (Stream, "synchronize", lambda self: None),
+    "host memory is given up while its copy is under way": (Waiting, "bring", brought_and_dropped(Waiting.bring)),
+    "another card's stream waits for arrivals": (
+        stream.Traffic,
+        "wait",
+        lambda self, landing: landing is None or torch.cuda.current_stream().wait_event(landing),
+    ),
+    "gradients are put together in a thread of their own": (Gradients, "copy", in_a_thread(Gradients.copy)),
 }
 
 
 @pytest.mark.parametrize("broken", SABOTAGE.values(), ids=SABOTAGE.keys())
 def test_the_checker_finds_what_is_broken_on_purpose(recorder, monkeypatch, broken):
     monkeypatch.setattr(*broken)
-    with streamed(recorder, STREAMED["all, previous norm"]) as engine:
-        for number in range(2):
-            step(recorder, engine, number)
-        engine.state_dict()["unet.up.weight"].clone()
+    for name in ("all, previous norm", "all"):
+        with streamed(recorder, STREAMED[name]) as engine:
+            for number in range(2):
+                step(recorder, engine, number)
+            engine.state_dict()["unet.up.weight"].clone()
     assert recorder.problems
+
+
+@pytest.mark.parametrize("broken", SABOTAGE.values(), ids=SABOTAGE.keys())
+def test_what_is_broken_on_purpose_is_found_under_policies_that_chance_draws(recorder, monkeypatch, broken):
+    monkeypatch.setattr(*broken)
+    assert any(any_steps(recorder, seed) and recorder.problems for seed in range(16))

@@ -100,6 +100,8 @@ class Values:
         dense = value.is_contiguous() or (value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last))
         flat = self.shelf.get(name)
         if flat is None or flat.numel() < value.nbytes:
+            if flat is not None:  # the first step of a larger bucket
+                self.traffic.finish()  # nobody gives up memory that a copy may still read
             flat = self.shelf[name] = host.empty(value.nbytes, torch.uint8, self.traffic.device)
         flat = flat[: value.nbytes].view(value.dtype)
         self.stored[name] = flat.as_strided(value.shape, value.stride()) if dense else flat.view(value.shape)

@@ -68,6 +68,8 @@ class Waiting:
             return
         stored = self.shelf.get(index)
         if stored is None or stored.dtype != grad.dtype:
+            if stored is not None:  # steps of one micro-batch and of several take turns, which no run does
+                self.traffic.finish()  # nobody gives up memory that a copy may still read
             stored = self.shelf[index] = host.empty(grad.shape, grad.dtype, self.traffic.device)
         self.events[index] = self.traffic.save(stored, grad)
 
