@@ -9,6 +9,7 @@ from photos import folder_of, noise_picture
 from PIL import Image
 
 from trainer.__main__ import main
+from trainer.cli import photos as look
 from trainer.cli.parse import parse
 from trainer.cli.photos import TAKEN
 from trainer.run.prepare import prepare
@@ -41,6 +42,33 @@ def test_the_account_is_printed_picture_by_picture_and_drawn(here, capsys):
     with Image.open(here / "runs" / "photos-dog.png") as sheet:
         framed = (np.abs(np.asarray(sheet.convert("RGB")).astype(int) - TAKEN).max(axis=-1) <= 8).sum()
     assert framed > 2 * 4 * 100, "both crops are framed"
+
+
+def test_below_each_picture_of_the_sheet_stand_its_crop_its_words_and_what_is_wrong(here, monkeypatch):
+    told = {}
+    drawn = look.contact_sheet
+    monkeypatch.setattr(
+        look,
+        "contact_sheet",
+        lambda tiles, captions, path, **rest: (
+            told.update(rest, captions=captions) or drawn(tiles, captions, path, **rest)
+        ),
+    )
+    folder = folder_of(here / "img" / "3_hta dog", 2, (320, 240))
+    noise_picture((900, 240), 7).save(folder / "wide.png")
+    (folder / "wide.txt").write_text("hta dog asleep")
+    (folder / "twin.png").write_bytes((folder / "00.png").read_bytes())
+    Image.new("L", (320, 240), 255).save(folder / "01.mask.png")
+    (folder / "stray.txt").write_text("hta dog")
+    assert main(["photos", "img", "--resolution", "240", "--masked_loss"]) == 0
+    by_name = {caption.partition("\n")[0]: caption.split("\n")[1:] for caption in told["captions"]}
+    assert by_name["3_hta dog/00.png"] == ["240 x 240, keeps 75%, 3 times an epoch", "'hta dog' (the folder 3_hta dog)"]
+    assert by_name["3_hta dog/01.png"][0].endswith(", masked")
+    crop, words, wrong = by_name["3_hta dog/wide.png"]
+    assert crop.startswith("240 x 240, keeps 27%") and words == "'hta dog asleep' (wide.txt)"
+    assert wrong.startswith("! is 900 x 240 px: the square crop keeps 27% of it")
+    assert by_name["3_hta dog/twin.png"] == ["! left out: the same picture as 00.png"]
+    assert any("stray.txt belongs to no picture" in line for line in told["foot"]) and "3 photos" in told["title"]
 
 
 def test_the_sheet_never_lands_among_the_photos(here, monkeypatch):

@@ -98,6 +98,15 @@ def test_kohya_folders_give_repeats_and_captions(tmp_path):
     assert [photo.repeats for photo in scan(tmp_path / "10_sks dog").photos] == [10, 10]
 
 
+def test_pictures_in_plain_folders_beside_numbered_ones_are_said_to_be_left(tmp_path):
+    folder_of(tmp_path / "3_hta dog", 2)
+    folder_of(tmp_path / "2023_holiday", 3)
+    photos = scan(tmp_path)
+    left = "3 pictures in 2023_holiday left out: its name gives no repeats (--folders all takes them)"
+    assert len(photos.photos) == 2 and left in photos.problems
+    assert left not in scan(tmp_path, folders="numbered").problems and len(scan(tmp_path, folders="all").photos) == 5
+
+
 def test_masks_come_from_a_file_or_from_alpha(tmp_path):
     folder_of(tmp_path, 3, (96, 80))
     Image.new("L", (96, 80), 128).save(tmp_path / "00.mask.png")

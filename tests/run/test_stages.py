@@ -19,6 +19,7 @@ from trainer.events import (
     PhaseEnded,
     PhaseProgress,
     PhaseStarted,
+    PhotosScanned,
     PlanReady,
     Sampled,
     Step,
@@ -37,6 +38,11 @@ def test_a_run_goes_through_every_phase_and_says_where_everything_is(place):
     assert [e.step for e in of(Sampled, found)] == [2, 4]
     assert {e.format for e in of(Exported, found)} == {"diffusers", "single file"}
     assert len(of(PlanReady, found)) == 1
+    (scanned,) = of(PhotosScanned, found)
+    assert scanned.account == ["3 x 'a photo of hta dog' (identifier and class_name)"], (
+        "what is trained as prompt, and why"
+    )
+    assert found.index(scanned) < next(i for i, e in enumerate(found) if isinstance(e, PhaseStarted))
     (finished,) = of(Finished, found)
     assert finished.status == "done" and "python -m trainer sample" in finished.text
     assert (place / "whole" / "config.toml").is_file()

@@ -105,26 +105,28 @@ def _place(config: Config, folder: Path) -> Path:
 
 def _draw(photos: PhotoSet, problems: list[str], path: Path) -> None:
     shown = [*photos.photos, *photos.left][:MOST]
-    tiles, captions, told = [], [], set(filter(of_left, problems))
+    tiles, captions, told, root = [], [], set(filter(of_left, problems)), Path(photos.folder)
     for each in shown:
         if isinstance(each, Photo):
             about = {text: said for text in problems if (said := _of_this(each.name, text))}
             told |= about.keys()
             tiles.append(_tile(each))
-            captions.append(_caption(each, about.values()))
+            captions.append(_caption(each, root, about.values()))
         else:
             tiles.append(_crossed_out(Path(each.path)))
-            captions.append(f"{each.name}\n! left out: {each.why}")
+            captions.append(f"{within(Path(each.path), root)}\n! left out: {each.why}")
     rest = len(photos.photos) + len(photos.left) - len(shown)
     title = photos.summary.partition(";")[0] + (f" ({rest} more not shown)" if rest else "")
     foot = [text for text in problems if text not in told]
     contact_sheet(tiles, captions, path, side=SIDE, title=f"{photos.folder}: {title}", foot=foot)
 
 
-def _caption(photo: Photo, about: Iterable[str]) -> str:
+def _caption(photo: Photo, root: Path, about: Iterable[str]) -> str:
     times = f", {photo.repeats} times an epoch" if photo.repeats > 1 else ""
-    shape = "x".join(map(str, photo.size_cut))
-    lines = [f"{photo.name}  {shape}, keeps {photo.kept:.0%}{times}", f"'{photo.prompt}' ({photo.words})"]
+    shape = "{} x {}".format(*photo.size_cut)
+    mask = ", masked" if photo.mask else ""
+    lines = [within(Path(photo.path), root), f"{shape}, keeps {photo.kept:.0%}{times}{mask}"]
+    lines.append(f"'{photo.prompt}' ({photo.words})")
     return "\n".join([*lines, *(f"! {text}" for text in about)])
 
 
