@@ -71,6 +71,22 @@ def test_below_each_picture_of_the_sheet_stand_its_crop_its_words_and_what_is_wr
     assert any("stray.txt belongs to no picture" in line for line in told["foot"]) and "3 photos" in told["title"]
 
 
+def test_every_frame_of_a_burst_says_so_on_the_sheet(here, monkeypatch):
+    pytest.importorskip("imagehash")
+    told, drawn = {}, look.contact_sheet
+    monkeypatch.setattr(
+        look, "contact_sheet", lambda *words, **rest: told.update(rest, captions=words[1]) or drawn(*words, **rest)
+    )
+    (here / "dog").mkdir()
+    frame = noise_picture((330, 330), 3)
+    for index in range(7):  # the light changes
+        frame.point([min(255, 4 * index + level) for level in range(256)] * 3).save(here / "dog" / f"{index}.png")
+    noise_picture((330, 330), 4).save(here / "dog" / "other.png")
+    assert main(["photos", "dog", "--class_name", "dog", "--resolution", "256"]) == 0
+    says = ["looks like" in caption and "and 4 more" in caption for caption in told["captions"]]
+    assert says == [True] * 7 + [False] and not any("look alike" in line for line in told["foot"])
+
+
 def test_the_sheet_never_lands_among_the_photos(here, monkeypatch):
     folder_of(here / "dog", 2)
     monkeypatch.chdir(here / "dog")

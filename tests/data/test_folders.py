@@ -100,6 +100,7 @@ def test_pictures_that_lie_where_nobody_looks_are_counted(tmp_path):
     (tmp_path / "2024_raw").mkdir()
     (tmp_path / "2024_raw" / "a.CR2").touch()
     assert list(unread_below(tmp_path)) == ["1 camera raw .cr2 in 2024_raw"]
+    assert list(unread_below(tmp_path, [tmp_path / "2024_raw"])) == [], "a folder that is read counts its own"
 
 
 def test_masks_of_other_programs_are_masks_only_beside_their_picture(tmp_path):

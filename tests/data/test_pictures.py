@@ -173,7 +173,9 @@ def test_a_profile_that_says_srgb_or_says_nothing_changes_no_bit(tmp_path):
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     for name, icc in (("a", srgb), ("b", None), ("c", b"no profile at all")):
         picture.save(tmp_path / f"{name}.png", icc_profile=icc)
-        assert np.array_equal(np.asarray(read(tmp_path / f"{name}.png").rgb), np.asarray(picture))
+        path = tmp_path / f"{name}.png"
+        assert np.array_equal(np.asarray(read(path).rgb), np.asarray(picture))
+        assert read(path).digest == hashlib.sha256(path.read_bytes()).hexdigest(), "what was cached of it stays"
 
 
 def test_a_converted_picture_has_another_digest_than_its_bytes(tmp_path):

@@ -28,3 +28,14 @@ def test_what_no_font_has_is_a_question_mark_and_ascii_is_drawn_as_ever(monkeypa
     unknown, asked = drawn("\u5199 \U0001f408", "? ?")
     assert np.array_equal(unknown, asked)
     assert sheet._font(13, "plain words").getname() == ImageFont.load_default(13).getname()
+
+
+def test_a_name_without_blanks_stays_below_its_own_picture():
+    """Cameras' names, and prompts of tags without blanks, are wider than a picture."""
+    long = "00100dPORTRAIT_00100_BURST20200101120000123_COVER" * 3
+    font = sheet._font(13, long)
+    lines = sheet._wrap(long, font, 200, limit=99)
+    assert len(lines) > 3 and "".join(lines) == long and all(font.getlength(line) <= 200 for line in lines)
+    assert sheet._wrap(f"a {long}", font, 200, limit=99)[0] == "a", "a word that fits no line begins on one of its own"
+    one = sheet.contact_sheet([PICTURE], ["a"], title="short")
+    assert sheet.contact_sheet([PICTURE], ["a"], title=long).height > one.height, "the title has lines, too"

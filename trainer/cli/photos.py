@@ -11,8 +11,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from trainer.data import looks, pictures, prompts
 from trainer.data import photos as data
-from trainer.data import pictures, prompts
 from trainer.data.account import Photo, PhotoSet, by_kind, counted, of_left, within
 from trainer.data.folders import listed
 from trainer.draw.sheet import contact_sheet
@@ -104,14 +104,15 @@ def _place(config: Config, folder: Path) -> Path:
 
 
 def _draw(photos: PhotoSet, problems: list[str], path: Path) -> None:
-    shown = [*photos.photos, *photos.left][:MOST]
-    tiles, captions, told, root = [], [], set(filter(of_left, problems)), Path(photos.folder)
+    shown, root = [*photos.photos, *photos.left][:MOST], Path(photos.folder)
+    told = {text for text in problems if of_left(text) or " look alike: " in text}  # each picture says so itself
+    tiles, captions = [], []
     for each in shown:
         if isinstance(each, Photo):
             about = {text: said for text in problems if (said := _of_this(each.name, text))}
             told |= about.keys()
             tiles.append(_tile(each))
-            captions.append(_caption(each, root, about.values()))
+            captions.append(_caption(each, root, [*about.values(), *_alike(each, photos)]))
         else:
             tiles.append(_crossed_out(Path(each.path)))
             captions.append(f"{within(Path(each.path), root)}\n! left out: {each.why}")
@@ -119,6 +120,13 @@ def _draw(photos: PhotoSet, problems: list[str], path: Path) -> None:
     title = photos.summary.partition(";")[0] + (f" ({rest} more not shown)" if rest else "")
     foot = [text for text in problems if text not in told]
     contact_sheet(tiles, captions, path, side=SIDE, title=f"{photos.folder}: {title}", foot=foot)
+
+
+def _alike(photo: Photo, photos: PhotoSet) -> list[str]:
+    """Which others are frames of the same burst; of many the sentence about all of them names a few only."""
+    root = Path(photos.folder)
+    others = [each for each in photos.photos if each is not photo and looks.same(each.bits, photo.bits)]
+    return [f"looks like {listed([within(Path(each.path), root) for each in others], 2)}"] if others else []
 
 
 def _caption(photo: Photo, root: Path, about: Iterable[str]) -> str:
@@ -134,10 +142,6 @@ def _of_this(name: str, problem: str) -> str:
     """What a sentence says about the picture called `name`, for the place below it; empty: nothing, or more than that."""
     if problem.startswith(f"{name} is left out"):
         return ""
-    alike, found, _ = problem.partition(" look alike:")
-    others = alike.split(", ")
-    if found and name in others:
-        return f"looks like {', '.join(other for other in others if other != name)}"
     return problem.removeprefix(f"{name} ") if problem.startswith(f"{name} ") else ""
 
 

@@ -163,10 +163,11 @@ def further_down(folder: Path) -> dict[Path, int]:
     return found
 
 
-def unread_below(folder: Path) -> Iterator[str]:
-    """Pictures in the folders of `folder` that are not read, such as camera raws: a sentence's beginning for each folder."""
+def unread_below(folder: Path, told: Iterable[Path] = ()) -> Iterator[str]:
+    """Pictures in the folders of `folder` that are not read, such as camera raws: a sentence's beginning for each folder but
+    those in `told`."""
     for sub in _folders(folder):
-        if said := others(sub.iterdir()):
+        if sub not in told and (said := others(sub.iterdir())):
             yield f"{said} in {sub.name}"
 
 

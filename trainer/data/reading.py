@@ -222,7 +222,8 @@ class _Reader:
         below = self.wanted.places != "loose"
         if below:
             self._further_down()
-        unread = [folders.others(self.unread), *(folders.unread_below(self.root) if below else ())]
+        read = [place.folder for place in found.places]
+        unread = [folders.others(self.unread), *(folders.unread_below(self.root, read) if below else ())]
         for said in filter(None, unread):
             self.problems.append(f"not read: {said}; save them as JPEG or PNG to train on them")
         self.problems += folders.overlooked(self.unread, self.wanted.masks)

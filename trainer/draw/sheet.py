@@ -48,7 +48,6 @@ def contact_sheet(
     letters = "".join([title, *captions, *foot])
     font, big = _font(13, letters), _font(17, letters)
     captions, foot = ([_drawable(text, font) for text in texts] for texts in (captions, foot))
-    title = _drawable(title, big)
     words = [
         [
             (line, ALARM if part.startswith("! ") else INK)
@@ -59,13 +58,15 @@ def contact_sheet(
     ]
     tops = [words[i : i + columns] for i in range(0, len(words), columns)]
     text_heights = [max(len(lines) for lines in row) * 17 + MARGIN for row in tops]
-    head, width = 30 if title else 0, columns * (side + MARGIN) + MARGIN
+    width = columns * (side + MARGIN) + MARGIN
+    heading = _wrap(_drawable(title, big), big, width - 2 * MARGIN) if title else []
+    head = 8 + 22 * len(heading) if heading else 0
     below = [line for text in foot for line in _wrap(text, font, width - 2 * MARGIN)]
     height = head + MARGIN + sum(side + h for h in text_heights) + 17 * len(below) + (MARGIN if below else 0)
     sheet = Image.new("RGB", (width, height), GROUND)
     pen = ImageDraw.Draw(sheet)
-    if title:
-        pen.text((MARGIN, MARGIN), title, INK, big)
+    for number, line in enumerate(heading):
+        pen.text((MARGIN, MARGIN + 22 * number), line, INK, big)
     y = head + MARGIN
     for row, text_height in enumerate(text_heights):
         for column in range(columns):
@@ -133,7 +134,7 @@ def _fit(picture: Image.Image, side: int) -> Image.Image:
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, limit: int = 3) -> list[str]:
     """Lines of at most `width` pixels, at most `limit` of them; what does not fit ends in an ellipsis."""
     lines, line = [], ""
-    for word in text.split():
+    for word in (piece for each in text.split() for piece in _pieces(each, font, width)):
         longer = f"{line} {word}".strip()
         if font.getlength(longer) <= width or not line:
             line = longer
@@ -143,3 +144,11 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, limit: int = 3) -
     if len(lines) > limit:
         lines = [*lines[: limit - 1], lines[limit - 1] + " ..."]
     return lines
+
+
+def _pieces(word: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """A word, or what fits a line of it at a time: names of files have no blanks, and would run into their neighbour's."""
+    if font.getlength(word) <= width or len(word) < 2:
+        return [word]
+    fits = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or font.getlength(word[:n]) <= width)
+    return [word[:fits], *_pieces(word[fits:], font, width)]
