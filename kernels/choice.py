@@ -44,8 +44,8 @@ if triton is not None:
 
 
 def takes(x: Tensor) -> bool:
-    """Whether a kernel works on `x`; else its reference does."""
-    return x.is_cuda and triton is not None and not _broken.get(x.get_device())
+    """Whether a kernel works on `x`; else its reference does. Who made no plan (`sample RUN`) tries it out here."""
+    return x.is_cuda and triton is not None and not trial(x.get_device())
 
 
 def on_its_card(launch: Callable[..., Made]) -> Callable[..., Made]:

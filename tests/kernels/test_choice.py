@@ -83,6 +83,16 @@ def test_a_card_whose_trial_failed_gets_references_and_another_card_keeps_its_ke
     assert not choice.takes(torch.zeros(1))
 
 
+def test_a_process_that_made_no_plan_tries_before_its_first_kernel_and_only_then(monkeypatch):
+    tried = []
+    monkeypatch.setattr(choice, "triton", object())
+    monkeypatch.setattr(choice, "_broken", {})
+    monkeypatch.setattr(choice, "attempt", lambda device: tried.append(device.index) or "no compiler")
+    card = SimpleNamespace(is_cuda=True, get_device=lambda: 0)
+    assert not choice.takes(card) and not choice.takes(card)
+    assert tried == [0]
+
+
 def peak(run) -> int:
     tracker = Tracker("meta")
     with tracker:

@@ -1,12 +1,17 @@
 """What a plan is made for: a card that is here is asked, one that is named is believed, and what is neither is said."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from trainer.kernels import choice
 
+from trainer.errors import ConfigError
+from trainer.machine import convolutions
 from trainer.models import family
 from trainer.plan import calibration, cards
 from trainer.plan.calibration import GIB
-from trainer.plan.inputs import Machine, assumptions, budget_bytes, convolved
+from trainer.plan.inputs import Machine, assumptions, at_hand, budget_bytes, convolved
 from trainer.settings import overlay
 
 MARGIN = int(calibration.MARGIN_BYTES.amount)
@@ -85,3 +90,54 @@ def test_the_convolutions_that_are_tried_are_those_of_the_run():
     assert (shapes[-1].channels, shapes[-1].width) == (1280, 6)
     del facts.configs["unet"]["block_out_channels"]
     assert not [*convolved(config, facts)], "a denoiser without levels of channels convolves nothing there"
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    """Puts a card into the machine, as torch would describe it; 7 GiB of its 8 are free, for whoever asks about card 1."""
+
+    def put(name: str, capability: tuple[int, int], **more: int) -> None:
+        said = SimpleNamespace(
+            name=name, major=capability[0], minor=capability[1], multi_processor_count=30, total_memory=8 * GIB, **more
+        )
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: {1: said}[index])
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: {1: (7 * GIB, 8 * GIB)}[index])
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda index: {1: 0}[index])
+        monkeypatch.setattr(choice, "trial", lambda index: {1: ""}[index])
+
+    return put
+
+
+CARD = torch.device("cuda", 1)
+CONTEXT = int(calibration.CONTEXT_BYTES.amount)
+
+
+def test_an_unknown_card_that_is_here_is_planned_by_what_its_driver_says(driver):
+    driver("NVIDIA GeForce RTX 6060", (12, 0), clock_rate=2_500_000, memory_clock_rate=14_000_000, memory_bus_width=128)
+    config = overlay.load({"preset": "8gb"})
+    machine = at_hand(config, CARD)
+    assert machine.bf16 and machine.computes == torch.bfloat16 and machine.free_vram_bytes == 7 * GIB + CONTEXT
+    assert machine.card.tflops == pytest.approx(30 * 512 * 2 * 2500 / 1e6 / 2) and machine.card.bandwidth == 448
+    assert budget_bytes(config, machine) == 7 * GIB + CONTEXT - MARGIN
+    said = " ".join(assumptions(config, machine, machine.computes))
+    assert "30 multiprocessors at 2500 MHz" in said and "GiB are free" in said and "bf16 is assumed" not in said
+
+
+@pytest.mark.parametrize("way,computes", [("plain", torch.float16), ("none", torch.float32)])
+def test_an_unknown_card_without_bf16_computes_in_fp16_where_the_run_s_convolutions_come_out_right(
+    driver, monkeypatch, way, computes
+):
+    driver("NVIDIA GeForce GTX 1670", (7, 5))
+    tried = []
+    monkeypatch.setattr(convolutions, "trial", lambda shapes, device: tried.append((shapes[0].height, device)) or way)
+    machine = at_hand(overlay.load({"data.resolution": 384}), CARD, family("sd1").public())
+    assert not machine.bf16 and machine.computes == computes and tried == [(48, CARD)]
+
+
+def test_fp16_that_was_asked_for_and_gives_no_numbers_is_refused(driver, monkeypatch):
+    driver("NVIDIA GeForce GTX 1660", (7, 5))
+    monkeypatch.setattr(convolutions, "trial", lambda shapes, device: "none")
+    with pytest.raises(ConfigError) as refused:
+        at_hand(overlay.load({"train.mixed_precision": "fp16"}), CARD, family("sd1").public())
+    assert "GTX 1660" in refused.value.what and "--mixed_precision" in refused.value.fix

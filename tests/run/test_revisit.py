@@ -17,7 +17,7 @@ from trainer.errors import ConfigError
 from trainer.events import Exported, Sampled
 from trainer.models import load_for
 from trainer.out import checkpoint
-from trainer.policy import Drawing
+from trainer.policy import Drawing, Policy
 from trainer.run import revisit
 from trainer.settings.config import Export, Model
 
@@ -116,3 +116,22 @@ def test_a_model_that_is_no_run_has_learned_nothing_to_take_a_share_of(place, tm
     config.sample.strengths = [0.5, -1.0]
     with pytest.raises(ConfigError, match="-1 is no share"):
         list(revisit.sample_run(place / "sd1", ["a photo of a dog"], [0], tmp_path, config))
+
+
+def test_a_card_that_was_right_only_in_benchmark_mode_is_tried_again_before_pictures_are_drawn(place, monkeypatch):
+    config = cli.parse(["--model.name", str(place / "sd1"), "--resolution", "64"]).config()
+    card, half, tried = torch.device("cuda"), Policy(weights="24bit", compute=torch.float16), []
+
+    def trial(shapes, device):
+        tried.append((shapes[0].height, device))
+        return "benchmark" if len(tried) == 1 else "none"
+
+    monkeypatch.setattr(revisit.convolutions, "trial", trial)
+    revisit.try_convolutions(config, Policy(weights="24bit", compute=torch.bfloat16), card)
+    revisit.try_convolutions(config, half, torch.device("cpu"))
+    assert not tried
+    revisit.try_convolutions(config, half, card)
+    assert tried == [(8, card)]
+    with pytest.raises(ConfigError) as refused:
+        revisit.try_convolutions(config, half, card)
+    assert "--device cpu" in refused.value.fix

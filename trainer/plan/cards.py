@@ -228,7 +228,8 @@ def estimated(device: Device) -> Card:
     each = (FMA.get(device.capability) or FMA[max(FMA)]) if tensor else 64
     halved = 2 if tensor and "geforce" in words else 1
     tflops = device.processors * each * 2 * clock / 1e6 / halved
-    source = f"estimated from {device.processors} multiprocessors at {clock:.0f} MHz, not in the table of cards"
+    at = f"{clock:.0f} MHz" if device.clock_mhz else f"an assumed {clock:.0f} MHz"
+    source = f"estimated from {device.processors} multiprocessors at {at}, not in the table of cards"
     return Card(device.name, device.memory_bytes / 2**30, tflops, bandwidth, X8, device.capability >= BF16, source)
 
 

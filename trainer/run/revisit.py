@@ -20,11 +20,13 @@ from trainer.draw.sampler import Look
 from trainer.draw.sheet import contact_sheet
 from trainer.errors import ConfigError
 from trainer.events import Event, Finished, Notice, Stage
-from trainer.models import Parts, adapters, load_for
+from trainer.machine import convolutions
+from trainer.models import Parts, Source, adapters, describe, load_for
 from trainer.out import checkpoint
 from trainer.out.export import write
 from trainer.out.metadata import metadata, photos_of
 from trainer.out.strength import Between
+from trainer.plan.inputs import convolved
 from trainer.policy import Drawing, Policy
 from trainer.run import settle
 from trainer.run.assemble import make_engine
@@ -148,12 +150,27 @@ def restore(point: Path, config: Config, device: torch.device) -> tuple[Parts, E
             f"{point} was trained from another version of {config.model.name} than the one that is there now.",
             "Put the model back, or name it with --model (the run's config.toml has the name it had).",
         )
-    engine = make_engine(config, parts, Policy.from_json(state.facts["policy"]), device)
+    policy = Policy.from_json(state.facts["policy"])
+    try_convolutions(config, policy, device)
+    engine = make_engine(config, parts, policy, device)
     adapters.dropout(parts, False)
     _fill(engine, state)
     # checkpoints from before it was kept say nothing
     drawing = Drawing.from_json(state.facts["drawing"]) if "drawing" in state.facts else Drawing(batch=1)
     return parts, engine, drawing
+
+
+def try_convolutions(config: Config, policy: Policy, device: torch.device) -> None:
+    """What the run's plan found out belonged to its process: a card whose fp16 is right only in cuDNN's benchmark mode needs
+    that here, too. Raises ConfigError for a card on which it never is."""
+    if device.type != "cuda" or policy.math != torch.float16:
+        return
+    shapes = [*convolved(config, describe(Source.of(config.model))[1])]
+    if convolutions.trial(shapes, device) == "none":
+        raise ConfigError(
+            "Convolutions on this card give no numbers in fp16 (NaN), and this run computes in it.",
+            "Add --device cpu.",
+        )
 
 
 def _fill(engine: Engine, state: checkpoint.State) -> None:
