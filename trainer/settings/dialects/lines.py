@@ -25,6 +25,10 @@ FILES = {  # scripts whose lines only name a file: whose they are, and the flag 
     "train_remote.py": ("OneTrainer", "config-path"),
     "run.py": ("ai-toolkit", ""),
 }
+WINDOWS = {  # programs with a window and no line: whose they are
+    **dict.fromkeys(("train_ui.py", "train_ui_ctk.py", "train_ui_qt.py"), "OneTrainer"),
+    "kohya_gui.py": "kohya_ss",
+}
 SHELL = (".sh", ".bat", ".cmd", ".ps1")
 SIMPLETUNER = frozenset({"model_family", "data_backend_config", "model_flavour"})  # flags that no other program has
 WARM = ("constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
@@ -33,6 +37,7 @@ DIFFUSERS_CLASS_IMAGES = 100  # the default of --num_class_images there
 
 def open(words: Sequence[str]) -> tuple[list[str], Program | None, dict[str, str]]:
     """(the words of the line itself, the program it was made for, what its launcher settles by dotted key)."""
+    words = _unwrapped(words)
     script = next((i for i, word in enumerate(words) if _is_script(words, i)), None)
     names = {word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
     _require_readable(words, names)
@@ -41,6 +46,11 @@ def open(words: Sequence[str]) -> tuple[list[str], Program | None, dict[str, str
         rest = list(words[script + 1 :])
         if name in FILES:
             return _file_line(words[script], *FILES[name], rest), None, {}
+        if name in WINDOWS:
+            raise ConfigError(
+                f"{name} opens a window of {WINDOWS[name]}'s, and its settings are not in this line",
+                "save or export them there, and name that file: --config FILE.json",
+            )
         if name not in PROGRAMS:
             raise ConfigError(
                 f"{name} trains something else than DreamBooth does here",
@@ -48,6 +58,14 @@ def open(words: Sequence[str]) -> tuple[list[str], Program | None, dict[str, str
             )
         return rest, PROGRAMS[name], _launcher(words[:script])
     return list(words), guess(names), {}
+
+
+def _unwrapped(words: Sequence[str]) -> list[str]:
+    """OneTrainer's `run-cmd.sh NAME ...` runs `scripts/NAME.py ...` in its environment; what stands before it is a shell's."""
+    at = next((i for i, word in enumerate(words) if re.split(r"[/\\]", word)[-1] == "run-cmd.sh"), None)
+    if at is None or len(words) < at + 2 or any(word.startswith("-") for word in words[: at + 2]):
+        return list(words)
+    return ["python", f"scripts/{words[at + 1]}.py", *words[at + 2 :]]
 
 
 def _require_readable(words: Sequence[str], names: set[str]) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainer.settings.dialects import diffusers, kohya
-from trainer.settings.dialects.meanings import Flags, Meaning
+from trainer.settings.dialects.meanings import Flags, Meaning, Noted, Refused
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,21 @@ PROGRAMS: dict[str, Program] = {
     )
 }
 
+# What a line of OneTrainer's can say beside the file it names.
+_PARTS = Noted("it is for the window that starts OneTrainer's training")
+ONETRAINER: Flags = {
+    "secrets_path": Noted("nothing is uploaded, and models of the hub are read with `hf auth login`"),
+    "callback_path": _PARTS,
+    "command_path": _PARTS,
+    "preset_path": Refused(
+        "one file of OneTrainer's is read", "export the whole configuration there, and name that file"
+    ),
+    "config_value": Refused(
+        "single values of OneTrainer's files are not changed",
+        "write it into the file, or give the flag that it sets here",
+    ),
+}
+
 # Flags those programs accept although they do nothing there, so a line that has them still runs: a notice.
 TOLERATED = frozenset(
     """
@@ -116,12 +131,12 @@ def meaning(name: str, program: Program | None = None) -> Meaning | None:
     """What a foreign flag means, in a line for `program` or in any."""
     if program is not None and name in program.line:
         return program.line[name]
-    return diffusers.FLAGS.get(name) or kohya.FLAGS.get(name)
+    return diffusers.FLAGS.get(name) or kohya.FLAGS.get(name) or ONETRAINER.get(name)
 
 
 def foreign_names() -> set[str]:
     """Every foreign flag that is understood beyond our own names for it."""
-    return {*diffusers.FLAGS, *kohya.FLAGS, *kohya.LATER, *diffusers.LINE, *kohya.LINE}
+    return {*diffusers.FLAGS, *kohya.FLAGS, *kohya.LATER, *diffusers.LINE, *kohya.LINE, *ONETRAINER}
 
 
 def guess(names: set[str]) -> Program | None:
