@@ -186,6 +186,7 @@ def random_folder(root: Path, chance: random.Random) -> tuple[Meant, str]:
         case _:
             fill(root, halves[0], 1, COMMON, Meant(), chance)
             fill(root / "3_hta dog", halves[1], 3, "hta dog", meant, chance)
+            fill(root / "2023_holiday", ["left alone"], 1, "", Meant(), chance)
             return meant, "numbered"
 
 

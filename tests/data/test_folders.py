@@ -58,6 +58,17 @@ def test_a_year_beside_photos_is_asked_about_and_never_multiplies(tmp_path):
     assert found(tmp_path, "all")["2024_raw"] == (1, "")
 
 
+def test_who_asks_for_the_numbered_folders_gets_no_year_and_no_nought(tmp_path):
+    for name in ("2023_holiday", "0_old", "01_front"):
+        folder_of(tmp_path / name, 2)
+    with pytest.raises(ConfigError, match=r"no folder in .* is numbered as '10_sks dog' is"):
+        find(tmp_path, "numbered", "--photos")
+    folder_of(tmp_path / "5_hta dog", 2)
+    assert found(tmp_path, "numbered") == {"5_hta dog": (5, "hta dog")}
+    left = {folder.name: (count, why) for folder, count, why in find(tmp_path, "numbered", "--photos").left}
+    assert left == dict.fromkeys(("2023_holiday", "0_old", "01_front"), (2, "its name gives no repeats"))
+
+
 def test_numbered_folders_alone_need_no_question_and_plain_ones_beside_them_are_told(tmp_path):
     folder_of(tmp_path / "10_hta dog", 2)
     folder_of(tmp_path / "left", 3)

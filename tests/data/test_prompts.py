@@ -148,7 +148,7 @@ def test_the_identifier_is_read_off_the_persons_own_words():
 def test_captions_without_the_identifier_are_counted_and_named():
     found = photos("hta dog", "hta dog asleep", "a dog in snow", words="1.txt")
     (said,) = odd(found, config(data__class_name="dog"))
-    assert "1 of 3 captions do without the identifier 'hta' (2.png)" in said
+    assert "1 of 3 captions does without the identifier 'hta' (2.png): that photo teaches it nothing" in said
     said = odd(photos("a sofa", "a bed", words="x.csv"), config(data__class_name="dog", data__identifier="hta"))
     assert "2 of 2 captions" in said[0]
     (said,) = odd(photos("a dog on a sofa", "a dog in snow", words="x.txt"), config(data__class_name="dog"))

@@ -50,6 +50,7 @@ def test_an_export_made_later_says_the_words_that_were_trained(place, tmp_path):
     assert "sks dog" in later["ss_tag_frequency"] and later["ss_tag_frequency"] == at_once["ss_tag_frequency"]
     for key in ("trainer.data.instance_prompt", "trainer.prior.class_prompt"):
         assert later[key] == at_once[key] != "None"
+    assert str(tmp_path) not in str(later) and str(place) not in str(at_once), "no folder of this machine"
 
 
 def told(folder):

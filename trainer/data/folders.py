@@ -115,9 +115,14 @@ def find(folder: Path, which: str, flag: str) -> Found:
     own = _itself(folder) if loose else None
     if which == "auto":
         which = _only_meaning(folder, flag, len(loose), kohya, plain, below)
+    if which == "numbered" and not kohya:
+        raise ConfigError(
+            f"no folder in {folder} is numbered as '10_sks dog' is: repeats from 1 to {MOST_REPEATS}, then the prompt",
+            "--folders all takes all its folders",
+        )
     taken = {
         "loose": [own] if own else [],
-        "numbered": [Place(sub, *_any_number(sub.name)) for sub in below if NUMBERED.fullmatch(sub.name)],
+        "numbered": kohya,
         "kohya": kohya,
         "all": [*([own] if own else []), *kohya, *plain],
     }[which]
@@ -183,11 +188,6 @@ def _itself(folder: Path) -> Place:
     """A folder that was named itself may be one of kohya's; a lone word behind the number is no prompt there."""
     meant = meant_as_repeats(folder.resolve().name)
     return Place(folder, *meant) if meant and " " in meant[1] else Place(folder)
-
-
-def _any_number(name: str) -> tuple[int, str]:
-    match = NUMBERED.fullmatch(name)
-    return int(match[1]), " ".join(match[2].split())
 
 
 def _only_meaning(

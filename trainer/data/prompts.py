@@ -259,9 +259,10 @@ def _about_captions(config: Config, captioned: list[Photo], count: int) -> Itera
             f"go into {into}: write '{identifier}' before the word for it in each, or add --no-captions"
         )
     elif without:
+        lacks, teach = ("does", "that photo teaches") if len(without) == 1 else ("do", "those photos teach")
         yield (
-            f"{len(without)} of {counted(len(captioned), 'caption')} do without the identifier '{identifier}' "
-            f"({names(without)}): those photos teach it nothing"
+            f"{len(without)} of {counted(len(captioned), 'caption')} {lacks} without the identifier '{identifier}' "
+            f"({names(without)}): {teach} it nothing"
         )
     if len(captioned) >= 3 and name:
         of_class = _class_words(config) or _behind(identifier, captioned)
