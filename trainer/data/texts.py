@@ -5,16 +5,21 @@ Where a text encoder is trained there is nothing to keep: then a prompt becomes 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainer.events import Notice, Stage
 from trainer.files.store import Store, key, module_digest
 from trainer.machine.phase import Phase
 from trainer.machine.visit import visiting
 from trainer.models.base import Parts
+from trainer.units import Unit
+
+TOGETHER = 64  # prompts that go through a layer while it is on the card, and that a kill can cost
+Values = dict[str, Tensor]
 
 
 def token_ids(parts: Parts, prompts: list[str]) -> dict[str, dict[str, Tensor]]:
@@ -28,7 +33,11 @@ def token_ids(parts: Parts, prompts: list[str]) -> dict[str, dict[str, Tensor]]:
 def encode_prompts(
     parts: Parts, prompts: Iterable[str], device: torch.device | str, store: Store | None = None
 ) -> Stage[dict[str, dict[str, Tensor]]]:
-    """Embeddings of `prompts`: returns {prompt: {"text": (77 n, C), "pooled": (P,) for SDXL}}, fp32 on the CPU."""
+    """Embeddings of `prompts`: returns {prompt: {"text": (77 n, C), "pooled": (P,) for SDXL}}, fp32 on the CPU.
+
+    Layer by layer: each is on the card once for all prompts, and alone there, which is what lets SDXL's encoders (3.1 GiB in
+    fp32) be read by a card of any size. The values are those of the whole encoders, bit for bit.
+    """
     prompts, store = list(dict.fromkeys(prompts)), store or Store(None)
     phase = Phase("cache text", device)
     yield phase.start(len(prompts))
@@ -40,14 +49,43 @@ def encode_prompts(
     }
     texts = {prompt: store.get(keys[prompt], names) for prompt in prompts}
     missing = [prompt for prompt in prompts if texts[prompt] is None]
-    if missing:
-        for done, prompt in enumerate(missing, len(prompts) - len(missing) + 1):
-            # one encoder on the card at a time: SDXL's two take 3 GiB together
-            rows = parts.family.encode_text(parts, [prompt], visit=lambda encoder: visiting(encoder, device))
-            texts[prompt] = {name: tensor[0].float().cpu() for name, tensor in rows.items()}
+    units = parts.family.text_units(parts) if missing else []
+    for first in range(0, len(missing), TOGETHER):
+        some = missing[first : first + TOGETHER]
+        rows = [{name: ids[None] for name, ids in tokens[prompt].items()} for prompt in some]
+        before = len(prompts) - len(missing) + first
+        for done in through(units, rows, names, device, lambda module: visiting(module, device)):
+            yield phase.progress(before + done * len(some) // len(units), some[0])
+        for prompt, row in zip(some, rows, strict=True):
+            texts[prompt] = {name: row[name][0].float() for name in names}
             store.put(keys[prompt], texts[prompt])
-            yield phase.progress(done, prompt)
     if store.remade:
         yield Notice(f"{store.remade} damaged cache files were made again.")
     yield phase.end(f"{len(missing)} prompts encoded, {len(prompts) - len(missing)} from the cache")
     return texts
+
+
+@torch.no_grad()
+def through(
+    units: Sequence[Unit],
+    rows: Sequence[Values],
+    keep: Sequence[str],
+    device: torch.device | str,
+    visit: Callable[[nn.Module], AbstractContextManager],
+) -> Iterator[int]:
+    """Take every row of values through the units, one unit after the other; yields how many units are done.
+
+    A row's values wait where they came from and are replaced by what units write, `keep` at last. `visit(module)` is held
+    while a unit's module works on `device`.
+    """
+    last = {name: number for number, unit in enumerate(units) for name in unit.reads}
+    for number, unit in enumerate(units):
+        with visit(unit.module):
+            for row in rows:
+                written = unit.run(*(row[name].to(device) for name in unit.reads))
+                written = written if isinstance(written, tuple) else (written,)
+                home = row[unit.reads[0]].device
+                row |= {name: value.to(home) for name, value in zip(unit.writes, written, strict=True)}
+                for name in [name for name in row if name not in keep and last.get(name, -1) <= number]:
+                    del row[name]
+        yield number + 1

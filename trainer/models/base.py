@@ -7,7 +7,6 @@ done with them), so the loop, the planner and the exporters never ask which fami
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -271,9 +270,12 @@ class Family(Protocol):
         Parameter names inside a unit's module are the full ones ("unet.down_blocks.0...."). Inject adapters first.
         """
 
-    def encode_text(self, parts: Parts, prompts: list[str], visit: Any = nullcontext) -> dict[str, Tensor]:
-        """{"text": (B, 77 n, C)}, for SDXL also {"pooled": (B, P)}, without gradients, on the device where the last encoder
-        works. `visit(encoder)` is a context in which one encoder is where it should work."""
+    def text_units(self, parts: Parts) -> list[Unit]:
+        """The text encoders alone, as units: from what `tokens` gives to the values that `encode_text` gives."""
+
+    def encode_text(self, parts: Parts, prompts: list[str]) -> dict[str, Tensor]:
+        """{"text": (B, 77 n, C)}, for SDXL also {"pooled": (B, P)}, without gradients, through the encoders' own forward
+        pass: the reference that their units must equal bit for bit."""
 
     def tokens(self, parts: Parts, prompts: list[str]) -> dict[str, Tensor]:
         """{"input_ids": (B, 77 n)}, for SDXL also {"input_ids_2": (B, 77 n)}; what text units read."""

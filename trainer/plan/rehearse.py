@@ -16,6 +16,7 @@ from torch import nn
 
 from trainer import memory
 from trainer.data.batches import MicroBatch
+from trainer.data.texts import through
 from trainer.draw import sampler
 from trainer.kernels.adamw_lowbit import block_bytes
 from trainer.machine import host
@@ -135,17 +136,19 @@ def export(made: Engine) -> Watched:
 
 
 def encode_text(parts: Parts) -> Watched:
-    """One prompt through the text encoders, each on the card for its turn alone."""
+    """One prompt through the text encoders, each layer on the card for its turn alone."""
     tracker = Tracker("meta", host.holds)
 
     @contextmanager
-    def visit(encoder: nn.Module) -> Iterator[None]:
-        tracker.keep(encoder, "weights")
+    def visit(layer: nn.Module) -> Iterator[None]:
+        tracker.keep(layer, "weights")
         yield
-        tracker.forget(encoder)
+        tracker.forget(layer)
 
     with CardAttention(), tracker:
-        parts.family.encode_text(parts, [""], visit)
+        rows = [parts.family.tokens(parts, [""])]
+        for _ in through(parts.family.text_units(parts), rows, parts.family.text_values, "meta", visit):
+            pass
     return tracker.watched()
 
 

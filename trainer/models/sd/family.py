@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Container, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -23,7 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from trainer.files import regular
 from trainer.models.base import Defaults, Facts, Names, Parts, Source
 from trainer.models.sd import ldm, units
-from trainer.models.sd.text import LENGTH, Visit, encode, tokenize, tokenizer
+from trainer.models.sd.text import LENGTH, encode, tokenize, tokenizer
 from trainer.models.sd.text import split as split_text
 from trainer.models.sound import AGAIN, understood
 from trainer.units import Unit
@@ -154,15 +153,18 @@ class StableDiffusion:
         return older if key not in words and older in words else key
 
     def units(self, parts: Parts, text: bool = False) -> list[Unit]:
-        return (split_text(parts.text_encoders, parts.windows) if text else []) + units.split(parts.denoiser)
+        return (self.text_units(parts) if text else []) + units.split(parts.denoiser)
+
+    def text_units(self, parts: Parts) -> list[Unit]:
+        return split_text(parts.text_encoders, parts.windows)
 
     def tokens(self, parts: Parts, prompts: list[str]) -> dict[str, Tensor]:
         device = parts.text_encoders[0].device if parts.text_encoders else torch.device("cpu")
         return {name: ids.to(device) for name, ids in tokenize(parts.tokenizers, prompts, parts.windows).items()}
 
     @torch.no_grad()
-    def encode_text(self, parts: Parts, prompts: list[str], visit: Visit = nullcontext) -> dict[str, Tensor]:
-        return encode(parts.text_encoders, self.tokens(parts, prompts), visit)
+    def encode_text(self, parts: Parts, prompts: list[str]) -> dict[str, Tensor]:
+        return encode(parts.text_encoders, self.tokens(parts, prompts))
 
     def extra_values(
         self, original_size: tuple[int, int], crop_top_left: tuple[int, int], target_size: tuple[int, int], batch: int

@@ -10,8 +10,6 @@ states then stand one after the other, as in AUTOMATIC1111's WebUI and ComfyUI; 
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib import resources
 
@@ -22,7 +20,6 @@ from transformers import CLIPTokenizer
 from trainer.units import Unit, holder
 
 LENGTH = 77  # tokens, of every CLIP
-Visit = Callable[[nn.Module], AbstractContextManager]  # brings a module to where it works, for as long as it does
 
 
 def tokenizer(pad: str = "<|endoftext|>") -> CLIPTokenizer:
@@ -77,19 +74,16 @@ def _joined(hidden: Tensor, windows: int) -> Tensor:
     return hidden.reshape(-1, LENGTH * windows, hidden.shape[-1])
 
 
-def encode(encoders: list[nn.Module], tokens: dict[str, Tensor], visit: Visit = nullcontext) -> dict[str, Tensor]:
-    """The plain forward pass of the text path, with gradients: {"text"} or {"text", "pooled"}. `visit(encoder)` is held
-    while that encoder works, so that each may be on the card alone."""
+def encode(encoders: list[nn.Module], tokens: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The plain forward pass of the text path, with gradients: {"text"} or {"text", "pooled"}."""
     windows = tokens["input_ids"].shape[-1] // LENGTH
-    with visit(encoders[0]):
-        ids = _apart(tokens["input_ids"].to(encoders[0].device))
-        if len(encoders) == 1:
-            return {"text": _joined(encoders[0](ids)[0], windows)}
-        first = encoders[0](ids, output_hidden_states=True).hidden_states[-2]
-    with visit(encoders[1]):
-        second = encoders[1](_apart(tokens["input_ids_2"].to(encoders[1].device)), output_hidden_states=True)
-        text = torch.cat([first, second.hidden_states[-2]], dim=-1)
-        return {"text": _joined(text, windows), "pooled": second.text_embeds[::windows]}
+    ids = _apart(tokens["input_ids"])
+    if len(encoders) == 1:
+        return {"text": _joined(encoders[0](ids)[0], windows)}
+    first = encoders[0](ids, output_hidden_states=True).hidden_states[-2]
+    second = encoders[1](_apart(tokens["input_ids_2"]), output_hidden_states=True)
+    text = torch.cat([first, second.hidden_states[-2]], dim=-1)
+    return {"text": _joined(text, windows), "pooled": second.text_embeds[::windows]}
 
 
 def split(encoders: list[nn.Module], windows: int = 1) -> list[Unit]:
