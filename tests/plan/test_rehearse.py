@@ -5,6 +5,7 @@ import torch
 
 from trainer.models import SD1, SDXL
 from trainer.objective.loss import Objective
+from trainer.plan import rehearse
 from trainer.plan.rehearse import Shapes, batch, split_state
 
 SIZE, LATENT = (64, 48), (2, 4, 6, 8)  # pixels (width, height), and what the VAE makes of two of them
@@ -36,3 +37,9 @@ def test_class_images_beside_another_bucket_are_rehearsed_as_micro_batches_of_th
 def test_a_peak_without_optimizer_state_is_told_as_it_is():
     parts = {"weights": 7, "activations": 5}
     assert split_state(parts, made=None) == parts
+
+
+def test_text_encoders_take_no_more_of_the_card_than_their_largest_layer():
+    parts = SDXL.meta()
+    layers = [sum(each.nbytes for each in unit.module.parameters()) for unit in SDXL.text_units(parts)]
+    assert max(layers) <= rehearse.encode_text(parts).card_peak <= 1.02 * max(layers) < sum(layers) / 12

@@ -146,11 +146,13 @@ class Pictures:
         if drawn is None:
             return None
         self.base = self.base or drawn
-        subject, rest = drawn[:3], drawn[3:]
+        subject, rest, before = drawn[:3], drawn[3:], self.base[3:]
         values = {
             "subject": judge.subject_similarity(self.judge, subject, self.photos).value,
             "diversity": judge.diversity(self.judge, rest[:2]),
-            "drift": judge.drift(self.judge, self.base[3:], rest),
+            "drift": judge.drift(self.judge, before, rest),
+            "class drift": judge.drift(self.judge, before[:2], rest[:2]),
+            "unrelated drift": judge.drift(self.judge, before[2:], rest[2:]),
             "copies": repeats(subject, self.photos),
         }
         said = [

@@ -2,8 +2,8 @@
 
 score      = subject + prompt - drift where a judge looks at pictures, else minus the held-out loss
 plateau    : the score has not improved for `patience` readings
-drift      : pictures of the class and of unrelated prompts have moved by more than `drift_limit` (judge), or the
-             class loss has risen by that share over the base model's
+drift      : pictures of the class and of unrelated prompts have moved by more than `drift_limit` (judge; a reading has each
+             of the two by itself, too), or the class loss has risen by that share over the base model's
 overfitting: the held-out loss is 10 % above its best while the loss on training crops still falls, or pictures
              repeat training photos
 """
