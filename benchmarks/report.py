@@ -63,6 +63,14 @@ COLUMNS: dict[str, dict[str, str]] = {
         "error": "error of the update",
         "kept": "kept",
     },
+    "host": {
+        "what": "stored as",
+        "bytes_per_weight": "bytes in RAM",
+        "nanoseconds_each_core": "ns a weight and core",
+        "nanoseconds_in_ram": "ns with 8 cores",
+        "nanoseconds_of_the_trip": "ns of the trip",
+        "faster_than_the_trip": "faster than the trip",
+    },
     "ladder": {
         "model": "model",
         "technique": "technique",
@@ -133,8 +141,8 @@ def read(path: Path) -> list[Row]:
 
 
 def latest(rows: list[Row]) -> list[Row]:
-    """The rows of the newest run of each model (and way to train); a run is one origin. What ran on a card or with a real-size model makes
-    every row that did not step back."""
+    """The rows of the newest run of each model (and way to train, and format); a run is one origin. What ran on a card or
+    with a real-size model makes every row that did not step back."""
     if not rows:
         return []
     best = max(map(_worth, rows))
@@ -146,7 +154,7 @@ def latest(rows: list[Row]) -> list[Row]:
 
 
 def _subject(row: Row) -> tuple[object, ...]:
-    return row.get("model"), row.get("subject"), row.get("way"), row.get("rate")
+    return row.get("model"), row.get("subject"), row.get("way"), row.get("rate"), row.get("format")
 
 
 def _worth(row: Row) -> tuple[bool, bool]:

@@ -54,6 +54,15 @@ def test_the_report_prefers_cards_then_real_models_then_the_newest_run():
     assert [row["technique"] for row in report.latest(rows)] == ["new", "xl"]
 
 
+def test_a_format_that_was_measured_later_does_not_hide_the_others():
+    rows = [
+        {"format": name, "rate": "2e-6", "update_error": error, "origin": ORIGIN | {"time": time}}
+        for name, error, time in (("fp32", 0.0, "2"), ("24 bits", 0.1, "2"), ("fp32", 0.0, "3"), ("factored", 0.5, "3"))
+    ]
+    shown = [(row["format"], row["origin"]["time"]) for row in report.latest(rows)]
+    assert shown == [("24 bits", "2"), ("fp32", "3"), ("factored", "3")]
+
+
 def test_the_report_shows_no_times_of_tiny_models():
     section = report.section("ladder", [rung("plain", 2**20, tiny=True)])
     assert "1.25" not in section and "images/s" not in section and "a tiny sd1 model on a cpu" in section
