@@ -76,13 +76,27 @@ def without_case(name: str, chance: random.Random) -> str:
 def caption(picture: Path, words: str, rows: dict[str, list], chance: random.Random) -> str:
     """Write `words` beside `picture` in one of the ways that people do it; the prompt that this means."""
     stem, folder = picture.stem, picture.parent
-    kind = chance.choice(["none", "txt", "caption", "case", "form", "suffix inside", "utf-16", "empty", "jsonl", "csv"])
+    kinds = [
+        "none",
+        "txt",
+        "caption",
+        "case",
+        "form",
+        "suffix inside",
+        "another inside",
+        "utf-16",
+        "empty",
+        "jsonl",
+        "csv",
+    ]
+    kind = chance.choice(kinds)
     beside = {
         "txt": f"{stem}.txt",
         "caption": f"{stem}.caption",
         "case": f"{without_case(stem, chance)}.TXT",
         "form": f"{form(stem, chance)}.txt",
         "suffix inside": f"{picture.name}.txt",
+        "another inside": f"{stem}.heic.txt",  # converted after it was captioned
         "utf-16": f"{stem}.txt",
         "empty": f"{stem}.txt",
     }
