@@ -266,6 +266,16 @@ def test_masks_that_are_not_asked_for_are_named(tmp_path):
     assert [Path(photo.mask).name for photo in scan(tmp_path, masked_loss=True).photos] == ["00-masklabel.png", ""]
 
 
+def test_captions_that_are_not_asked_for_are_counted(tmp_path):
+    folder_of(tmp_path, 3)
+    for name in ("00.txt", "01.caption", "notes.md"):
+        (tmp_path / name).write_text("hta dog asleep")
+    off = scan(tmp_path, captions=False)
+    assert "2 text files beside the photos not read: captions are off" in off.advice
+    assert {photo.prompt for photo in off.photos} == {"a photo of hta dog"}
+    assert not any("captions are off" in text for text in scan(tmp_path).advice)
+
+
 def test_a_scan_of_several_pages_says_that_the_first_is_used(tmp_path):
     pages = [noise_picture((96, 80), index) for index in range(3)]
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])

@@ -157,6 +157,13 @@ def test_captions_without_the_identifier_are_counted_and_named():
     assert "go into the words in all of them (rex)" in said, "which may be meant"
 
 
+def test_a_caption_that_says_no_more_than_the_class_is_named():
+    found = photos("hta dog asleep", "a photo of the dog", "hta dog in snow", words="x.txt")
+    said = [text for text in odd(found, config(data__class_name="dog")) if "no more than the class prompt" in text]
+    assert said == ["1.png: the caption says no more than the class prompt 'a photo of a dog'"]
+    assert not any("class prompt" in text for text in odd(found, config(data__class_name="dog"), prior=False))
+
+
 def test_words_that_every_caption_has_beside_the_identifier_are_named():
     found = photos(*(f"hta dog on a red sofa, {more}" for more in ("asleep", "awake", "barking")), words="x.txt")
     (said,) = odd(found, config(data__class_name="dog"))
