@@ -82,6 +82,14 @@ def test_a_card_whose_fp16_convolutions_give_no_numbers_computes_in_fp32_and_say
     assert "benchmark mode" in said and "fp32" not in said
 
 
+def test_a_plan_for_a_named_gtx_16_says_that_its_fp16_is_only_tried_when_it_is_here():
+    config, named = overlay.load({"run.card": "GTX 1660"}), cards.find("GTX 1660")
+    (said,) = assumptions(config, Machine("cuda", named), torch.float16)
+    assert "GTX 1660" in said and "fp32" in said
+    assert assumptions(config, Machine("cuda", named, capability=(7, 5)), torch.float16) == ()  # it has been tried
+    assert assumptions(config, Machine("cuda", cards.find("RTX 2070")), torch.float16) == ()
+
+
 def test_the_convolutions_that_are_tried_are_those_of_the_run():
     facts = family("sd1").public()
     config = overlay.load({"train.train_batch_size": 3, "data.resolution": 384})

@@ -124,6 +124,10 @@ def assumptions(config: Config, machine: Machine, computes: torch.dtype) -> tupl
             "No card is here, so one that computes in bf16 is assumed (RTX 30 and newer); older ones compute in fp16. "
             "Name yours with --card 'RTX 2070'."
         )
+    named = machine.card if machine.capability is None else None
+    if named is not None and "no tensor cores" in named.source and computes == torch.float16:
+        found.append(f"Convolutions in fp16 give no numbers on some cards of the kind of the {named.name}. They are tried before "
+                     "training: where that is so the run computes in fp32, in more memory than is planned here.")  # fmt: skip
     if machine.convolutions == "benchmark":
         found.append("Convolutions in fp16 gave no numbers with cuDNN's first choice on this card. They are right in its "
                      "benchmark mode, which is on.")  # fmt: skip
