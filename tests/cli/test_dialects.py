@@ -1,5 +1,6 @@
 """A line made for another program means here what it means there, and what it leaves out is said."""
 
+import json
 import shlex
 
 import pytest
@@ -232,6 +233,39 @@ def test_defaults_that_differ_are_named_in_one_line_with_the_flag_that_sets_each
         + " --instance_data_dir p --with_prior_preservation --class_prompt x --lr_scheduler cosine --max_train_steps 9"
     )
     assert "--num_class_images 100" in more and "--lr_warmup_steps 500" in more and "--num_train_epochs" not in more
+
+
+def test_a_line_of_shivams_fork_brings_its_subject_and_its_pictures(tmp_path):
+    concept = {
+        "instance_prompt": "photo of zwx dog",
+        "class_prompt": "photo of a dog",
+        "instance_data_dir": "zwx",
+        "class_data_dir": "dogs",
+    }
+    file = tmp_path / "concepts_list.json"
+    file.write_text(json.dumps([concept]))
+    line = (
+        f"accelerate launch train_dreambooth.py {MODEL} --pretrained_vae_name_or_path=vae --with_prior_preservation "
+        "--num_class_images=50 --max_train_steps=800 --save_interval=400 --save_sample_prompt='photo of zwx dog' "
+        f"--n_save_sample=2 --save_infer_steps=30 --hflip --not_cache_latents --concepts_list={file}"
+    )
+    found = parse(line).config()
+    assert (found.data.instance_data_dir, found.data.instance_prompt, found.data.random_flip) == (
+        "zwx",
+        "photo of zwx dog",
+        True,
+    )
+    assert (found.prior.class_data_dir, found.prior.class_prompt) == ("dogs", "photo of a dog")
+    assert (found.model.vae, found.checkpoint.checkpointing_steps, found.sample.num_validation_images) == (
+        "vae",
+        400,
+        2,
+    )
+    assert found.sample.validation_prompt == ["photo of zwx dog"] and "--not_cache_latents has no effect" in said(line)
+    file.write_text(json.dumps([concept, concept]))
+    assert "one subject" in refused(line).what and "--subsets" in refused(line).fix
+    file.unlink()
+    assert "no such JSON file" in refused(line).what
 
 
 def test_a_local_folder_stands_for_a_data_set(tmp_path):

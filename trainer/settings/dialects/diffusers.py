@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from trainer.settings.dialects.meanings import (
     resolution,
     switch,
     trackers,
+    value,
     words,
     xformers,
 )
@@ -49,6 +51,24 @@ def _caption_column(text: str) -> dict[str, Any]:
     return {"data.captions": True}
 
 
+def _concepts(text: str) -> dict[str, Any]:
+    """The subject of ShivamShrirao's fork: a JSON list of folders and prompts."""
+    try:
+        concepts = json.loads(Path(text).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ConfigError(f"--concepts_list {text}: there is no such JSON file", "check the path") from None
+    if not isinstance(concepts, list) or len(concepts) != 1 or not isinstance(concepts[0], dict):
+        raise ConfigError(
+            f"--concepts_list {text} does not hold one subject, which is what a run learns",
+            "keep one in the file, or name several folders with --subsets",
+        )
+    keys = {
+        "instance_data_dir": "data.instance_data_dir", "instance_prompt": "data.instance_prompt",
+        "class_data_dir": "prior.class_data_dir", "class_prompt": "prior.class_prompt",
+    }  # fmt: skip
+    return {key: concepts[0][name] for name, key in keys.items() if concepts[0].get(name)}
+
+
 _HUB = Noted("nothing is uploaded; the export folder is ready for `hf upload`")
 _UPSCALERS = Noted("it belongs to super-resolution models")
 _PIVOTAL = Refused(
@@ -75,6 +95,21 @@ FLAGS: Flags = {
     "dataset_name": Sets(_image_folder),
     "caption_column": Sets(_caption_column),
     "report_to": Sets(lambda text: {"run.report_to": trackers(text)}, many=True),
+    # of ShivamShrirao's fork, whose lines are in many guides
+    "concepts_list": Sets(_concepts),
+    "pretrained_vae_name_or_path": value("model.vae"),
+    "save_interval": value("checkpoint.checkpointing_steps"),
+    "save_sample_prompt": Sets(lambda text: {"sample.validation_prompt": [text]}),
+    "save_sample_negative_prompt": value("sample.negative_prompt"),
+    "n_save_sample": value("sample.num_validation_images"),
+    "save_guidance_scale": value("sample.guidance_scale"),
+    "save_infer_steps": value("sample.steps"),
+    "hflip": switch(data__random_flip=True),
+    "read_prompts_from_txts": switch(data__captions=True),
+    "save_min_steps": Noted("checkpoints begin with --checkpointing_steps"),
+    "pad_tokens": Noted("prompts are always padded to the text encoder's length"),
+    "not_cache_latents": Noted("photos are encoded once and kept"),
+    "log_interval": Noted("the loss of every step is in log.jsonl"),
     # without effect here
     "tokenizer_name": Noted("the tokenizer is the model's own"),
     "dataloader_num_workers": Noted("photos are encoded once and kept, there is no data loader to feed"),
