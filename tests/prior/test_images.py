@@ -158,6 +158,13 @@ def test_a_folder_of_ones_own_is_used_whole_and_nothing_is_drawn_into_it(parts, 
     events, photos = ensure(parts, texts, where, None, config)
     assert drawn(events) == 2 * 2 and len(photos.photos) == 4 and cache in where.parents
     assert sorted(path.name for path in mine.iterdir()) == ["00.png", "01.png"]
+    events, photos = ensure(parts, {}, where, None, own_folder(mine))
+    assert [photo.name for photo in photos.photos] == ["00.png", "01.png"], (
+        "what the cache holds for others is not asked for"
+    )
+    assert "0 class images drawn, 0 reused, 2 your own: 2 different" in [
+        e.detail for e in events if isinstance(e, PhaseEnded)
+    ]
 
 
 def test_kohyas_folders_of_class_images_bring_words_repeats_and_captions(parts, texts, tmp_path):

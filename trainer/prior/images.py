@@ -66,7 +66,9 @@ class Wanted:
         chosen = config.chosen("prior.num_class_images") or not own.photos
         asked = count or (config.prior.num_class_images if chosen else 0)
         wanted = range(max(0, (asked or usual) - len(own.photos)))
-        indices = sorted(standing) if own.photos and not asked else list(wanted)
+        # what was drawn among one's own pictures is used with them; what a cache holds was drawn for others
+        beside = Path(config.prior.class_data_dir or folder).resolve() == folder.resolve()
+        indices = (sorted(standing) if beside else []) if own.photos and not asked else list(wanted)
         missing = [i for i in indices if i not in standing]
         return cls(manifest, own, asked, standing, indices, missing, manifest.changed(folder, standing))
 
@@ -91,7 +93,8 @@ def ensure(
     chunks = list(_chunks(there.missing, len(there.indices), painter.drawing.batch, team.size))
     mine = f", {len(own.photos)} your own" if own.photos else ""
     phase = Phase("class images", painter.device)
-    to_draw = f"{len(there.missing)} to draw, {len(there.standing)} reused{mine}"
+    reused = len(there.indices) - len(there.missing)
+    to_draw = f"{len(there.missing)} to draw, {reused} reused{mine}"
     yield phase.start(sum(map(len, chunks)) * look.steps, to_draw)
     yield from _about_own(own, len(there.indices), there.asked)
     if there.changed:
@@ -112,7 +115,7 @@ def ensure(
     yield from _about(drawn)
     chosen = replace(own, photos=(*own.photos, *drawn.photos), left=(*own.left, *drawn.left))
     yield phase.end(
-        f"{len(there.missing)} class images drawn, {len(there.standing)} reused{mine}: {len(chosen.photos)} different",
+        f"{len(there.missing)} class images drawn, {reused} reused{mine}: {len(chosen.photos)} different",
         str(folder if drawn.photos else config.prior.class_data_dir or folder),
     )
     if not chosen.photos:
