@@ -127,6 +127,23 @@ def test_kohyas_file_of_arguments_means_what_its_flags_mean(tmp_path):
     assert line.config().lora.rank == 16 and line.program.script == "train_network.py"
 
 
+def test_a_flag_beside_a_file_does_not_make_it_another_programs(tmp_path, photos):
+    """Not the data set's nor the model's flag: both would be taken for another script's, with its defaults."""
+    file = write(tmp_path / "args.toml", 'network_module = "networks.lora"\nmax_train_steps = 4\n')
+    data = write(
+        tmp_path / "data.toml",
+        f'[[datasets]]\n[[datasets.subsets]]\nimage_dir = "{photos / "a"}"\nclass_tokens = "sks dog"\n',
+    )
+    for more in (["--dataset_config", str(data)], ["--pretrained_model_name_or_path", "m"]):
+        found = config(file, *more)
+        assert (found.train.method, found.lora.rank, found.lora.alpha, found.run.layout) == ("lora", 4, 1, "own")
+    named = cli.parse(["sdxl_train_network.py", "--config_file", str(file), "--dataset_config", str(data)])
+    assert named.program is not None and named.program.script == "sdxl_train_network.py"
+    made = write(tmp_path / "config.json", ONETRAINER)
+    beside = cli.parse(["--config", str(made), "--pretrained_model_name_or_path", "m"])
+    assert beside.program is None and not any("as in" in notice for notice in beside.notices)
+
+
 def test_a_data_set_of_kohyas_brings_folders_repeats_prompts_and_class_images(tmp_path, photos):
     file = write(tmp_path / "dataset.toml", DATASET.format(photos=photos))
     line = f"train_network.py --pretrained_model_name_or_path m --network_module networks.lora --dataset_config {file}"

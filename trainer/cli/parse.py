@@ -16,6 +16,7 @@ from trainer.cli import flags as one
 from trainer.errors import ConfigError
 from trainer.settings.config import Config
 from trainer.settings.dialects import lines
+from trainer.settings.dialects.files import DATASET
 from trainer.settings.dialects.given import Given
 from trainer.settings.dialects.programs import PROGRAMS, Program
 from trainer.settings.overlay import load, nearest, read
@@ -145,14 +146,25 @@ def _flag(command: Command, word: str, rest: list[str]) -> None:
         one.read(command.given, name, attached, rest, command.program)
 
 
+def _program(command: Command) -> Program | None:
+    """The program that the whole line was made for: the script it names, else what its file was made for. The line's own
+    flags tell it only where there is no such file: a model named beside kohya's file does not make it diffusers'."""
+    named = command.program is not None and any(word.endswith(command.program.script) for word in command.typed)
+    if named or not command.foreign_files:
+        return command.program
+    told = next((told.program for told in command.foreign_files if told.program is not None), None)
+    whole = any(told.whose != DATASET for told in command.foreign_files)
+    return told if told is not None or whole else command.program
+
+
 def _settle(command: Command, launcher: dict[str, str]) -> None:
     """What a whole line says beyond its words."""
     if command.help:
         return
     if command.file is not None and command.program is not None:
         command.given.elsewhere = frozenset(read(command.file))
+    command.program = _program(command)
     for told in command.foreign_files:
-        command.program = command.program or told.program
         told.under(command.given)
         command.foreign = True
     if command.name in ("train", "plan"):
