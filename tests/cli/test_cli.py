@@ -180,6 +180,12 @@ def test_a_refused_flag_that_asks_for_what_happens_anyway_passes():
             assert all(parse(f"--{flag} {word}").values == {} for word in found.harmless)
 
 
+def test_tags_to_keep_in_place_are_nothing_to_refuse_where_none_is_moved():
+    command = parse("--keep_tokens 1")
+    assert command.config().model_dump() == cli.load().model_dump() and "keep_tokens" in command.notices[0]
+    assert "shuffle" in refused("--keep_tokens 1 --shuffle_caption").what
+
+
 def test_a_prompt_file_of_kohyas_is_read_without_its_picture_settings(tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text("# previews\na sks dog on a beach --n low quality --w 512 --d 1\n\na dog, sitting\n")

@@ -178,7 +178,7 @@ DATASET = {
     "bucket_tolerance": Note("buckets step by 64 pixels"),
     "token_dropout_rate": Stop("captions are used as they stand", "set it to 0", (0, 0.0)),
     "shuffle_tokens": Stop("captions are used as they stand", "set it to false", (False,)),
-    "keep_tokens": Stop("captions are used as they stand", "set it to 0", (0,)),
+    "keep_tokens": Note("it keeps tags from being shuffled, and captions are used as they stand"),
     "network_weight": Stop("every photo weighs alike", "set it to 1", (1, 1.0)),
     "flip_y": Stop("photos are not turned over", "set it to false", (False,)),
     "num_frames": Note("photos have one frame"),
