@@ -50,7 +50,7 @@ class Rehearsals:
         rows = -(-batch * (2 if self.prior else 1) // self.team.size)  # the most that one card has of a micro-batch
         self.shapes = rehearse.Shapes((side, side), rows, min(batch, rows), config.train.gradient_accumulation_steps,
                                       config.data.masked_loss)  # fmt: skip
-        self.objective = Objective.of(config, parts.noise(config.train.zero_terminal_snr))
+        self.objective = Objective.of(config, parts.noise(config.train.zero_terminal_snr, (side, side)))
         self.sizes = {name: _fp32(module) for name, module in parts.modules().items()}
         self.steps: dict[Policy, Watched] = {}
         self.standing: dict[Policy, Standing] = {}
@@ -285,7 +285,7 @@ class Rehearsals:
     def latents(self) -> int:
         """Encoded photos and class images, in the cache and in RAM: fp32 means and deviations."""
         (width, height), parts = self.shapes.size, self.parts
-        one = 2 * 4 * parts.latent_channels * (width * height // parts.latent_factor**2)
+        one = 2 * 4 * parts.latents.channels * (width * height // parts.latents.factor**2)
         return (PHOTOS + self.class_images()) * one
 
     def disk(self, policy: Policy) -> int:

@@ -1,1 +1,1 @@
-"""Flow-matching transformers, and the text encoders that came with them: what one has in common with another, and what not."""
+"""Diffusion transformers that match flows: what they have in common, and a family each."""
