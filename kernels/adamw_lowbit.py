@@ -69,7 +69,7 @@ def step_(
     words = scalars(lr, beta1, beta2, weight_decay, step, seed)
     (_run if runs_at_once(grad) else _op)(
         t["weight"], t.get("correction"), t["m"], t.get("m_scale"), t["v"], t.get("v_scale"), grad.reshape(-1),
-        clip_scale, skip, numbers, words, state.moments, beta1, beta2, eps,
+        clip_scale, skip, numbers, words, state.moments, beta1, beta2, eps, state.first,
     )  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def adam_(
 def reference(
     weight: Tensor, correction: Tensor | None, m: Tensor, m_scale: Tensor | None, v: Tensor, v_scale: Tensor | None,
     grad: Tensor, clip_scale: Tensor | None, skip: Tensor | None, numbers: Tensor | None, words: list[int],
-    moments: str, beta1: float, beta2: float, eps: float,
+    moments: str, beta1: float, beta2: float, eps: float, first: int = 0,
 ) -> None:  # fmt: skip
     """The same step in torch operations, CHUNK elements at a time, so that no fp32 copy of a whole buffer appears."""
     if skip is not None and not skip.is_meta and bool(skip):
@@ -117,7 +117,7 @@ def reference(
         w = weight[part].to(torch.float32) if correction is None else unpack(weight[part], correction[part])
         random = None
         if form is not None or weight.dtype != torch.float32:
-            places = torch.arange(part.start, part.stop, dtype=torch.int32, device=weight.device)
+            places = torch.arange(first + part.start, first + part.stop, dtype=torch.int32, device=weight.device)
             random = random_bits(places, (words[3], words[4]))
         if form is None:
             adam_(w, m[part], v[part], g, decay, size, root, beta1, beta2, eps)
@@ -133,12 +133,12 @@ def reference(
 
 
 if triton is not None:
-    # n stays specialised: every unit's is a multiple of ALIGN, and only where the compiler knows that 16 divides it may
+    # n and first stay specialised: every unit's is a multiple of ALIGN, and only where the compiler knows that 16 divides it may
     # a mask of the tail be one for a whole vector, without which every load is a single number
     @triton.jit(do_not_specialize=["key0", "key1"])
     def _kernel(
         weight, correction, m, m_scale, v, v_scale, grad, clip_scale, skip, numbers,
-        n, decay, size, root, key0, key1, beta1, beta2, rest1, rest2, eps,
+        n, first, decay, size, root, key0, key1, beta1, beta2, rest1, rest2, eps,
         WEIGHTS: tl.constexpr, FP16: tl.constexpr, BITS: tl.constexpr, TOP: tl.constexpr, COUNT: tl.constexpr,
         GROUP: tl.constexpr, ROWS: tl.constexpr, CLIP: tl.constexpr, SKIP: tl.constexpr, NUMBERS: tl.constexpr,
     ):  # fmt: skip
@@ -184,7 +184,7 @@ if triton is not None:
         v_wide = v_wide * beta2 + rest2 * g * g
         w = w + size * tl.div_rn(m_wide, tl.div_rn(tl.sqrt_rn(v_wide), tl.zeros_like(v_wide) + root) + eps)
 
-        random = random_tile(at, key0, key1)
+        random = random_tile(first + at, key0, key1)
         if WEIGHTS == "24bit":
             stored, rest = pack_tile(w, random, FP16)
             tl.store(correction + at, rest.to(tl.int8), mask=mask)
@@ -212,7 +212,7 @@ if triton is not None:
 def launch(
     weight: Tensor, correction: Tensor | None, m: Tensor, m_scale: Tensor | None, v: Tensor, v_scale: Tensor | None,
     grad: Tensor, clip_scale: Tensor | None, skip: Tensor | None, numbers: Tensor | None, words: list[int],
-    moments: str, beta1: float, beta2: float, eps: float,
+    moments: str, beta1: float, beta2: float, eps: float, first: int = 0,
 ) -> None:  # fmt: skip
     n, form = weight.numel(), FORMATS.get(moments)
     assert n < 1 << 31, "a unit of more than 2^31 weights needs 64-bit offsets"
@@ -222,7 +222,7 @@ def launch(
     bits16 = weight.dtype != torch.float32
     _kernel[(triton.cdiv(n, BLOCK),)](
         weight.view(torch.int16) if bits16 else weight, correction, m, m_scale, v, v_scale, grad,
-        clip_scale, skip, numbers, n, decay, size, root, words[3], words[4], beta1, beta2, 1 - beta1, 1 - beta2, eps,
+        clip_scale, skip, numbers, n, first, decay, size, root, words[3], words[4], beta1, beta2, 1 - beta1, 1 - beta2, eps,
         WEIGHTS="24bit" if correction is not None else "16bit_sr" if bits16 else "fp32",
         FP16=weight.dtype == torch.float16, BITS=form.bits if form else 32, TOP=top, COUNT=count,
         GROUP=group, ROWS=BLOCK // group,
@@ -238,15 +238,16 @@ def _run(weight: Tensor, *rest) -> None:
 def _op(
     weight: Tensor, correction: Tensor | None, m: Tensor, m_scale: Tensor | None, v: Tensor, v_scale: Tensor | None,
     grad: Tensor, clip_scale: Tensor | None, skip: Tensor | None, numbers: Tensor | None, words: list[int],
-    moments: str, beta1: float, beta2: float, eps: float,
+    moments: str, beta1: float, beta2: float, eps: float, first: int = 0,
 ) -> None:  # fmt: skip
-    _run(weight, correction, m, m_scale, v, v_scale, grad, clip_scale, skip, numbers, words, moments, beta1, beta2, eps)
+    state = weight, correction, m, m_scale, v, v_scale
+    _run(*state, grad, clip_scale, skip, numbers, words, moments, beta1, beta2, eps, first)
 
 
 @_op.register_fake
 def _(
     weight: Tensor, correction: Tensor | None, m: Tensor, m_scale: Tensor | None, v: Tensor, v_scale: Tensor | None,
     grad: Tensor, clip_scale: Tensor | None, skip: Tensor | None, numbers: Tensor | None, words: list[int],
-    moments: str, beta1: float, beta2: float, eps: float,
+    moments: str, beta1: float, beta2: float, eps: float, first: int = 0,
 ) -> None:  # fmt: skip
     """Everything happens in place: a simulation sees no new bytes."""

@@ -68,7 +68,7 @@ def adamw():
                     grad,
                     clip,
                 )
-                run(*head, go, numbers, words if numbers is None else [0] * 5, moments, 0.9, 0.999, 1e-8)
+                run(*head, go, numbers, words if numbers is None else [0] * 5, moments, 0.9, 0.999, 1e-8, 128)
         for state, run in ((mine, adamw_lowbit.launch), (expected, adamw_lowbit.reference)):
             t = state.tensors
             head = (t["weight"], t.get("correction"), t["m"], t.get("m_scale"), t["v"], t.get("v_scale"), grad, clip)
