@@ -4,7 +4,6 @@ import torch
 
 from trainer.data.dataset import Dataset, Example
 from trainer.models import SD1
-from trainer.models.vae import Latents
 
 
 def small_data():
@@ -35,6 +34,6 @@ def small_data():
         {},
         SD1,
         (64, 64),
-        Latents(scale=0.2),
+        0.2,
     )
     return parts, data, [example("held", "a photo of sks dog")]

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from trainer.data.dataset import Dataset, Example
 from trainer.errors import ConfigError
-from trainer.models.rows import joined
 from trainer.objective.loss import Objective
 
 
@@ -222,7 +221,7 @@ def noised_rows(
     photos = caption_dropout is not None
     mean = torch.stack([example.mean for example in examples]).float()  # (B, C, H/8, W/8)
     std = torch.stack([example.std for example in examples]).float()
-    latents = dataset.latents.scaled(mean + std * torch.randn(mean.shape, generator=generator))
+    latents = (mean + std * torch.randn(mean.shape, generator=generator)) * dataset.scaling
     noised = objective.draw(latents, generator)
     prompts = [example.prompt for example in examples]
     if caption_dropout:
@@ -238,7 +237,7 @@ def noised_rows(
 
 
 def _concat(photos: MicroBatch, prior: MicroBatch) -> MicroBatch:
-    values = joined([photos.values, prior.values])
+    values = {name: torch.cat([photos.values[name], prior.values[name]]) for name in photos.values}
     mask = photos.mask
     if mask is not None:
         mask = torch.cat([mask, torch.ones(len(prior.target), *mask.shape[1:])])

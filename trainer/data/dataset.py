@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 
 from trainer.models.base import Family
-from trainer.models.rows import stacked
-from trainer.models.vae import Latents
 
 
 @dataclass(frozen=True)
@@ -33,9 +31,9 @@ class Dataset:
     """instances: the views of each photo; classes: one example of each class image; repeats: of each photo in an epoch;
     class_repeats: of each class image, one where it is empty.
 
-    texts:  prompt -> {"text": (L, C), ...}; empty where the text encoder is trained
-    tokens: prompt -> {"input_ids": (L,), ...}
-    square:  (height, width) of a plain picture; latents: of which kind the examples' are
+    texts:  prompt -> {"text": (77 n, C), ...}; empty where the text encoder is trained
+    tokens: prompt -> {"input_ids": (77 n,), ...}
+    square:  (height, width) of a plain picture; scaling: the VAE's factor from its latents to the denoiser's
     """
 
     instances: list[list[Example]]
@@ -45,7 +43,7 @@ class Dataset:
     tokens: dict[str, dict[str, Tensor]]
     family: Family
     square: tuple[int, int]
-    latents: Latents = field(default_factory=Latents)
+    scaling: float = 1.0
     class_repeats: list[int] = field(default_factory=list)
 
     @property
@@ -81,7 +79,7 @@ class Dataset:
         An example that is None stands for a plain square picture of the run's resolution.
         """
         texts = self.texts or self.tokens
-        values = stacked([texts[prompt] for prompt in prompts])
+        values = {name: torch.stack([texts[prompt][name] for prompt in prompts]) for name in texts[prompts[0]]}
         sizes = [
             (e.original_size, e.crop_top_left, e.target_size) if e else (self.square, (0, 0), self.square)
             for e in examples

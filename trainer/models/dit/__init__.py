@@ -1,1 +1,0 @@
-"""Diffusion transformers that match flows: what they have in common, and a family each."""
