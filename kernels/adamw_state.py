@@ -66,11 +66,14 @@ def _padded(shape: tuple[int], dtype: torch.dtype) -> int:
 
 @dataclass
 class State:
+    """first: the number of the first weight where these n are a slice of a longer row; random rounding draws by it."""
+
     n: int
     weights: Weights
     moments: Moments
     compute_dtype: torch.dtype
     tensors: dict[str, Tensor]
+    first: int = 0
 
     @classmethod
     def allocate(

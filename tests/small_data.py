@@ -4,6 +4,7 @@ import torch
 
 from trainer.data.dataset import Dataset, Example
 from trainer.models import SD1
+from trainer.models.vae import Latents
 
 
 def small_data():
@@ -34,6 +35,6 @@ def small_data():
         {},
         SD1,
         (64, 64),
-        0.2,
+        Latents(scale=0.2),
     )
     return parts, data, [example("held", "a photo of sks dog")]

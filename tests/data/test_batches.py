@@ -7,6 +7,7 @@ import torch
 from trainer.data.batches import Batches, ClassRows
 from trainer.data.dataset import Dataset, Example
 from trainer.models import SD1, SDXL
+from trainer.models.vae import Latents
 from trainer.objective.loss import Objective
 from trainer.objective.noise import DDPM
 
@@ -35,7 +36,7 @@ def dataset(photos=3, classes=4, sides=(8,), family=SD1, masks=()):
         {},
         family,
         (64, 64),
-        0.5,
+        Latents(scale=0.5),
     )
 
 

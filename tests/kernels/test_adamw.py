@@ -241,6 +241,21 @@ def test_long_buffers_are_worked_through_in_pieces_with_the_same_result(moments,
     assert all(torch.equal(whole.tensors[name], pieces.tensors[name]) for name in whole.tensors)
 
 
+@pytest.mark.parametrize("weights,moments", [("24bit", "8bit"), ("16bit_sr", "4bit"), ("fp32", "fp32")])
+def test_slices_of_a_row_are_updated_to_the_bits_of_the_whole(weights, moments):
+    torch.manual_seed(0)
+    start, grad, cut = torch.randn(1000) * 0.03, torch.randn(1000) * 1e-3, 384
+    whole = state_of(start, weights, moments)
+    parts = [state_of(start[:cut], weights, moments), state_of(start[cut:], weights, moments)]
+    parts[1].first = cut
+    for step in (1, 2):
+        step_(whole, grad, lr=1e-3, step=step, seed=3)
+        step_(parts[0], grad[:cut], lr=1e-3, step=step, seed=3)
+        step_(parts[1], grad[cut:], lr=1e-3, step=step, seed=3)
+    for name, tensor in whole.tensors.items():
+        assert torch.equal(torch.cat([part.tensors[name] for part in parts]), tensor), name
+
+
 def test_one_block_of_bytes_holds_the_whole_state():
     shapes = layout(1000, "24bit", "4bit", torch.bfloat16)
     names = ("correction", "m", "m_scale", "v", "v_scale")

@@ -32,7 +32,7 @@ def test_the_full_size_model_has_the_public_parameter_count_and_no_memory(whole)
     assert sum(p.numel() for p in whole.vae.parameters()) == 83_653_863
     assert all(p.is_meta for module in whole.modules().values() for p in module.parameters())
     assert whole.prediction_type == ("v_prediction" if whole.family is SD2 else "epsilon")
-    assert whole.family.resolution == whole.denoiser.config.sample_size * whole.latent_factor
+    assert whole.family.resolution == whole.denoiser.config.sample_size * whole.latents.factor
 
 
 def test_units_of_the_full_size_model_run_on_the_meta_device(whole):
@@ -209,9 +209,9 @@ def test_what_a_family_calls_its_denoiser_with_it_names_again(parts):
 @pytest.mark.parametrize("family", [*FAMILIES, DEMO], ids=lambda family: family.name)
 def test_sides_divide_by_the_same_before_and_after_loading(family):
     facts, parts = family.public(), family.meta()
-    assert facts.divides == parts.divides == parts.latent_factor * 2 ** (len(parts.denoiser.down_blocks) - 1)
+    assert facts.divides == parts.divides == parts.latents.factor * 2 ** (len(parts.denoiser.down_blocks) - 1)
     tiny = family.tiny()
-    assert tiny.divides == tiny.latent_factor * 2, "two levels, so one halving"
+    assert tiny.divides == tiny.latents.factor * 2, "two levels, so one halving"
 
 
 def test_a_denoiser_that_names_no_levels_is_taken_to_halve_as_often_as_the_public_models():

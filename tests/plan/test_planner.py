@@ -185,8 +185,8 @@ def test_the_ram_of_a_card_s_run_is_what_the_engine_keeps_there_and_no_copy_of_t
     assert ram["load"] == 0
     assert ram["class images"] == ram["cache text"] == early
     latents = ram["cache images"] - early  # what becomes of the photos and class images
-    count, side = PHOTOS + parts.family.defaults.class_images, 64 // parts.latent_factor
-    assert latents == count * 2 * parts.vae.config.latent_channels * side**2 * 4
+    count, side = PHOTOS + parts.family.defaults.class_images, 64 // parts.latents.factor
+    assert latents == count * 2 * parts.latents.channels * side**2 * 4
     assert ram["train"] == ram["sample"] >= host + latents
     assert 0 < ram["save"] - ram["train"] <= PIECE_BYTES
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from trainer.data.dataset import Dataset, Example
 from trainer.errors import ConfigError
+from trainer.models.rows import joined
 from trainer.objective.loss import Objective
 
 
@@ -221,7 +222,7 @@ def noised_rows(
     photos = caption_dropout is not None
     mean = torch.stack([example.mean for example in examples]).float()  # (B, C, H/8, W/8)
     std = torch.stack([example.std for example in examples]).float()
-    latents = (mean + std * torch.randn(mean.shape, generator=generator)) * dataset.scaling
+    latents = dataset.latents.scaled(mean + std * torch.randn(mean.shape, generator=generator))
     noised = objective.draw(latents, generator)
     prompts = [example.prompt for example in examples]
     if caption_dropout:
@@ -237,7 +238,7 @@ def noised_rows(
 
 
 def _concat(photos: MicroBatch, prior: MicroBatch) -> MicroBatch:
-    values = {name: torch.cat([photos.values[name], prior.values[name]]) for name in photos.values}
+    values = joined([photos.values, prior.values])
     mask = photos.mask
     if mask is not None:
         mask = torch.cat([mask, torch.ones(len(prior.target), *mask.shape[1:])])

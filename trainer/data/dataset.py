@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from trainer.models.base import Family
+from trainer.models.rows import stacked
+from trainer.models.vae import Latents
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,9 @@ class Dataset:
     """instances: the views of each photo; classes: one example of each class image; repeats: of each photo in an epoch;
     class_repeats: of each class image, one where it is empty.
 
-    texts:  prompt -> {"text": (77 n, C), ...}; empty where the text encoder is trained
-    tokens: prompt -> {"input_ids": (77 n,), ...}
-    square:  (height, width) of a plain picture; scaling: the VAE's factor from its latents to the denoiser's
+    texts:  prompt -> {"text": (L, C), ...}; empty where the text encoder is trained
+    tokens: prompt -> {"input_ids": (L,), ...}
+    square:  (height, width) of a plain picture; latents: of which kind the examples' are
     """
 
     instances: list[list[Example]]
@@ -43,7 +45,7 @@ class Dataset:
     tokens: dict[str, dict[str, Tensor]]
     family: Family
     square: tuple[int, int]
-    scaling: float = 1.0
+    latents: Latents = field(default_factory=Latents)
     class_repeats: list[int] = field(default_factory=list)
 
     @property
@@ -79,7 +81,7 @@ class Dataset:
         An example that is None stands for a plain square picture of the run's resolution.
         """
         texts = self.texts or self.tokens
-        values = {name: torch.stack([texts[prompt][name] for prompt in prompts]) for name in texts[prompts[0]]}
+        values = stacked([texts[prompt] for prompt in prompts])
         sizes = [
             (e.original_size, e.crop_top_left, e.target_size) if e else (self.square, (0, 0), self.square)
             for e in examples

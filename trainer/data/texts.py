@@ -16,6 +16,7 @@ from trainer.files.store import Store, key, module_digest
 from trainer.machine.phase import Phase
 from trainer.machine.visit import visiting
 from trainer.models.base import Parts
+from trainer.models.rows import in_full
 from trainer.units import Unit
 
 TOGETHER = 64  # prompts that go through a layer while it is on the card, and that a kill can cost
@@ -23,7 +24,7 @@ Values = dict[str, Tensor]
 
 
 def token_ids(parts: Parts, prompts: list[str]) -> dict[str, dict[str, Tensor]]:
-    """Prompt -> {"input_ids": (77 n,), ...}; {} where the tokenizers are not loaded."""
+    """Prompt -> {"input_ids": (L,), ...}; {} where the tokenizers are not loaded."""
     if not parts.tokenizers or not prompts:
         return {}
     ids = parts.family.tokens(parts, prompts)
@@ -33,7 +34,7 @@ def token_ids(parts: Parts, prompts: list[str]) -> dict[str, dict[str, Tensor]]:
 def encode_prompts(
     parts: Parts, prompts: Iterable[str], device: torch.device | str, store: Store | None = None
 ) -> Stage[dict[str, dict[str, Tensor]]]:
-    """Embeddings of `prompts`: returns {prompt: {"text": (77 n, C), "pooled": (P,) for SDXL}}, fp32 on the CPU.
+    """Embeddings of `prompts`: returns {prompt: the family's `text_values`}, fp32 on the CPU.
 
     Layer by layer: each is on the card once for all prompts, and alone there, which is what lets SDXL's encoders (3.1 GiB in
     fp32) be read by a card of any size. The values are those of the whole encoders, bit for bit.
@@ -57,7 +58,7 @@ def encode_prompts(
         for done in through(units, rows, names, device, lambda module: visiting(module, device)):
             yield phase.progress(before + done * len(some) // len(units), some[0])
         for prompt, row in zip(some, rows, strict=True):
-            texts[prompt] = {name: row[name][0].float() for name in names}
+            texts[prompt] = {name: in_full(row[name][0]) for name in names}
             store.put(keys[prompt], texts[prompt])
     if store.remade:
         yield Notice(f"{store.remade} damaged cache files were made again.")

@@ -21,6 +21,7 @@ from trainer.events import Stage
 from trainer.machine.phase import Phase
 from trainer.machine.visit import visiting
 from trainer.models.base import Parts
+from trainer.models.rows import in_full
 from trainer.models.vae import decode_latents
 from trainer.policy import Drawing
 from trainer.step.engine import Engine
@@ -83,7 +84,7 @@ class Painter:
             return row
         assert self.engine is not None, "token ids are encoded by an engine that has the text encoder"
         ids = {name: tokens[None] for name, tokens in row.items()}
-        return {name: self.engine.forward(ids, name)[0].float().cpu() for name in self.parts.family.text_values}
+        return {name: in_full(self.engine.forward(ids, name)[0]).cpu() for name in self.parts.family.text_values}
 
     def pictures(self, latents: Tensor) -> list[Image.Image]:
         """Scaled latents (N, C, H/f, W/f) decoded by the VAE, which visits the card for it."""

@@ -16,10 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from trainer.models.base import Parts
+from trainer.models.rows import stacked
 from trainer.settings.config import Config
 from trainer.units import EXACT
 
-Texts = Mapping[str, Mapping[str, Tensor]]  # prompt -> {"text": (77 n, C), "pooled": (P,) for SDXL}
+Texts = Mapping[
+    str, Mapping[str, Tensor]
+]  # prompt -> the family's text values, such as {"text": (L, C), "pooled": (P,)}
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,12 @@ def noise_of(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
 def conditions(parts: Parts, texts: Texts, prompts: Sequence[str], look: Look, device) -> dict[str, Tensor]:
     """Embeddings of `prompts` and, for SDXL, sizes, on `device`; the empty prompt as the family's own pipeline has it."""
     zeroed = [p == "" and parts.family.empty_is_zeros for p in prompts]
-    rows = {
-        name: torch.stack([texts[p][name] * (not zero) for p, zero in zip(prompts, zeroed, strict=True)])
-        for name in texts[prompts[0]]
-    }
+    rows = stacked(
+        [
+            {name: value * (not zero) for name, value in texts[p].items()}
+            for p, zero in zip(prompts, zeroed, strict=True)
+        ]
+    )
     size = (look.size[1], look.size[0])
     rows |= parts.family.extra_values(size, (0, 0), size, len(prompts))
     return {name: tensor.to(device) for name, tensor in rows.items()}
@@ -91,12 +96,13 @@ def draw(
     device: torch.device | str,
 ) -> Iterator[int | Tensor]:
     """Draw one batch. Yields the count of steps after each, at last the scaled latents (B, C, H/f, W/f)."""
-    factor, channels = latent_geometry(parts)
+    latent = parts.latents
     guided = look.guided
     values = conditions(parts, texts, [*([look.negative] * len(prompts) if guided else []), *prompts], look, device)
-    process = parts.noise(look.zero_terminal_snr)
+    process = parts.noise(look.zero_terminal_snr, look.size)
     scheduler = process.sampler(look.steps, look.sampler)
-    latents = noise_of(seeds, (channels, look.size[1] // factor, look.size[0] // factor)).to(device)
+    sides = (look.size[1] // latent.factor, look.size[0] // latent.factor)
+    latents = noise_of(seeds, (latent.channels, *sides)).to(device)
     on_card = scheduler.timesteps.to(device)  # once: a copy in each step would wait for the step before
     for done, timestep in enumerate(scheduler.timesteps, 1):
         rows = torch.cat([latents] * 2) if guided else latents
@@ -115,8 +121,3 @@ def rescaled(guided: Tensor, positive: Tensor, share: float) -> Tensor:
         return guided
     wanted, found = (each.std(dim=(1, 2, 3), keepdim=True) for each in (positive, guided))
     return guided * (1 - share + share * wanted / found)
-
-
-def latent_geometry(parts: Parts) -> tuple[int, int]:
-    """(pixels along a latent's side, channels). Public models: (8, 4)."""
-    return parts.latent_factor, parts.vae.config.latent_channels

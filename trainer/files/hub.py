@@ -19,18 +19,12 @@ from urllib.parse import urlsplit
 
 from trainer.errors import ConfigError
 
-SMALL = ["model_index.json", "*/config.json", "scheduler/*", "tokenizer/*", "tokenizer_2/*"]
+SMALL = ["model_index.json", "*/config.json", "scheduler/*", "tokenizer*/*"]
 REACH_SECONDS = 2.5  # a way that takes longer to open does not carry gigabytes
 # what needs no network, by what was to come from the hub
 MODEL = "give a model on this machine, which needs no network: --model FOLDER (a diffusers folder) or --model FILE.safetensors"
 VAE = "give a VAE on this machine, which needs no network: --vae FOLDER or --vae FILE.safetensors, or leave --vae out"
 JUDGE = "give a judge on this machine, which needs no network: --judge clip:FOLDER or dino:FOLDER, or --judge none"
-STEMS = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-    "text_encoder_2": "model",
-}
 
 
 def is_id(source: str) -> bool:
@@ -71,9 +65,10 @@ def weights(source: str, revision: str | None, variant: str | None, parts: Itera
     patterns = [
         pattern
         for part in parts
+        for stem in ["model" if part.startswith("text_encoder") else "diffusion_pytorch_model"]
         for pattern in (
-            f"{part}/{STEMS[part]}{dot}.safetensors",
-            f"{part}/{STEMS[part]}{dot}-*-of-*.safetensors",
+            f"{part}/{stem}{dot}.safetensors",
+            f"{part}/{stem}{dot}-*-of-*.safetensors",
             f"{part}/*.safetensors.index*.json",
         )
     ]

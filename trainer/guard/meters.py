@@ -53,7 +53,7 @@ class Probe:
         for start in range(0, len(chosen), self.rows):
             part = [e for e in chosen[start : start + self.rows] if e.mean.shape == chosen[start].mean.shape]
             levels = self.objective.noise.at([((start + i) % LEVELS + 0.5) / LEVELS for i in range(len(part))])
-            latents = torch.stack([example.mean.float() for example in part]) * self.dataset.scaling
+            latents = self.dataset.latents.scaled(torch.stack([example.mean.float() for example in part]))
             noised = self.objective.noised(latents, torch.randn(latents.shape, generator=generator), levels)
             given = {"sample": noised.sample, "timestep": levels}
             chunks.append((given | self.dataset.conditions([e.prompt for e in part], part), noised.target))

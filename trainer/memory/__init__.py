@@ -21,7 +21,6 @@ from torch import nn
 
 from trainer.memory import (
     allocator,
-    anchor,
     attention,
     boundaries,
     channels_last,
@@ -45,7 +44,6 @@ TECHNIQUES = (
     compile,  # the modules as they now are
     weights,  # how the engine stores what it takes over
     moments,
-    anchor,  # what an update reads beside that
     stream,  # where that lives
     checkpointing,  # what forward keeps
     boundaries,

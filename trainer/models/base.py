@@ -1,4 +1,4 @@
-"""A model family is a value: it knows how to build, read, encode, split and run one kind of Stable Diffusion.
+"""A model family is a value: it knows how to build, read, encode, split and run one kind of diffusion model.
 
 Everything the rest of the trainer asks of a model goes through `Parts` (the loaded modules) and `Family` (what can be
 done with them), so the loop, the planner and the exporters never ask which family they hold.
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from trainer.objective import noise
+from trainer.models.vae import Latents, latents_of
 from trainer.objective.noise import Noise
 from trainer.settings.config import Model
 from trainer.units import Unit
@@ -144,7 +144,7 @@ class Facts:
     @property
     def divides(self) -> int:
         """What sides of pictures are multiples of, where the denoiser is to halve them as often as it does."""
-        return 2 ** (_halvings(self.configs.get("vae", {})) + _halvings(self.denoiser))
+        return factor_of(self.configs.get("vae", {})) * _patch(self.denoiser)
 
     def asdict(self) -> dict[str, Any]:
         return {
@@ -168,9 +168,9 @@ class Parts:
     origin: Source
     digest: str
     denoiser: nn.Module | None = None  # what learns to draw: a UNet, or a transformer
-    vae: nn.Module | None = None  # AutoencoderKL
-    text_encoders: list[nn.Module] = field(default_factory=list)  # one, or two for SDXL
-    tokenizers: list[Any] = field(default_factory=list)  # CLIPTokenizer, as many
+    vae: nn.Module | None = None  # AutoencoderKL, or another that says itself what its latents are (models/vae.py)
+    text_encoders: list[nn.Module] = field(default_factory=list)  # one to three
+    tokenizers: list[Any] = field(default_factory=list)  # as many
     scheduler_config: dict[str, Any] = field(default_factory=dict)
     prediction_type: str = "epsilon"  # or "v_prediction", "flow"
     spare: list[nn.Module] = field(default_factory=list)  # layers that clip_skip took off the text encoder
@@ -187,29 +187,27 @@ class Parts:
     def source(self) -> str:
         return self.origin.name
 
-    def noise(self, zero_terminal_snr: bool = False) -> Noise:
-        """What noises this model's latents; `zero_terminal_snr` rescales its schedule."""
-        return noise.of(self.scheduler_config, self.prediction_type, zero_terminal_snr)
+    def noise(self, zero_terminal_snr: bool = False, size: tuple[int, int] | None = None) -> Noise:
+        """What noises this model's latents of pictures of `size` (width, height), the family's own where nobody says;
+        `zero_terminal_snr` rescales its schedule."""
+        size = size or (self.family.resolution, self.family.resolution)
+        return self.family.noise(self.scheduler_config, self.prediction_type, zero_terminal_snr, size)
 
     @property
-    def latent_factor(self) -> int:
-        """Pixels along the side of one latent pixel (8 for every public model)."""
-        return 2 ** (len(_config(self.vae).block_out_channels) - 1)
-
-    @property
-    def latent_channels(self) -> int:
-        return _config(self.vae).latent_channels
+    def latents(self) -> Latents:
+        """What its VAE makes of pictures."""
+        return latents_of(loaded(self.vae))
 
     @property
     def divides(self) -> int:
         """What sides of pictures are multiples of, as `Facts.divides` has it."""
-        return self.latent_factor * 2 ** _halvings({} if self.denoiser is None else dict(_config(self.denoiser)))
+        return self.latents.factor * _patch({} if self.denoiser is None else dict(_config(self.denoiser)))
 
     @property
     def side(self) -> int | None:
         """Pixels along the side of a picture that the denoiser's own configuration names, where it names one."""
-        latent = _config(self.denoiser).sample_size
-        return latent * self.latent_factor if latent else None
+        latent = getattr(_config(self.denoiser), "sample_size", None)
+        return latent * self.latents.factor if latent else None
 
 
 def loaded(module: nn.Module | None) -> nn.Module:
@@ -218,9 +216,18 @@ def loaded(module: nn.Module | None) -> nn.Module:
     return module
 
 
-def _halvings(config: Mapping[str, Any]) -> int:
-    """How often a part halves the sides of what goes through it; where it does not say, as often as the public models."""
-    return len(config.get("block_out_channels", [0] * 4)) - 1
+def factor_of(config: Mapping[str, Any]) -> int:
+    """Pixels along the side of a latent pixel of a VAE with this configuration; where it does not say, the public models'."""
+    return 2 ** (len(config.get("block_out_channels", [0] * 4)) - 1) * _patch(config | {"block_out_channels": [0]})
+
+
+def _patch(config: Mapping[str, Any]) -> int:
+    """Latent pixels along the side of what a part works on as one: a UNet's deepest pixel, a transformer's patch. Where
+    it does not say, as the public UNets have it."""
+    patch = config.get("patch_size", config.get("all_patch_size"))
+    if patch is None:
+        return 2 ** (len(config.get("block_out_channels", [0] * 4)) - 1)
+    return patch if isinstance(patch, int) else patch[0]
 
 
 def _config(module: nn.Module | None) -> Any:
@@ -241,6 +248,7 @@ class Family(Protocol):
     names: Names
     text_values: tuple[str, ...]  # what prompts become, as units read it
     empty_is_zeros: bool  # whether pictures are drawn with zeros where nothing is said
+    trains_text: bool  # whether its text encoders may be trained
     classes: Mapping[str, Any]  # by folder in a model of diffusers, whose `from_pretrained` reads it
 
     def tiny(self, seed: int = 0) -> Parts:
@@ -274,11 +282,17 @@ class Family(Protocol):
         """The text encoders alone, as units: from what `tokens` gives to the values that `encode_text` gives."""
 
     def encode_text(self, parts: Parts, prompts: list[str]) -> dict[str, Tensor]:
-        """{"text": (B, 77 n, C)}, for SDXL also {"pooled": (B, P)}, without gradients, through the encoders' own forward
-        pass: the reference that their units must equal bit for bit."""
+        """`text_values` by name, such as {"text": (B, L, C), "pooled": (B, P)} or {"text": ..., "mask": (B, L)}, without
+        gradients, through the encoders' own forward pass: the reference that their units must equal bit for bit."""
 
     def tokens(self, parts: Parts, prompts: list[str]) -> dict[str, Tensor]:
-        """{"input_ids": (B, 77 n)}, for SDXL also {"input_ids_2": (B, 77 n)}; what text units read."""
+        """{"input_ids": (B, L)}, with as many more as there are tokenizers, and masks where there are some; what text units
+        read."""
+
+    def noise(
+        self, schedule: Mapping[str, Any], prediction: str, zero_terminal_snr: bool, size: tuple[int, int]
+    ) -> Noise:
+        """What noises latents of pictures of `size` (width, height), given the scheduler's configuration."""
 
     def extra_values(
         self, original_size: tuple[int, int], crop_top_left: tuple[int, int], target_size: tuple[int, int], batch: int

@@ -17,14 +17,13 @@ from trainer.errors import ConfigError
 from trainer.files import hub
 from trainer.files.regular import json_object
 from trainer.files.safetensors_stream import Header, header
-from trainer.models.base import Facts, Family, Source
+from trainer.models.base import Facts, Family, Source, factor_of
+from trainer.models.dit import recognise as transformers
 from trainer.models.sd import recognise as stable
-from trainer.models.sd.family import StableDiffusion
-from trainer.models.sd.recognise import WHAT_WORKS
 from trainer.models.sd.sd1 import DEMO, SD1
 from trainer.models.sd.sd2 import SD2
 from trainer.models.sd.sdxl import SDXL
-from trainer.models.sound import AGAIN, understood
+from trainer.models.sound import AGAIN, WHAT_WORKS, understood
 
 ZERO_TERMINAL_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}  # of a scheduler of diffusers
 FLOW = {
@@ -58,11 +57,12 @@ def describe(wanted: Source | str) -> tuple[Family, Facts]:
             f"{source} is {found.title}, not {family}",
             f"leave --family out, or set it to {'sd1' if found is DEMO else found.name}",
         )
-    if prediction_type not in ("auto", facts.prediction_type):
+    own = facts.prediction_type
+    if prediction_type not in ("auto", own):
         facts = replace(facts, prediction_type=prediction_type, prediction_from="model.prediction_type")
         if prediction_type == "flow":  # the denoiser alone says nothing of how it was trained
             facts = replace(facts, configs=facts.configs | {"scheduler": FLOW})
-        elif _scheduled(source, facts.configs["scheduler"]) == "flow":
+        elif own == "flow":
             raise ConfigError(
                 f"{source} is a flow-matching model, which predicts velocities along straight lines",
                 "leave --prediction_type out",
@@ -72,7 +72,7 @@ def describe(wanted: Source | str) -> tuple[Family, Facts]:
 
 def guess(name: str) -> Family:
     """The family of a model that is not here, by the words in its name."""
-    families = (SDXL, SD2, SD1)
+    families = (*transformers.FAMILIES, SDXL, SD2, SD1)
     return next((family for family in families if any(word in name.lower() for word in family.words)), SD1)
 
 
@@ -106,44 +106,33 @@ def variant_of(name: str) -> str | None:
     return stem.partition(".")[2] or None
 
 
-def _folder(kind: str, path: Path, source: str) -> tuple[StableDiffusion, Facts]:
+def _folder(kind: str, path: Path, source: str) -> tuple[Family, Facts]:
     index = path / "model_index.json"
     if not index.is_file():
         raise ConfigError(_what_lies_in(path, source), WHAT_WORKS)
     parts = json_object(index, AGAIN)
-    stable.require_pipeline(source, parts)
-    files = {part: path / part / "config.json" for part in stable.PARTS if parts.get(part, [None])[0]}
+    room = transformers if "transformer" in parts else stable
+    room.require_pipeline(source, parts)
+    files = {part: path / part / "config.json" for part in room.PARTS if (parts.get(part) or [None])[0]}
     files["scheduler"] = path / "scheduler" / "scheduler_config.json"
     missing = [file for file in files.values() if not file.is_file()]
     if missing:
         raise ConfigError(f"{missing[0]} is missing", "copy or save the whole diffusers folder again")
     configs = {part: json_object(file, AGAIN) for part, file in files.items()}
-    found = stable.by_configuration(source, configs)
-    prediction = _scheduled(source, configs["scheduler"])
-    return found, _facts(found, kind, path, (prediction, "the scheduler's configuration"), configs)
+    found = room.by_configuration(source, configs)
+    prediction = room.scheduled(source, configs["scheduler"])
+    return _facts(found, kind, path, (prediction, "the scheduler's configuration"), configs)
 
 
 def _facts(
-    found: StableDiffusion, kind: str, path: Path, prediction: tuple[str, str], configs: dict[str, dict[str, Any]]
-) -> Facts:
-    """The facts with the family's resolution as the model's own configuration has it. `prediction`: and where it was read."""
-    facts = Facts(found, kind, path, *prediction, configs)
-    scale = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
-    return replace(facts, family=replace(found, resolution=facts.denoiser["sample_size"] * scale))
-
-
-def _scheduled(source: str, scheduler: dict[str, Any]) -> str:
-    """What a scheduler's configuration says that the denoiser predicts."""
-    kind, betas = scheduler.get("_class_name", ""), scheduler.get("beta_schedule")
-    if scheduler.get("use_flow_sigmas") or (kind.startswith("FlowMatch") and not scheduler.get("use_dynamic_shifting")):
-        return "flow"
-    prediction = scheduler.get("prediction_type", "epsilon")
-    if betas not in ("scaled_linear", "linear") or prediction not in ("epsilon", "v_prediction"):
-        raise ConfigError(
-            f"{source} has a noise schedule or prediction that is unknown here ({kind}, {betas}, {prediction})",
-            WHAT_WORKS,
-        )
-    return prediction
+    found: Any, kind: str, path: Path, prediction: tuple[str, str], configs: dict[str, dict[str, Any]]
+) -> tuple[Family, Facts]:
+    """The family with the resolution that the model's own configuration names, and the facts. `prediction`: and where it
+    was read."""
+    side = configs[found.names.folder].get("sample_size")
+    if side:
+        found = replace(found, resolution=side * factor_of(configs["vae"]))
+    return found, Facts(found, kind, path, *prediction, configs)
 
 
 def _what_lies_in(path: Path, source: str) -> str:
@@ -154,7 +143,7 @@ def _what_lies_in(path: Path, source: str) -> str:
     return f"{source} is not a diffusers folder: it has no model_index.json"
 
 
-def _file(path: Path) -> tuple[StableDiffusion, Facts]:
+def _file(path: Path) -> tuple[Family, Facts]:
     if path.suffix in PICKLES:
         raise ConfigError(
             f"{path.name} is a pickle, which can run any program when it is opened",
@@ -168,24 +157,27 @@ def _file(path: Path) -> tuple[StableDiffusion, Facts]:
         head = header(path)
     except ValueError as error:
         raise ConfigError(str(error), "download it again, and compare its size with the one the site names") from error
-    if "trainer.parts" in head.metadata:  # our own export says it all, whatever its size
-        configs = json.loads(head.metadata["trainer.parts"])
-        found = stable.by_configuration(path.name, configs)
-    else:
-        found = stable.by_tensors(path.name, head.tensors)
-        configs = found.configurations()
+    ours = head.metadata.get("trainer.parts")  # our own export says it all, whatever its size
+    configs = json.loads(ours) if ours else {}
+    transformer = "transformer" in configs if ours else transformers.among(head.tensors)
+    room = transformers if transformer else stable
+    found = room.by_configuration(path.name, configs) if ours else room.by_tensors(path.name, head.tensors)
+    configs = configs or found.configurations()
+    if transformer:
+        prediction = room.scheduled(path.name, configs["scheduler"]), f"the custom of {found.title}"
+        return _facts(found, "file", path, prediction, configs)
     prediction = _prediction(path, head, found, configs)
     if "ztsnr" in head.tensors:
         configs["scheduler"] = configs["scheduler"] | ZERO_TERMINAL_SNR
     stable.base_is_smaller(found, prediction[0], configs)
-    return found, _facts(found, "file", path, prediction, configs)
+    return _facts(found, "file", path, prediction, configs)
 
 
-def _prediction(path: Path, head: Header, found: StableDiffusion, configs: dict[str, Any]) -> tuple[str, str]:
+def _prediction(path: Path, head: Header, found: Any, configs: dict[str, Any]) -> tuple[str, str]:
     if "v_pred" in head.tensors:  # before the metadata: a mark stays when a merge copies another file's metadata
         return "v_prediction", "the file's v_pred mark"
     if "trainer.parts" in head.metadata:
-        return _scheduled(path.name, configs["scheduler"]), "the file's metadata"
+        return stable.scheduled(path.name, configs["scheduler"]), "the file's metadata"
     said = head.metadata.get("modelspec.prediction_type", "").lower()
     if said in ("v", "v_prediction", "epsilon"):
         return ("epsilon" if said == "epsilon" else "v_prediction"), "the file's metadata"

@@ -14,7 +14,6 @@ import diffusers
 import torch
 import transformers
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKL
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -229,14 +228,23 @@ def _another_vae(source: str, facts: Facts, dtype: torch.dtype | None) -> nn.Mod
     regular.only_files(place, AGAIN)
     scale = _require_scale(json_object(place / "config.json", AGAIN), facts, source)
     dtype = dtype or _stored(place)
-    vae = AutoencoderKL.from_pretrained(place, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
-    vae.register_to_config(scaling_factor=scale)
+    kind = facts.family.classes["vae"]
+    vae = kind.from_pretrained(place, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
+    if "scaling_factor" in vae.config:
+        vae.register_to_config(scaling_factor=scale)
     return vae
 
 
 def _require_scale(config: dict[str, Any], facts: Facts, source: str) -> float:
-    """The model's scale of latents. Raises ConfigError where a VAE says that its latents have another."""
-    wanted = facts.configs["vae"].get("scaling_factor", SCALE)
+    """The model's scale of latents. Raises ConfigError where a VAE says that its latents have another, or other channels."""
+    own = facts.configs["vae"]
+    channels = [each.get("latent_channels", 4) for each in (config, own)]
+    if channels[0] != channels[1]:
+        raise ConfigError(
+            f"the VAE at {source!r} makes latents of another kind ({channels[0]} channels, and {channels[1]} are the model's)",
+            f"name a VAE that was made for {facts.family.title}, or leave --vae out",
+        )
+    wanted = own.get("scaling_factor", SCALE)
     told = config.get("scaling_factor", wanted)
     if abs(told - wanted) > 1e-6:
         raise ConfigError(

@@ -26,6 +26,10 @@ MISFITS = (
     StrictDataclassError,
 )
 AGAIN = "copy or download the model again"
+WHAT_WORKS = (
+    "give a text-to-image model of a family that is known here (Stable Diffusion 1.x, 2.x, XL and 3.5 medium, FLUX.2 klein "
+    "base, Z-Image, Lumina Image 2.0): a hub id, a diffusers folder, or one .safetensors checkpoint"
+)
 
 
 @contextmanager

@@ -4,15 +4,59 @@ Encoding gives the distribution (mean and standard deviation, unscaled), because
 of it every step. The functions are pure in their tensors, so the planner runs them on meta tensors to learn
 what they cost. Tiles overlap by a quarter and are blended; their normalisation sees less than the whole
 picture, so they are approximate.
+
+What a denoiser knows are scaled latents, (raw - shift) * scale, and the VAE itself says how: by two numbers in its
+configuration, or, as FLUX.2's, by the running mean and variance of each channel, after two by two latent pixels have become
+one of four times the channels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+
+
+@dataclass(frozen=True)
+class Latents:
+    """The kind of latents that a VAE makes.
+
+    factor:   pixels along the side of one latent pixel, packed; channels: of the denoiser's sample
+    scale, shift: numbers, or (C, 1, 1) tensors
+    packed:   whether two by two pixels of the VAE's own latents are one here
+    """
+
+    factor: int = 8
+    channels: int = 4
+    scale: float | Tensor = 1.0
+    shift: float | Tensor = 0.0
+    packed: bool = False
+
+    def scaled(self, raw: Tensor) -> Tensor:
+        """What the denoiser knows, from what `encode_pixels` gave; both (..., C, H/f, W/f)."""
+        return (raw - self.shift) * self.scale if isinstance(self.shift, Tensor) or self.shift else raw * self.scale
+
+    def raw(self, scaled: Tensor) -> Tensor:
+        """The inverse."""
+        scale, shift = (x.to(scaled.device) if isinstance(x, Tensor) else x for x in (self.scale, self.shift))
+        return scaled / scale + shift
+
+
+def latents_of(vae: nn.Module) -> Latents:
+    """The kind of latents that `vae` makes."""
+    config = vae.config
+    factor = 2 ** (len(config.block_out_channels) - 1)
+    if not hasattr(vae, "bn"):
+        return Latents(
+            factor, config.latent_channels, config.scaling_factor, getattr(config, "shift_factor", None) or 0.0
+        )
+    mean, variance = (each.float()[:, None, None] for each in (vae.bn.running_mean, vae.bn.running_var))
+    scale = 1 / (variance + config.batch_norm_eps).sqrt()
+    return Latents(2 * factor, 4 * config.latent_channels, scale, mean, packed=True)
 
 
 @torch.no_grad()
@@ -20,6 +64,8 @@ def encode_pixels(vae: nn.Module, pixels: Tensor, tile: int | None = None) -> tu
     """(mean, std), each (B, C, H/f, W/f), of `pixels` (B, 3, H, W) in -1..1."""
     with _tiles(vae, tile):
         latent = vae.encode(pixels.to(next(vae.parameters()).dtype)).latent_dist
+    if latents_of(vae).packed:
+        return pixel_unshuffle(latent.mean, 2), pixel_unshuffle(latent.std, 2)
     return latent.mean, latent.std
 
 
@@ -27,7 +73,10 @@ def encode_pixels(vae: nn.Module, pixels: Tensor, tile: int | None = None) -> tu
 def decode_latents(vae: nn.Module, latents: Tensor, tile: int | None = None) -> Tensor:
     """Pixels (B, 3, H, W) in 0..1, fp32, of scaled latents (B, C, H/f, W/f); one picture at a time."""
     dtype = next(vae.parameters()).dtype
-    latents = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
+    kind = latents_of(vae)
+    latents = kind.raw(latents)
+    if kind.packed:
+        latents = pixel_shuffle(latents, 2)
     with _tiles(vae, tile):
         decoded = torch.cat([vae.decode(one.to(dtype)).sample.float() for one in latents.split(1)])
     return (decoded / 2 + 0.5).clamp(0, 1)

@@ -12,9 +12,9 @@ measurement spreads it (`at`), and previews walk down from pure noise with a sch
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -159,18 +159,22 @@ class DDPM:
         return abar.sqrt().float(), (1 - abar).sqrt().float()
 
 
+def _straight(steps: int) -> Mapping[str, Any]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Flow:
     """shift: of the noise levels that training draws; spread: their distribution before the shift, "uniform" or
     "logit_normal" with `mean` and `deviation`; schedule: the scheduler's configuration; walk: what its set_timesteps is
-    told beside the number of steps, such as the model's own sigmas or the `mu` of its resolution."""
+    told for so many steps beside their number, such as the model's own sigmas or the `mu` of its resolution."""
 
     shift: float = 1.0
     spread: str = "uniform"
     mean: float = 0.0
     deviation: float = 1.0
     schedule: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    walk: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    walk: Callable[[int], Mapping[str, Any]] = field(default=_straight, repr=False)
     guidance_rescale: float = 0.0
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
@@ -206,7 +210,7 @@ class Flow:
 
         config = {"shift": self.shift, **self.schedule}
         scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(config)
-        scheduler.set_timesteps(steps, **self.walk)
+        scheduler.set_timesteps(steps, **self.walk(steps))
         return scheduler
 
     def _sigma(self, timesteps: Tensor) -> Tensor:
@@ -217,12 +221,17 @@ def of(schedule: Mapping[str, Any], prediction: str = "epsilon", zero_terminal_s
     """Noise as a model's scheduler configuration has it. `prediction`: "epsilon", "v_prediction" or "flow"."""
     if prediction == "flow":
         if zero_terminal_snr:
-            raise ConfigError(
-                "train.zero_terminal_snr has no effect: a flow-matching model begins in pure noise anyway",
-                "leave --zero_terminal_snr out",
-            )
+            refuse_rescaling()
         return Flow(shift=schedule.get("shift", schedule.get("flow_shift", 1.0)), schedule=schedule)
     return DDPM.of(schedule, prediction, zero_terminal_snr)
+
+
+def refuse_rescaling() -> NoReturn:
+    """ConfigError: a zero terminal SNR was asked for where there always is one."""
+    raise ConfigError(
+        "train.zero_terminal_snr has no effect: a flow-matching model begins in pure noise anyway",
+        "leave --zero_terminal_snr out",
+    )
 
 
 def golden(count: int) -> list[float]:

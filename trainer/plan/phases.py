@@ -50,7 +50,7 @@ class Rehearsals:
         rows = -(-batch * (2 if self.prior else 1) // self.team.size)  # the most that one card has of a micro-batch
         self.shapes = rehearse.Shapes((side, side), rows, min(batch, rows), config.train.gradient_accumulation_steps,
                                       config.data.masked_loss)  # fmt: skip
-        self.objective = Objective.of(config, parts.noise(config.train.zero_terminal_snr))
+        self.objective = Objective.of(config, parts.noise(config.train.zero_terminal_snr, (side, side)))
         self.sizes = {name: _fp32(module) for name, module in parts.modules().items()}
         self.steps: dict[Policy, Watched] = {}
         self.standing: dict[Policy, Standing] = {}
@@ -149,7 +149,6 @@ class Rehearsals:
         early = standing if policy.stream == "all" else Standing()  # then the engine draws the class images, too
         before, ram = process + early.host, process + work.host_peak + self._average() + self.latents()
         parked = standing.card - standing.weights if drawing.park else 0
-        to_ram = parked - standing.anchor if parked else 0  # the anchor lies in the model's file
         pictures = max(self._draw(policy, drawing.batch), self._vae(drawing, decode=True))
         unit = self._export(policy)  # one unit's weights in fp32, where they are
         away, on_card = policy.stream == "all", policy.stream != "all" or policy.resident_units > 0
@@ -157,7 +156,7 @@ class Rehearsals:
             self._phase("load", 0, 0, process),
             self._phase("cache images", early.card, self._vae(drawing, decode=False), before + self.latents()),
             self._phase("train", work.card_kept, _own(work) + self._recording(policy), ram, self._train_parts(policy)),
-            replace(self._phase("sample", standing.card - parked, pictures, ram + to_ram), parked_bytes=to_ram),
+            replace(self._phase("sample", standing.card - parked, pictures, ram + parked), parked_bytes=parked),
             self._phase("save", standing.card, 0, ram + PIECE_BYTES),
             self._phase("export", standing.card, unit if on_card else 0, ram + PIECE_BYTES + (unit if away else 0)),
         ]
@@ -286,7 +285,7 @@ class Rehearsals:
     def latents(self) -> int:
         """Encoded photos and class images, in the cache and in RAM: fp32 means and deviations."""
         (width, height), parts = self.shapes.size, self.parts
-        one = 2 * 4 * parts.latent_channels * (width * height // parts.latent_factor**2)
+        one = 2 * 4 * parts.latents.channels * (width * height // parts.latents.factor**2)
         return (PHOTOS + self.class_images()) * one
 
     def disk(self, policy: Policy) -> int:
@@ -337,12 +336,12 @@ def _process(tensors: int) -> int:
 
 def _standing(made: Engine, policy: Policy) -> Standing:
     holdings = made.holdings
-    counted = made.bytes
-    anchor, host = counted.get("anchor", 0), counted["host"]
+    card = {
+        kind: sum(b.home.nbytes for h in holdings if (b := getattr(h, kind)).resident) for kind in ("weights", "state")
+    }
+    host = sum(b.home.nbytes for h in holdings for b in (h.weights, h.state) if not b.resident)
     moving = [h.state.home.nbytes + (h.weights.home.nbytes if policy.stream == "all" else 0) for h in holdings]
     saved = sum(h.state.home.nbytes + h.weights.home.nbytes for h in holdings if h.n)
     trained = sum(h.n * h.tensors["weight"][1].itemsize for h in holdings)
     blocks = tuple(sorted(moving, reverse=True))
-    return Standing(
-        counted["weights"] + counted["state"] + anchor, counted["weights"], anchor, host, saved, trained, blocks
-    )
+    return Standing(card["weights"] + card["state"], card["weights"], host, saved, trained, blocks)

@@ -111,10 +111,6 @@ def _keep(tracker: Tracker, made: Engine) -> None:
     for holding in made.holdings:
         tracker.keep([holding.weights.home], "weights")
         tracker.keep([holding.state.home], "state")
-        if holding.anchor is not None and holding.anchor.live is not None:
-            tracker.keep([holding.anchor.live], "base weights")
-        if holding.anchor is not None and holding.anchor.desk is not None:
-            tracker.keep(holding.anchor.desk.sides, "base weights")
 
 
 def split_state(parts: dict[str, int], made: Engine) -> dict[str, int]:
@@ -163,8 +159,8 @@ def encode_picture(parts: Parts, size: tuple[int, int], tile: int | None) -> Wat
 
 
 def decode_picture(parts: Parts, size: tuple[int, int], tile: int | None) -> Watched:
-    module, factor = loaded(parts.vae), parts.latent_factor
-    latents = torch.empty(1, parts.latent_channels, size[1] // factor, size[0] // factor, device="meta")
+    module, kind = loaded(parts.vae), parts.latents
+    latents = torch.empty(1, kind.channels, size[1] // kind.factor, size[0] // kind.factor, device="meta")
     return watch(lambda: vae.decode_latents(module, latents, tile), module)
 
 

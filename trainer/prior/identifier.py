@@ -132,7 +132,7 @@ def effects(
     Root mean squares over noises at timesteps in the noisier half of the schedule, where the content is decided.
     """
     from trainer.draw.painter import Painter
-    from trainer.draw.sampler import Look, latent_geometry, noise_of
+    from trainer.draw.sampler import Look, noise_of
     from trainer.policy import Drawing
 
     plain = f"a photo of a {class_name}"
@@ -140,10 +140,9 @@ def effects(
     texts = {}
     for prompt in ["", plain, *prompts.values()]:
         texts[prompt] = {name: rows[0].float() for name, rows in parts.family.encode_text(parts, [prompt]).items()}
-    factor, channels = latent_geometry(parts)
-    side = parts.denoiser.config.sample_size
-    look = Look((side * factor, side * factor))
-    samples = noise_of(range(draws), (channels, side, side))
+    side, latent = parts.side or parts.family.resolution, parts.latents
+    look = Look((side, side))
+    samples = noise_of(range(draws), (latent.channels, side // latent.factor, side // latent.factor))
     timesteps = parts.noise().at(torch.linspace(0.5, 1, draws))
     with Painter(parts, look, Drawing(), torch.device(device), texts).on_card(list(texts)) as brush:
 

@@ -120,7 +120,7 @@ def ensure(
     parts, prompt = painter.parts, class_prompt(config)
     side = config.data.resolution or parts.family.resolution
     look = Look((side, side), sample_steps, config.prior.guidance_scale, sampler="ddim")
-    noise, seed = parts.noise(config.train.zero_terminal_snr), config.prior.class_seed or 0
+    noise, seed = parts.noise(config.train.zero_terminal_snr, look.size), config.prior.class_seed or 0
     store = Store(Path(folder) / "predictions")
     facts = {
         "model": parts.digest,
@@ -173,7 +173,8 @@ def _more(brush: Brush, made: Predictions, draws: int, phase: Phase, team: Team)
 
     def answers(rows: range) -> Stage[Tensor]:
         samples = torch.stack([made.sample(i, timesteps[i]) for i in rows])
-        told = brush.painter.parts.noise().as_strong_as(made.noise, timesteps[rows.start : rows.stop])
+        known = brush.painter.parts.noise(size=brush.painter.look.size)
+        told = known.as_strong_as(made.noise, timesteps[rows.start : rows.stop])
         found = brush.predict(samples, told, [made.prompt] * len(rows))
         yield phase.progress(phase.total - (draws - rows.stop))
         return found.half().cpu()

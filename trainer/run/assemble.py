@@ -123,7 +123,7 @@ def trained(run: Run, painter: Painter, cached: Cached, keep: Keep) -> Stage[tup
     yield from _attention(run, parts, dataset)
     drawing = replace(run.plan.drawing, batch=config.sample.batch_size or run.plan.drawing.batch)
     painter = replace(painter, drawing=drawing, texts=dataset.texts or dataset.tokens, engine=engine)
-    objective = Objective.of(config, parts.noise(train.zero_terminal_snr))
+    objective = Objective.of(config, parts.noise(train.zero_terminal_snr, run.look.size))
     batches = Batches(
         dataset,
         objective,

@@ -40,7 +40,6 @@ def test_a_narrow_one_is_the_built_in_model_or_its_offspring():
     (tensors(768, channels=9), "inpainting"),
     (tensors(1280), "refiner"),
     (tensors(512), "text width"),
-    ({"double_blocks.0.img_attn.qkv.weight": ("F16", (9, 3))}, "diffusion transformer"),
     ({"lora_te_text_model.lora_down.weight": ("F16", (4, 4))}, "adapter"),
     ({"down_blocks.0.resnets.0.conv1.weight": ("F16", (4, 4))}, "one part"),
     ({"something.else": ("F16", (4, 4))}, "no Stable Diffusion"),

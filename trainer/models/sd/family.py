@@ -25,6 +25,8 @@ from trainer.models.sd import ldm, units
 from trainer.models.sd.text import LENGTH, encode, tokenize, tokenizer
 from trainer.models.sd.text import split as split_text
 from trainer.models.sound import AGAIN, understood
+from trainer.objective import noise
+from trainer.objective.noise import Noise
 from trainer.units import Unit
 
 Settings = dict[str, Any]
@@ -76,6 +78,10 @@ class StableDiffusion:
     @property
     def classes(self) -> Mapping[str, Any]:
         return CLASSES
+
+    @property
+    def trains_text(self) -> bool:
+        return True
 
     @property
     def text_values(self) -> tuple[str, ...]:
@@ -166,6 +172,11 @@ class StableDiffusion:
     def encode_text(self, parts: Parts, prompts: list[str]) -> dict[str, Tensor]:
         return encode(parts.text_encoders, self.tokens(parts, prompts))
 
+    def noise(
+        self, schedule: Mapping[str, Any], prediction: str, zero_terminal_snr: bool, size: tuple[int, int]
+    ) -> Noise:
+        return noise.of(schedule, prediction, zero_terminal_snr)
+
     def extra_values(
         self, original_size: tuple[int, int], crop_top_left: tuple[int, int], target_size: tuple[int, int], batch: int
     ) -> dict[str, Tensor]:
@@ -196,7 +207,7 @@ class StableDiffusion:
     def inputs(
         self, parts: Parts, rows: int, size: tuple[int, int], text: bool
     ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        factor, config, real, whole = parts.latent_factor, parts.denoiser.config, torch.float32, torch.int64
+        factor, config, real, whole = parts.latents.factor, parts.denoiser.config, torch.float32, torch.int64
         length = LENGTH * parts.windows
         given = {"sample": ((rows, config.in_channels, size[1] // factor, size[0] // factor), real)}
         given["timestep"] = ((rows,), real if parts.prediction_type == "flow" else whole)

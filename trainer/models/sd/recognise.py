@@ -1,6 +1,6 @@
 """Which Stable Diffusion a model is, told from its configurations or from the names and shapes in a checkpoint's header.
 
-What is none is refused by what it is instead: an inpainting model, the refiner, an adapter, a diffusion transformer.
+What is none is refused by what it is instead: an inpainting model, the refiner, an adapter, one part of a model.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from trainer.models.sd.ldm import UNET
 from trainer.models.sd.sd1 import DEMO, SD1
 from trainer.models.sd.sd2 import SD2
 from trainer.models.sd.sdxl import SDXL
+from trainer.models.sound import WHAT_WORKS
 
-WHAT_WORKS = "give a Stable Diffusion 1.x, 2.x or XL text-to-image model: a hub id, a diffusers folder, or one .safetensors checkpoint"
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")  # folders of a pipeline that hold weights
 Tensors = Mapping[str, tuple[str, Any]]  # of a file's header: name -> (dtype, shape)
 
@@ -65,11 +65,6 @@ def by_tensors(source: str, names: Tensors) -> StableDiffusion:
     """The family of an original checkpoint, from its key names and shapes; ConfigError says what the thing is instead."""
     if any(".lora_" in name or name.startswith("lora_") for name in names):
         raise ConfigError(f"{source} is an adapter (LoRA), not a model", "name the model that it was made for")
-    if any(
-        "double_blocks." in name or "joint_blocks." in name or "transformer_blocks.0.attn.add_" in name
-        for name in names
-    ):
-        raise ConfigError(f"{source} is a diffusion transformer (Flux, SD 3 or the like)", WHAT_WORKS)
     if any(name.startswith(("down_blocks.", "encoder.down_blocks.", "text_model.")) for name in names):
         raise ConfigError(f"{source} is one part of a diffusers folder", "name the folder that holds model_index.json")
     if f"{UNET}input_blocks.0.0.weight" not in names:
@@ -86,6 +81,20 @@ def by_tensors(source: str, names: Tensors) -> StableDiffusion:
         kind = "the SDXL refiner" if widths == {1280} else f"a UNet with text width {sorted(widths)}"
         raise ConfigError(f"{source} is {kind}", WHAT_WORKS)
     return families[widths.pop()]
+
+
+def scheduled(source: str, scheduler: Mapping[str, Any]) -> str:
+    """What a scheduler's configuration says that the denoiser predicts."""
+    kind, betas = scheduler.get("_class_name", ""), scheduler.get("beta_schedule")
+    if scheduler.get("use_flow_sigmas") or (kind.startswith("FlowMatch") and not scheduler.get("use_dynamic_shifting")):
+        return "flow"
+    prediction = scheduler.get("prediction_type", "epsilon")
+    if betas not in ("scaled_linear", "linear") or prediction not in ("epsilon", "v_prediction"):
+        raise ConfigError(
+            f"{source} has a noise schedule or prediction that is unknown here ({kind}, {betas}, {prediction})",
+            WHAT_WORKS,
+        )
+    return prediction
 
 
 def prediction_by_weights(found: StableDiffusion, path: Path, names: Tensors) -> tuple[str, str]:

@@ -94,24 +94,23 @@ def split(encoders: list[nn.Module], windows: int = 1) -> list[Unit]:
     units: list[Unit] = []
     if len(encoders) == 1:
         encoder = encoders[0]
-        hidden = _layers(units, "text", "text", encoder, "input_ids", len(encoder.encoder.layers))
+        hidden = layers(units, "text", encoder, "input_ids", len(encoder.encoder.layers))
         module = holder({"text.final_layer_norm": encoder.final_layer_norm})
         run = lambda value: _joined(encoder.final_layer_norm(value), windows)  # noqa: E731
         units.append(Unit("text.final_layer_norm", module, (hidden[-1],), ("text",), run))
         return units
     first, second = encoders
-    one = _layers(units, "text", "text", first, "input_ids", len(first.encoder.layers) - 1)
-    two = _layers(
-        units, "text_2", "text_2.text_model", second.text_model, "input_ids_2", len(second.text_model.encoder.layers)
-    )
+    one = layers(units, "text", first, "input_ids", len(first.encoder.layers) - 1)
+    two = layers(units, "text_2.text_model", second.text_model, "input_ids_2", len(second.text_model.encoder.layers))
     join = lambda a, b: _joined(torch.cat([a, b], dim=-1), windows)  # noqa: E731
     units.append(Unit("text_2.join", nn.Module(), (one[-1], two[-2]), ("text",), join))
-    units.append(_pooled(second, two[-1], windows))
+    units.append(pooled("text_2", second, (two[-1], "input_ids_2"), "pooled", windows))
     return units
 
 
-def _layers(units: list[Unit], model: str, path: str, encoder: nn.Module, ids: str, count: int) -> list[str]:
-    """Append the embeddings and the first `count` layers; the names of the hidden states, embeddings first."""
+def layers(units: list[Unit], path: str, encoder: nn.Module, ids: str, count: int) -> list[str]:
+    """Append the embeddings and the first `count` layers of the CLIP at `path`; the names of the hidden states, embeddings
+    first."""
 
     # CLIP attends to earlier tokens only, and torch's own attention does that by a flag: without a mask to be made, which
     # transformers' helper for it did under another signature in each of its releases.
@@ -133,11 +132,12 @@ def _layers(units: list[Unit], model: str, path: str, encoder: nn.Module, ids: s
     return names
 
 
-def _pooled(encoder: nn.Module, hidden: str, windows: int) -> Unit:
-    """Final norm, the end-of-text token's state, the projection: of the first window."""
+def pooled(name: str, encoder: nn.Module, reads: tuple[str, str], writes: str, windows: int = 1) -> Unit:
+    """Final norm, the end-of-text token's state, the projection: of the first window. Reads the last hidden state and the
+    token ids of the encoder called `name`, which has a projection."""
     model = encoder.text_model
-    path = "text_2.text_model.final_layer_norm"
-    module = holder({path: model.final_layer_norm, "text_2.text_projection": encoder.text_projection})
+    path = f"{name}.text_model.final_layer_norm"
+    module = holder({path: model.final_layer_norm, f"{name}.text_projection": encoder.text_projection})
 
     def run(value: Tensor, ids: Tensor) -> Tensor:
         value, ids = model.final_layer_norm(value), _apart(ids)
@@ -146,4 +146,4 @@ def _pooled(encoder: nn.Module, hidden: str, windows: int) -> Unit:
         rows = torch.arange(value.shape[0], device=value.device)
         return encoder.text_projection(value[rows, end.argmax(dim=-1)])[::windows]  # (B, P)
 
-    return Unit("text_2.text_projection", module, (hidden, "input_ids_2"), ("pooled",), run)
+    return Unit(f"{name}.text_projection", module, reads, (writes,), run)
