@@ -211,7 +211,7 @@ def test_the_stand_in_answers_a_pipeline():
             self.config = {"sample_size": 8}
 
     engine = Engine(Model().units(), Policy(weights="24bit", checkpointing="blocks", stream="all"), "cpu")
-    stand_in, values = engine.as_module(Unet(), SD1.values_of), batch(1)[0]
+    stand_in, values = engine.as_module(Unet(), SD1), batch(1)[0]
     assert stand_in.config["sample_size"] == 8 and stand_in.dtype == torch.bfloat16
     out = stand_in(values["sample"], torch.tensor(500), encoder_hidden_states=values["text"], return_dict=False)[0]
     assert out.shape == values["sample"].shape and out.dtype == torch.float32

@@ -25,7 +25,7 @@ def put_together(name: str, policy: Policy):
     with torch.no_grad():
         expected = unet(**given).sample
     engine = Engine(parts.family.units(parts), policy, "cpu")
-    return engine.as_module(unet, parts.family.values_of), given, expected
+    return engine.as_module(unet, parts.family), given, expected
 
 
 @pytest.mark.parametrize("name", ["sd1", "sdxl"])

@@ -64,7 +64,7 @@ class Painter:
         """The denoiser at hand for `prompts`: in the engine that holds it, or visiting."""
         texts = self.embeddings(prompts)
         if self.engine is not None:
-            yield Brush(self, self.engine.as_module(self.parts.denoiser, self.parts.family.values_of), texts)
+            yield Brush(self, self.engine.as_module(self.parts.denoiser, self.parts.family), texts)
             return
         with visiting(self.parts.denoiser, self.device, self.drawing.denoiser_dtype) as denoiser:
             yield Brush(self, denoiser, texts)

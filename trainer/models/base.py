@@ -306,6 +306,9 @@ class Family(Protocol):
     def values_of(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The inverse: what a pipeline of diffusers calls the denoiser with, as named values."""
 
+    def answer(self, prediction: Tensor) -> Any:
+        """What such a pipeline expects of the denoiser, given the units' prediction."""
+
     def inputs(
         self, parts: Parts, rows: int, size: tuple[int, int], text: bool
     ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

@@ -234,7 +234,7 @@ class Rehearsals:
         return pictures * self._once(("draw", _eager(policy)), run)
 
     def _through(self, made: Engine) -> nn.Module:
-        return made.as_module(loaded(self.parts.denoiser), self.parts.family.values_of)
+        return made.as_module(loaded(self.parts.denoiser), self.parts.family)
 
     def _draw_base(self, policy: Policy, pictures: int) -> int:
         """Bytes that drawing class images takes, the denoiser included."""

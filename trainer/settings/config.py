@@ -24,7 +24,7 @@ class Model(Section):
         "pretrained_model_name",
         "model",
     )
-    family: Literal["auto", "sd1", "sd2", "sdxl"] = knob("auto", "model family; auto reads it from the model")
+    family: Literal["auto", "sd1", "sd2", "sdxl", "klein"] = knob("auto", "model family; auto reads it from the model")
     prediction_type: Literal["auto", "epsilon", "v_prediction", "flow"] = knob(
         "auto", "what the denoiser predicts; auto reads the scheduler's configuration"
     )

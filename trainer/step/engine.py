@@ -34,7 +34,7 @@ from trainer.step.ahead import Ahead
 from trainer.step.gradients import Gradients
 from trainer.step.route import Route
 from trainer.step.runner import Runner
-from trainer.step.standin import StandIn
+from trainer.step.standin import Speaks, StandIn
 from trainer.step.updates import Updates
 from trainer.units import Unit
 
@@ -342,7 +342,7 @@ class Engine:
         with outside.parked(self.holdings):
             yield self
 
-    def as_module(self, denoiser: nn.Module, values_of: Callable[..., dict[str, Tensor]]) -> nn.Module:
-        """A stand-in for `denoiser` in a diffusers pipeline, which also works when the weights are streamed. `values_of`
-        names what it is called with, as its family does."""
-        return StandIn(self, denoiser, values_of)
+    def as_module(self, denoiser: nn.Module, family: Speaks) -> nn.Module:
+        """A stand-in for `denoiser`, which is of `family`, in a diffusers pipeline; it also works when the weights are
+        streamed."""
+        return StandIn(self, denoiser, family)

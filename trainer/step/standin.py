@@ -5,8 +5,7 @@ Pipelines ask a denoiser for its dtype, its device and its prediction; everythin
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +17,21 @@ class Output(NamedTuple):
     sample: Tensor
 
 
-class StandIn(nn.Module):
-    """`values_of` turns the arguments of a call into the values that the engine's units read (Family.values_of)."""
+class Speaks(Protocol):
+    """What of a family is asked: how arguments become the values that units read, and their prediction an answer."""
 
-    def __init__(self, engine: Any, denoiser: nn.Module, values_of: Callable[..., dict[str, Tensor]]):
+    def values_of(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]: ...
+
+    def answer(self, prediction: Tensor) -> Any: ...
+
+
+class StandIn(nn.Module):
+    """Called as its family's pipelines call the denoiser, and answers as that would."""
+
+    def __init__(self, engine: Any, denoiser: nn.Module, family: Speaks):
         super().__init__()
         # kept out of nn.Module's registries: the stand-in owns no parameters, so nobody can move or save them through it
-        for name, value in (("engine", engine), ("denoiser", denoiser), ("values_of", values_of)):
+        for name, value in (("engine", engine), ("denoiser", denoiser), ("family", family)):
             object.__setattr__(self, name, value)
 
     @property
@@ -39,6 +46,6 @@ class StandIn(nn.Module):
         return getattr(self.denoiser, name)  # only what is not found here
 
     def forward(self, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
-        values = self.values_of(*args, **kwargs)
-        prediction = self.engine.forward(values).to(values["sample"].dtype)
+        values = self.family.values_of(*args, **kwargs)
+        prediction = self.family.answer(self.engine.forward(values).to(values["sample"].dtype))
         return Output(prediction) if return_dict else (prediction,)

@@ -78,6 +78,7 @@ class Transformer:
     encoders: class of each text encoder, by its folder in a model of diffusers; the last ones may be missing in a model
     schedule: (scheduler's configuration, size of pictures) -> what noises the latents
     fits:     of a denoiser's configuration of the right class, what speaks against the family; empty where nothing does
+    told:     from the units' prediction to what the transformer itself answers, where that is something else
     small:    what `tiny()` changes in the public configurations, by part
     """
 
@@ -96,6 +97,7 @@ class Transformer:
     schedule: Callable[[Mapping[str, Any], tuple[int, int]], Noise] = field(repr=False)
     fits: Callable[[Mapping[str, Any]], str] = field(repr=False)
     small: dict[str, Settings] = field(repr=False)
+    told: Callable[[Tensor], Any] = field(default=lambda prediction: prediction, repr=False)
     vae: Any = field(default=AutoencoderKL, repr=False)
     resolution: int = 1024
     empty_is_zeros: bool = False
@@ -194,6 +196,9 @@ class Transformer:
 
     def values_of(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         return self.denoiser.values_of(*args, **kwargs)
+
+    def answer(self, prediction: Tensor) -> Any:
+        return self.told(prediction)
 
     def inputs(self, parts: Parts, rows: int, size: tuple[int, int], text: bool) -> Shapes:
         kind, configs = parts.latents, {}

@@ -204,6 +204,9 @@ class StableDiffusion:
             values |= {"pooled": added_cond_kwargs["text_embeds"], "time_ids": added_cond_kwargs["time_ids"]}
         return values
 
+    def answer(self, prediction: Tensor) -> Tensor:
+        return prediction
+
     def inputs(
         self, parts: Parts, rows: int, size: tuple[int, int], text: bool
     ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

@@ -36,7 +36,8 @@ class Entry:
 
     names: our full names of what it holds; three for a fused q, k, v
     shape: its shape in the checkpoint
-    kind:  "same", "pixel" (a linear weight as a 1x1 convolution), "transposed", or "fused"
+    kind:  "same", "pixel" (a linear weight as a 1x1 convolution), "transposed", "halves" (shift and scale the other way
+           round), or "fused"
     """
 
     key: str
@@ -46,6 +47,8 @@ class Entry:
 
     def pack(self, tensor: Tensor) -> Tensor:
         """Our tensor as the checkpoint stores it (for "fused", its third of it)."""
+        if self.kind == "halves":
+            return tensor.roll(len(tensor) // 2, 0)
         return tensor.T if self.kind == "transposed" else tensor
 
     def first(self, name: str) -> int:
@@ -61,7 +64,7 @@ class Entry:
             return dict(zip(self.names, stored.chunk(3), strict=True))
         if self.kind == "pixel":
             stored = stored.reshape(stored.shape[:2])
-        return {self.names[0]: stored.T if self.kind == "transposed" else stored}
+        return {self.names[0]: self.pack(stored)}  # each of the others undoes itself
 
 
 def layout(modules: Mapping[str, nn.Module], family: str) -> list[Entry]:
