@@ -22,6 +22,7 @@ SUITES = {
     "host": "an optimizer step in RAM against a trip over a narrow bus",
     "profile": "where a step's time goes",
     "quality": "the DreamBooth paper's protocol, and drift",
+    "search": "ways to learn the subject and keep everything else, by successive halving; goes on where it ended",
 }
 OTHERS = {
     "plans": "every preset, model and mode planned: PLANS.md and the README's rows",
@@ -30,7 +31,7 @@ OTHERS = {
 }
 MODELS = {"sd15": "sd1", "sd21": "sd2", "sdxl": "sdxl"}
 TAKE_PRESET = ("presets", "peers")
-TAKE_WORDS = ("planner", "peers", "quality", "formats", "scripts")
+TAKE_WORDS = ("planner", "peers", "quality", "search", "formats", "scripts")
 
 
 def main(words: list[str] | None = None) -> int:

@@ -1,6 +1,7 @@
 """One pass of AdamW over a flat buffer of low-bit state: read gradient, weight and moments, write them back.
 
     m <- b1 m + (1 - b1) g      v <- b2 v + (1 - b2) g^2      w <- w (1 - lr wd) - lr m^ / (sqrt(v^) + eps)
+    with an origin w0, afterwards    w <- w + share (w0 - w)                                (L2-SP, arXiv 1802.01483)
 
 All arithmetic is fp32 in the order of torch.optim.AdamW; only the storage differs: 24-bit or randomly rounded weights
 (weights24.py), 8- or 4-bit moments (moments.py). One launch updates a whole unit, and its clip factor and overflow flag
@@ -48,13 +49,16 @@ def step_(
     skip: Tensor | None = None,
     seed: int = 0,
     numbers: Tensor | None = None,
+    origin: Tensor | None = None,
+    share: float = 0.0,
 ) -> None:
     """Update `state` in place from `grad` (n elements, any float dtype), which may be used up. `step` counts from 1.
 
     clip_scale: 0-d, multiplies the gradient (clipping and inverse loss scale). skip: 0-d, nonzero leaves all as it is.
     seed: of random rounding; give every unit its own, so that their noises are independent.
-    numbers: `scalars(...)` as an int32 tensor on the device, in place of lr, weight_decay, step and seed, for a step
+    numbers: `scalars(...)` as an int32 tensor on the device, in place of lr, weight_decay, step, seed and share, for a step
     that is captured once in a CUDA graph and replayed with new numbers.
+    origin: w0, n elements in fp16, towards which the new weights are pulled by `share` of the way.
     """
     t = state.tensors
     assert grad.numel() == state.n
@@ -65,11 +69,13 @@ def step_(
                 [t["weight"]], [g], [t["m"]], [t["v"]], [], [torch.tensor(float(step))], lr=lr, beta1=beta1, beta2=beta2,
                 weight_decay=weight_decay, eps=eps, amsgrad=False, maximize=False,
             )  # fmt: skip
+            for part in chunks(state.n) if origin is not None else ():
+                t["weight"][part].lerp_(origin[part].to(torch.float32), share)
         return
-    words = scalars(lr, beta1, beta2, weight_decay, step, seed)
+    words = scalars(lr, beta1, beta2, weight_decay, step, seed, share)
     (_run if runs_at_once(grad) else _op)(
         t["weight"], t.get("correction"), t["m"], t.get("m_scale"), t["v"], t.get("v_scale"), grad.reshape(-1),
-        clip_scale, skip, numbers, words, state.moments, beta1, beta2, eps, state.first,
+        clip_scale, skip, numbers, words, state.moments, beta1, beta2, eps, state.first, origin,
     )  # fmt: skip
 
 
@@ -78,13 +84,20 @@ def _fused_by_torch(state: State, grad: Tensor) -> bool:
     return grad.device.type == "cpu" and state.weights == state.moments == "fp32" and grad.dtype == torch.float32
 
 
-def scalars(lr: float, beta1: float, beta2: float, weight_decay: float, step: int, seed: int) -> list[int]:
-    """What changes from step to step, as five int32 words: decay factor, step size and sqrt(1 - b2^t) in fp32 bits,
-    and the two words of the random stream's key."""
+def scalars(
+    lr: float, beta1: float, beta2: float, weight_decay: float, step: int, seed: int, share: float = 0.0
+) -> list[int]:
+    """What changes from step to step, as six int32 words: decay factor, step size and sqrt(1 - b2^t) in fp32 bits, the two
+    words of the random stream's key, and the share of the way back to an origin in fp32 bits."""
     step = max(step, 1)
     floats = (1 - lr * weight_decay, -(lr / (1 - beta1**step)), (1 - beta2**step) ** 0.5)
-    words = struct.pack("3f", *floats) + struct.pack("2I", *random_key(seed, step))
-    return list(struct.unpack("5i", words))
+    words = struct.pack("3f", *floats) + struct.pack("2I", *random_key(seed, step)) + struct.pack("f", share)
+    return list(struct.unpack("6i", words))
+
+
+def _floats(words: list[int]) -> tuple[float, ...]:
+    """Decay factor, step size, sqrt(1 - b2^t) and share of `scalars`."""
+    return struct.unpack("4f", struct.pack("4i", *words[:3], words[5]))
 
 
 def adam_(
@@ -102,13 +115,13 @@ def adam_(
 def reference(
     weight: Tensor, correction: Tensor | None, m: Tensor, m_scale: Tensor | None, v: Tensor, v_scale: Tensor | None,
     grad: Tensor, clip_scale: Tensor | None, skip: Tensor | None, numbers: Tensor | None, words: list[int],
-    moments: str, beta1: float, beta2: float, eps: float, first: int = 0,
+    moments: str, beta1: float, beta2: float, eps: float, first: int = 0, origin: Tensor | None = None,
 ) -> None:  # fmt: skip
     """The same step in torch operations, CHUNK elements at a time, so that no fp32 copy of a whole buffer appears."""
     if skip is not None and not skip.is_meta and bool(skip):
         return
     words = words if numbers is None else numbers.tolist()
-    decay, size, root = struct.unpack("3f", struct.pack("3i", *words[:3]))
+    decay, size, root, share = _floats(words)
     form = FORMATS.get(moments)
     for part in chunks(weight.numel()):
         g = grad[part].to(torch.float32)
@@ -126,6 +139,8 @@ def reference(
             wide = decode(m[codes], m_scale[scales], v[codes], v_scale[scales], form, part.stop - part.start)
             adam_(w, *wide, g, decay, size, root, beta1, beta2, eps)
             m[codes], m_scale[scales], v[codes], v_scale[scales] = encode(*wide, form, random)
+        if origin is not None:
+            w.lerp_(origin[part].to(torch.float32), share)
         if correction is not None:
             weight[part], correction[part] = pack(w, weight.dtype, random)
         elif weight.dtype != torch.float32:
@@ -137,10 +152,11 @@ if triton is not None:
     # a mask of the tail be one for a whole vector, without which every load is a single number
     @triton.jit(do_not_specialize=["key0", "key1"])
     def _kernel(
-        weight, correction, m, m_scale, v, v_scale, grad, clip_scale, skip, numbers,
-        n, first, decay, size, root, key0, key1, beta1, beta2, rest1, rest2, eps,
+        weight, correction, m, m_scale, v, v_scale, grad, clip_scale, skip, numbers, origin,
+        n, first, decay, size, root, key0, key1, share, beta1, beta2, rest1, rest2, eps,
         WEIGHTS: tl.constexpr, FP16: tl.constexpr, BITS: tl.constexpr, TOP: tl.constexpr, COUNT: tl.constexpr,
         GROUP: tl.constexpr, ROWS: tl.constexpr, CLIP: tl.constexpr, SKIP: tl.constexpr, NUMBERS: tl.constexpr,
+        ORIGIN: tl.constexpr,
     ):  # fmt: skip
         rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
         cols = tl.arange(0, GROUP)
@@ -155,6 +171,7 @@ if triton is not None:
             root = tl.load(numbers + 2).to(tl.float32, bitcast=True)
             key0 = tl.load(numbers + 3)
             key1 = tl.load(numbers + 4)
+            share = tl.load(numbers + 5).to(tl.float32, bitcast=True)
         g = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32)
         if CLIP:
             g = g * tl.load(clip_scale).to(tl.float32)
@@ -183,6 +200,8 @@ if triton is not None:
         m_wide = m_wide + rest1 * (g - m_wide)
         v_wide = v_wide * beta2 + rest2 * g * g
         w = w + size * tl.div_rn(m_wide, tl.div_rn(tl.sqrt_rn(v_wide), tl.zeros_like(v_wide) + root) + eps)
+        if ORIGIN:
+            w = w + share * (tl.load(origin + at, mask=mask, other=0.0).to(tl.float32) - w)
 
         random = random_tile(first + at, key0, key1)
         if WEIGHTS == "24bit":
@@ -212,21 +231,23 @@ if triton is not None:
 def launch(
     weight: Tensor, correction: Tensor | None, m: Tensor, m_scale: Tensor | None, v: Tensor, v_scale: Tensor | None,
     grad: Tensor, clip_scale: Tensor | None, skip: Tensor | None, numbers: Tensor | None, words: list[int],
-    moments: str, beta1: float, beta2: float, eps: float, first: int = 0,
+    moments: str, beta1: float, beta2: float, eps: float, first: int = 0, origin: Tensor | None = None,
 ) -> None:  # fmt: skip
     n, form = weight.numel(), FORMATS.get(moments)
     assert n < 1 << 31, "a unit of more than 2^31 weights needs 64-bit offsets"
     group = form.group if form else 128
     top, count = form.levels if form else (1, 1)
-    decay, size, root = struct.unpack("3f", struct.pack("3i", *words[:3]))
+    decay, size, root, share = _floats(words)
     bits16 = weight.dtype != torch.float32
     _kernel[(triton.cdiv(n, BLOCK),)](
         weight.view(torch.int16) if bits16 else weight, correction, m, m_scale, v, v_scale, grad,
-        clip_scale, skip, numbers, n, first, decay, size, root, words[3], words[4], beta1, beta2, 1 - beta1, 1 - beta2, eps,
+        clip_scale, skip, numbers, origin,
+        n, first, decay, size, root, words[3], words[4], share, beta1, beta2, 1 - beta1, 1 - beta2, eps,
         WEIGHTS="24bit" if correction is not None else "16bit_sr" if bits16 else "fp32",
         FP16=weight.dtype == torch.float16, BITS=form.bits if form else 32, TOP=top, COUNT=count,
         GROUP=group, ROWS=BLOCK // group,
         CLIP=clip_scale is not None, SKIP=skip is not None, NUMBERS=numbers is not None,
+        ORIGIN=origin is not None,
     )  # fmt: skip
 
 
@@ -238,16 +259,16 @@ def _run(weight: Tensor, *rest) -> None:
 def _op(
     weight: Tensor, correction: Tensor | None, m: Tensor, m_scale: Tensor | None, v: Tensor, v_scale: Tensor | None,
     grad: Tensor, clip_scale: Tensor | None, skip: Tensor | None, numbers: Tensor | None, words: list[int],
-    moments: str, beta1: float, beta2: float, eps: float, first: int = 0,
+    moments: str, beta1: float, beta2: float, eps: float, first: int = 0, origin: Tensor | None = None,
 ) -> None:  # fmt: skip
     state = weight, correction, m, m_scale, v, v_scale
-    _run(*state, grad, clip_scale, skip, numbers, words, moments, beta1, beta2, eps, first)
+    _run(*state, grad, clip_scale, skip, numbers, words, moments, beta1, beta2, eps, first, origin)
 
 
 @_op.register_fake
 def _(
     weight: Tensor, correction: Tensor | None, m: Tensor, m_scale: Tensor | None, v: Tensor, v_scale: Tensor | None,
     grad: Tensor, clip_scale: Tensor | None, skip: Tensor | None, numbers: Tensor | None, words: list[int],
-    moments: str, beta1: float, beta2: float, eps: float, first: int = 0,
+    moments: str, beta1: float, beta2: float, eps: float, first: int = 0, origin: Tensor | None = None,
 ) -> None:  # fmt: skip
     """Everything happens in place: a simulation sees no new bytes."""

@@ -75,13 +75,13 @@ TESTED_IN = {
     "readers/tui": "readers/watch readers/view/charts readers/view/dashboard readers/view/ink readers/view/keys "
     "readers/view/lines readers/view/panels readers/view/pictures readers/view/state readers/view/terminal",
     "run/stages": "run/assemble",
-    "settings/config": "errors settings/checks settings/effect settings/knob settings/overlay",
+    "settings/config": "errors settings/checks settings/keeping settings/learning settings/effect settings/knob settings/overlay",
     "step/engine": "step/outside step/residency step/runner step/updates units",
 }
 
 # these answer without torch
 LIGHT = (
-    *(TRAINER / f"settings/{stem}.py" for stem in "config knob overlay effect checks".split()),
+    *(TRAINER / f"settings/{stem}.py" for stem in "config learning keeping knob overlay effect checks".split()),
     *(TRAINER / "settings" / "dialects").glob("*.py"),
     *(TRAINER / f"cli/{stem}.py" for stem in "parse flags foreign_files help explain commands".split()),
     TRAINER / "events.py",
@@ -151,8 +151,9 @@ def test_what_answers_at_once_never_imports_torch():
 
 def test_config_and_events_know_only_the_standard_library_and_the_config_library():
     settings = TRAINER / "settings"
-    for path in (settings / "config.py", settings / "knob.py", TRAINER / "events.py"):
-        foreign = {found for found in imports(path) if not found.startswith("trainer.settings.knob")}
+    mine = ("trainer.settings.knob", "trainer.settings.learning")
+    for path in (settings / "config.py", settings / "learning.py", settings / "knob.py", TRAINER / "events.py"):
+        foreign = {found for found in imports(path) if not found.startswith(mine)}
         assert roots(foreign) <= {*sys.stdlib_module_names, "pydantic"}, name(path)
 
 

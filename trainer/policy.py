@@ -19,6 +19,7 @@ class AdamHyper:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 1e-2
+    anchor: float = 0.0  # share of the way back to the base model's weights, after an update, for each unit of its rate
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,11 @@ class Policy:
         """Whether a unit's update waits for its next forward. Gradients that wait in RAM for the norm would come back, and
         the state with them, in a second pass that computes nothing to hide them behind; forward does."""
         return self.two_passes and self.gradients == "ram"
+
+    @property
+    def anchor_stays(self) -> bool:
+        """Whether the base model's weights lie on the card for the anchor; else they visit it with the state."""
+        return self.stream == "off" and self.gradients == "card"
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"compute": str(self.compute).removeprefix("torch.")}

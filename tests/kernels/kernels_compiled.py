@@ -94,12 +94,14 @@ def adamw(capability: int, everything: bool):
     flags = list(itertools.product((False, True), repeat=3))  # fp32 gradients, clipping, an overflow flag
     for number, (weights, moments, dtype) in enumerate(kinds):
         for chosen in flags if everything else [flags[(3 * number) % 8]]:
-            yield _adamw(weights, moments, dtype, *chosen, numbers=False)
+            yield _adamw(weights, moments, dtype, *chosen, False, number % 2 == 1)
         if everything:
-            yield _adamw(weights, moments, dtype, False, True, True, numbers=True)
+            yield _adamw(weights, moments, dtype, False, True, True, True, True)
 
 
-def _adamw(weights: str, moments: str, dtype: torch.dtype, wide: bool, clip: bool, skip: bool, numbers: bool):
+def _adamw(weights: str, moments: str, dtype: torch.dtype, *on: bool):
+    """on: fp32 gradients, clipping, an overflow flag, numbers on the device, an origin."""
+    wide, clip, skip, numbers, origin = on
     n = 9 * ALIGN  # as every unit's is a multiple of it
     state = adamw_lowbit.State.allocate(
         n, weights=weights, moments=moments, compute_dtype=dtype, empty=lambda s, d: torch.zeros(s, dtype=d)
@@ -109,12 +111,11 @@ def _adamw(weights: str, moments: str, dtype: torch.dtype, wide: bool, clip: boo
         t["weight"], t.get("correction"), t["m"], t.get("m_scale"), t["v"], t.get("v_scale"),
         torch.zeros(n, dtype=torch.float32 if wide else t["weight"].dtype),
         torch.ones(()) if clip else None, torch.zeros((), dtype=torch.bool) if skip else None,
-        torch.tensor(words, dtype=torch.int32) if numbers else None, words, moments, 0.9, 0.999, 1e-8,
+        torch.tensor(words, dtype=torch.int32) if numbers else None, words, moments, 0.9, 0.999, 1e-8, 0,
+        torch.zeros(n, dtype=torch.float16) if origin else None,
     )  # fmt: skip
     options = "".join(
-        f" {name}"
-        for name, on in zip(("wide", "clip", "skip", "numbers"), (wide, clip, skip, numbers), strict=True)
-        if on
+        f" {name}" for name, on in zip(("wide", "clip", "skip", "numbers", "origin"), on, strict=True) if on
     )
     return f"adamw {weights} {moments} {_short(dtype)}{options}", partial(adamw_lowbit.launch, *arguments)
 

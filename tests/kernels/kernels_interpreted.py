@@ -54,7 +54,8 @@ def adamw():
         clip, go, stop = torch.tensor(0.5), torch.tensor(0.0), torch.tensor(1.0)
         for step in (1, 2):
             grad = (torch.randn(1100) * 1e-3).to(dtype)
-            words = adamw_lowbit.scalars(1e-3, 0.9, 0.999, 0.01, step, 7)
+            words = adamw_lowbit.scalars(1e-3, 0.9, 0.999, 0.01, step, 7, 0.2)
+            origin = start.half() if step == 2 or weights == "24bit" else None
             numbers = torch.tensor(words, dtype=torch.int32) if step == 2 else None
             for state, run in ((mine, adamw_lowbit.launch), (expected, adamw_lowbit.reference)):
                 t = state.tensors
@@ -68,7 +69,7 @@ def adamw():
                     grad,
                     clip,
                 )
-                run(*head, go, numbers, words if numbers is None else [0] * 5, moments, 0.9, 0.999, 1e-8, 128)
+                run(*head, go, numbers, words if numbers is None else [0] * 6, moments, 0.9, 0.999, 1e-8, 128, origin)
         for state, run in ((mine, adamw_lowbit.launch), (expected, adamw_lowbit.reference)):
             t = state.tensors
             head = (t["weight"], t.get("correction"), t["m"], t.get("m_scale"), t["v"], t.get("v_scale"), grad, clip)

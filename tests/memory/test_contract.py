@@ -21,6 +21,7 @@ from trainer.machine import host
 from trainer.memory import TECHNIQUES
 from trainer.models import FAMILIES, adapters, family
 from trainer.plan.simulate import Tracker
+from trainer.policy import AdamHyper
 from trainer.settings.config import Lora, Memory
 from trainer.step.engine import Engine, Policy
 
@@ -44,6 +45,7 @@ SETTINGS: dict[str, tuple[dict, float]] = {
     "boundaries": ({"boundaries": "ram", "checkpointing": "blocks"}, 0.0),
     "clipping: gradients in RAM": ({"gradients": "ram"}, 0.0),
     "clipping: previous": ({"clipping": "previous"}, 0.05),
+    "anchor": ({"hyper": AdamHyper(weight_decay=0.0, anchor=10.0)}, 0.05),
     "compile": ({"compile": "blocks"}, memory.compile.TOLERANCE),
     "cuda_graphs": ({"cuda_graphs": True}, 0.0),
 }
@@ -55,6 +57,7 @@ BUNDLES: dict[str, tuple[dict, float]] = {
         0.0,
     ),
     "kept in part": ({"stream": "state", "checkpointing": "selective"}, 0.0),
+    "held": ({"stream": "state", "hyper": AdamHyper(weight_decay=0.0, anchor=10.0)}, 0.05),
     "kernels": (
         {"recompute_kernels": True, "attention": "math", "channels_last": True},
         memory.channels_last.TOLERANCE,

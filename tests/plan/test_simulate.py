@@ -76,6 +76,7 @@ class Case:
     stays: int = 0
     compute: str = "bf16"
     accumulation: int = 1
+    anchor: float = 0.0
     buckets: bool = False  # of another shape than the class images, which then have a micro-batch of their own
 
     def __str__(self) -> str:
@@ -88,7 +89,7 @@ class Case:
         made.train.train_text_encoder = bool(text)
         made.train.mixed_precision, made.train.gradient_accumulation_steps = self.compute, self.accumulation
         made.data.resolution, made.data.masked_loss = SIDE, self.accumulation > 1
-        made.data.buckets = self.buckets
+        made.data.buckets, made.prior.anchor = self.buckets, self.anchor
         made.prior.with_prior_preservation = True
         return made
 
@@ -125,20 +126,28 @@ OTHERS = [
     Case("sd2", "full", accumulation=2),
     Case("sdxl", "full+text", "blocks", "ram", "ram", accumulation=2),
     Case("sd1", "full", buckets=True),
+    Case("sd1", "full", anchor=0.01),
+    Case("sd2", "full", "blocks", "ram", anchor=0.01),
+    Case("sdxl", "full+text", "blocks", "ram", stream="all", stays=STAYS, anchor=0.01),
 ]
 
 
+def rehearsals(case: Case) -> Rehearsals:
+    """Shared by all cases of one configuration."""
+    same = ("family", "mode", "compute", "accumulation", "buckets", "anchor")
+    return phases(Case(**{name: getattr(case, name) for name in same}))
+
+
 @cache
-def phases(name: str, mode: str, compute: str, accumulation: int, buckets: bool) -> Rehearsals:
-    case = Case(name, mode, compute=compute, accumulation=accumulation, buckets=buckets)
+def phases(case: Case) -> Rehearsals:
     with torch.device("meta"):
-        parts = family(name).tiny()
+        parts = family(case.family).tiny()
     return Rehearsals(case.config(), parts, "cuda")
 
 
 def planned(case: Case) -> tuple[int, int]:
     """(card, host) bytes that the step adds to what stands, as the planner simulates them."""
-    made, policy = phases(case.family, case.mode, case.compute, case.accumulation, case.buckets), case.policy()
+    made, policy = rehearsals(case), case.policy()
     seen = made.work(policy)
     return seen.card_peak - seen.card_kept, seen.host_peak - made.standing[policy].host
 
@@ -151,7 +160,7 @@ def real_engine(case: Case, parts: Parts) -> Engine:
 def real_step(case: Case) -> Callable[[], None]:
     parts = family(case.family).tiny()
     engine = real_engine(case, parts)
-    shapes = phases(case.family, case.mode, case.compute, case.accumulation, case.buckets).shapes
+    shapes = rehearsals(case).shapes
     shapes = replace(shapes, apart=case.buckets)
     text = case.config().train.train_text_encoder
     micro = [filled(parts, each, torch.device("cpu"), text=text) for each in shapes.micro_batches()]
@@ -185,9 +194,9 @@ def test_a_planned_step_takes_what_the_allocator_hands_out_within_one_percent(ca
 @pytest.mark.parametrize("case", [
     Case(name, mode, "blocks", "ram", stream=streamed, stays=STAYS if streamed != "off" else 0)
     for name, mode in (("sd1", "lora+text"), ("sd2", "full"), ("sdxl", "full+text")) for streamed in ("off", "state", "all")
-], ids=str)  # fmt: skip
+] + [case for case in OTHERS if case.anchor], ids=str)  # fmt: skip
 def test_what_stands_between_steps_is_what_the_allocator_handed_out_for_it(case):
-    made, policy = phases(case.family, case.mode, case.compute, case.accumulation, case.buckets), case.policy()
+    made, policy = rehearsals(case), case.policy()
     made.work(policy)
     standing, parts, kept = made.standing[policy], family(case.family).tiny(), []
     real = allocator_log(lambda: kept.append(real_engine(case, parts)))

@@ -169,3 +169,15 @@ def test_the_ladder_never_gets_larger_on_its_way_down_in_what_it_streams():
     streams = [order[policy.stream] for _, policy in solver.rungs(config(), solver.base(config(), "cuda"))]
     assert streams == sorted(streams)
     assert replace(Policy(), resident_units=1) != Policy()
+
+
+@pytest.mark.parametrize(("method", "decay", "anchor"), [("full", 0.0, 1500.0), ("lora", 1500.0, 0.0)])
+def test_an_anchor_takes_the_place_of_weight_decay_and_follows_the_rate(method, decay, anchor):
+    hyper = solver.hyper(config(prior__anchor=0.003, train__learning_rate=2e-6, train__method=method))
+    assert (hyper.weight_decay, hyper.anchor) == pytest.approx((decay, anchor))
+    assert solver.hyper(config(train__learning_rate=2e-6)).anchor == 0
+
+
+def test_the_share_of_an_anchor_is_that_of_a_rate_that_was_scaled():
+    scaled = config(prior__anchor=0.003, train__learning_rate=2e-6, train__scale_lr=True, train__train_batch_size=4)
+    assert solver.hyper(scaled).anchor * 4 * 2e-6 == pytest.approx(0.003)

@@ -148,6 +148,10 @@ def test_a_setting_without_effect_is_refused_with_what_would_give_it_one(flags, 
     assert "no effect" in error.what and fix in error.fix
 
 
+def test_an_anchor_needs_no_class_images():
+    assert check(overlay.load({"prior.anchor": 0.003, "prior.with_prior_preservation": False})) == []
+
+
 def test_the_same_settings_are_fine_where_they_count():
     flags = {"train.method": "lora", "lora.rank": 8, "train.lr_scheduler": "polynomial", "train.lr_power": 2, "train.lr_warmup_steps": 5,
              "train.train_text_encoder": True, "train.text_encoder_lr": 1e-5, "train.ema": True, "train.ema_decay": 0.9}  # fmt: skip
@@ -210,6 +214,9 @@ def test_prior_preservation_follows_from_the_method_and_a_named_class(photos):
         ),
         ({"export.formats": ["lora_kohya"]}, "adapter", "--method lora"),
         ({"train.optimizer": "prodigy", "memory.weights": "24bit"}, "24bit", "--optimizer adamw"),
+        ({"train.optimizer": "torch_adamw", "prior.anchor": 0.003}, "base model's weights", "--optimizer adamw"),
+        ({"train.method": "dora", "prior.anchor": 0.003}, "magnitudes", "--method lora"),
+        ({"prior.anchor": 0.003, "train.adam_weight_decay": 0.1}, "instead of towards 0", "leave it out"),
         ({"train.learning_rate": 0.5}, "destroy", "1e-6"),
         ({"train.method": "lora", "train.learning_rate": 5}, "destroy", "1e-4"),
         ({"data.resolution": 500}, "multiple of 8", "512"),

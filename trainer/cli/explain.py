@@ -1,7 +1,7 @@
 """`python -m trainer explain WORD`: everything about one setting, technique, preset or foreign flag; `explain --from FILE`: what
 every key of another trainer's file becomes here.
 
-Settings are explained from the schema, techniques by the card at the top of their file in `trainer/memory/`, which is
+Settings are explained from the schema, techniques by the card at the top of their file, which is
 read as text (`ast`), so that no answer has to wait for torch.
 """
 
@@ -21,6 +21,8 @@ from trainer.settings.dialects.meanings import SWITCH, Noted, Refused
 from trainer.settings.dialects.programs import foreign_names, meaning
 from trainer.settings.effect import idle
 from trainer.settings.overlay import nearest, presets
+
+WITH_CARDS = ("memory", "prior")  # wings whose files may begin with a card
 
 
 def main(words: list[str], files: list[Path]) -> int:
@@ -86,9 +88,10 @@ def section(name: str) -> str:
 
 
 def cards() -> dict[str, str]:
-    """The card of every memory technique by the name of its file: docstrings that say what it saves and costs."""
+    """The card of every technique by the name of its file: docstrings that say what it saves and costs."""
     found = {}
-    for path in sorted((Path(__file__).parent.parent / "memory").glob("*.py")):
+    root = Path(__file__).parent.parent
+    for path in sorted(path for wing in WITH_CARDS for path in (root / wing).glob("*.py")):
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         if "Saves:" in text and "Costs:" in text:
             found[path.stem] = text

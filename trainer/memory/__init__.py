@@ -21,6 +21,7 @@ from torch import nn
 
 from trainer.memory import (
     allocator,
+    anchor,
     attention,
     boundaries,
     channels_last,
@@ -44,6 +45,7 @@ TECHNIQUES = (
     compile,  # the modules as they now are
     weights,  # how the engine stores what it takes over
     moments,
+    anchor,  # what an update reads beside that
     stream,  # where that lives
     checkpointing,  # what forward keeps
     boundaries,

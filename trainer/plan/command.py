@@ -22,8 +22,9 @@ from trainer.plan.planner import draft
 from trainer.settings.config import Config
 
 WIDTH = 60
-LETTERS = {"weights": "W", "corrections": "C", "moments": "M", "window": "S", "gradients": "G", "activations": "A", "inputs": "i",
-           "standing": "W", "phase": "A", "graphs": "g", "context": "x", "workspaces": "w", "allocator": "a"}  # fmt: skip
+LETTERS = {"weights": "W", "base weights": "B", "corrections": "C", "moments": "M", "window": "S", "gradients": "G",
+           "activations": "A", "inputs": "i", "standing": "W",
+           "phase": "A", "graphs": "g", "context": "x", "workspaces": "w", "allocator": "a"}  # fmt: skip
 
 
 def main(config: Config, as_json: bool = False) -> int:

@@ -149,6 +149,7 @@ class Rehearsals:
         early = standing if policy.stream == "all" else Standing()  # then the engine draws the class images, too
         before, ram = process + early.host, process + work.host_peak + self._average() + self.latents()
         parked = standing.card - standing.weights if drawing.park else 0
+        to_ram = parked - standing.anchor if parked else 0  # the anchor lies in the model's file
         pictures = max(self._draw(policy, drawing.batch), self._vae(drawing, decode=True))
         unit = self._export(policy)  # one unit's weights in fp32, where they are
         away, on_card = policy.stream == "all", policy.stream != "all" or policy.resident_units > 0
@@ -156,7 +157,7 @@ class Rehearsals:
             self._phase("load", 0, 0, process),
             self._phase("cache images", early.card, self._vae(drawing, decode=False), before + self.latents()),
             self._phase("train", work.card_kept, _own(work) + self._recording(policy), ram, self._train_parts(policy)),
-            replace(self._phase("sample", standing.card - parked, pictures, ram + parked), parked_bytes=parked),
+            replace(self._phase("sample", standing.card - parked, pictures, ram + to_ram), parked_bytes=to_ram),
             self._phase("save", standing.card, 0, ram + PIECE_BYTES),
             self._phase("export", standing.card, unit if on_card else 0, ram + PIECE_BYTES + (unit if away else 0)),
         ]
@@ -336,12 +337,12 @@ def _process(tensors: int) -> int:
 
 def _standing(made: Engine, policy: Policy) -> Standing:
     holdings = made.holdings
-    card = {
-        kind: sum(b.home.nbytes for h in holdings if (b := getattr(h, kind)).resident) for kind in ("weights", "state")
-    }
-    host = sum(b.home.nbytes for h in holdings for b in (h.weights, h.state) if not b.resident)
+    counted = made.bytes
+    anchor, host = counted.get("anchor", 0), counted["host"]
     moving = [h.state.home.nbytes + (h.weights.home.nbytes if policy.stream == "all" else 0) for h in holdings]
     saved = sum(h.state.home.nbytes + h.weights.home.nbytes for h in holdings if h.n)
     trained = sum(h.n * h.tensors["weight"][1].itemsize for h in holdings)
     blocks = tuple(sorted(moving, reverse=True))
-    return Standing(card["weights"] + card["state"], card["weights"], host, saved, trained, blocks)
+    return Standing(
+        counted["weights"] + counted["state"] + anchor, counted["weights"], anchor, host, saved, trained, blocks
+    )

@@ -29,11 +29,13 @@ class PhasePlan:
 
 @dataclass(frozen=True)
 class Standing:
-    """What an engine keeps between steps. card: all of it there, weights: the weights among it; saved: what a checkpoint
-    holds; trained: weights that learn, as wide as their gradients; blocks: what a streamed unit moves, largest first."""
+    """What an engine keeps between steps. card: all of it there, weights and anchor: of the model that learns and of the base
+    model, among it; saved: what a checkpoint holds; trained: weights that learn, as wide as their gradients; blocks: what a
+    streamed unit moves, largest first."""
 
     card: int = 0
     weights: int = 0
+    anchor: int = 0
     host: int = 0
     saved: int = 0
     trained: int = 0

@@ -111,6 +111,10 @@ def _keep(tracker: Tracker, made: Engine) -> None:
     for holding in made.holdings:
         tracker.keep([holding.weights.home], "weights")
         tracker.keep([holding.state.home], "state")
+        if holding.anchor is not None and holding.anchor.live is not None:
+            tracker.keep([holding.anchor.live], "base weights")
+        if holding.anchor is not None and holding.anchor.desk is not None:
+            tracker.keep(holding.anchor.desk.sides, "base weights")
 
 
 def split_state(parts: dict[str, int], made: Engine) -> dict[str, int]:

@@ -74,10 +74,23 @@ def base(config: Config, device: str, computes: torch.dtype = torch.bfloat16) ->
         clipping=train.clipping,
         max_grad_norm=train.max_grad_norm,
         optimizer=train.optimizer,
-        hyper=AdamHyper((train.adam_beta1, train.adam_beta2), train.adam_epsilon, train.adam_weight_decay),
+        hyper=hyper(config),
         seed=train.seed,
         **memory.begin(wanted, device),
     )
+
+
+def hyper(config: Config) -> AdamHyper:
+    """Adam's settings; with an anchor nothing decays towards 0 but adapters, which add nothing to the base model there."""
+    train, anchor = config.train, config.prior.anchor
+    betas = (train.adam_beta1, train.adam_beta2)
+    if not anchor:
+        return AdamHyper(betas, train.adam_epsilon, train.adam_weight_decay)
+    scale = train.train_batch_size * train.gradient_accumulation_steps if train.scale_lr else 1
+    share = anchor / ((train.learning_rate or 1.0) * scale)  # of a unit of the rate; a plan alone may know no rate
+    if train.method != "full":
+        return AdamHyper(betas, train.adam_epsilon, share)
+    return AdamHyper(betas, train.adam_epsilon, 0.0, share)
 
 
 def rungs(config: Config, start: Policy) -> list[tuple[Rung, Policy]]:

@@ -112,6 +112,9 @@ def prepare(config: Config) -> Run:
     if config.model.max_token_length > 75:
         read = "ComfyUI and the WebUIs read all of them, joined as here; diffusers' pipelines read 75 tokens"
         notices.append(Notice(f"Long prompts: {read}."))
+    if config.prior.anchor:
+        notices.append(Notice(f"{config.prior.anchor:.2%} of what was learned is taken back after each update at the full rate, "
+                              "towards the base model; weight decay is off."))  # fmt: skip
     if spared is not None:
         notices.append(Notice(held.said(spared)))
     return Run(config, photos, spared, plan, device, folder, team, resume, notices)

@@ -151,6 +151,7 @@ def restore(point: Path, config: Config, device: torch.device) -> tuple[Parts, E
             "Put the model back, or name it with --model (the run's config.toml has the name it had).",
         )
     policy = Policy.from_json(state.facts["policy"])
+    policy = replace(policy, hyper=replace(policy.hyper, anchor=0.0))  # nobody trains here
     try_convolutions(config, policy, device)
     engine = make_engine(config, parts, policy, device)
     adapters.dropout(parts, False)

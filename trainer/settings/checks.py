@@ -13,6 +13,7 @@ from pathlib import Path
 
 from trainer.errors import ConfigError
 from trainer.files.claim import is_claim
+from trainer.settings import keeping
 from trainer.settings.config import Config
 from trainer.settings.dialects.programs import TOLERATED
 from trainer.settings.effect import idle, prior_is_on
@@ -68,6 +69,7 @@ def _contradictions(config: Config) -> None:
             f"export.formats = {lora} needs an adapter", "add --method lora, or --formats diffusers single_file"
         )
     strength(config.export.strength, dora=train.method == "dora")
+    keeping.check(config)
     if config.memory.weights != "auto" and train.optimizer != "adamw" and config.memory.weights != "fp32":
         raise ConfigError(
             f"memory.weights = {config.memory.weights} needs the optimizer that understands it",

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from trainer.settings.config import Config, knobs
 
+ALONE = ("prior.with_prior_preservation", "prior.anchor")  # of [prior]: what needs no pictures of a class
+
 
 class Idle(NamedTuple):
     why: str
@@ -59,6 +61,9 @@ def _rules(config: Config) -> Iterator[tuple[bool, str, str, str]]:
     warm = "train.lr_warmup_steps train.lr_warmup_share"
     yield schedule == "constant", warm, why, "--lr_scheduler constant_with_warmup"
 
+    back = "prior.anchor pulls weights back to the base model's instead of towards 0"
+    yield config.prior.anchor > 0, "train.adam_weight_decay", back, ""
+
     adam = "train.adam_beta1 train.adam_beta2 train.adam_epsilon"
     yield train.optimizer != "adamw", "memory.moments", f"{train.optimizer} keeps its own moments", "--optimizer adamw"
     yield train.optimizer == "adafactor", adam, "Adafactor has no such setting", "--optimizer adamw"
@@ -82,4 +87,4 @@ def _rules(config: Config) -> Iterator[tuple[bool, str, str, str]]:
 def _expand(keys: str) -> list[str]:
     if not keys.endswith("."):
         return keys.split()
-    return [key for key in knobs() if key.startswith(keys) and key != "prior.with_prior_preservation"]
+    return [key for key in knobs() if key.startswith(keys) and key not in ALONE]

@@ -49,6 +49,8 @@ def restore(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
 def counted(holdings: Sequence[Holding], shelves: Iterable[Mapping[object, Tensor]]) -> dict[str, int]:
     """Bytes of weights and state on the card, and of everything in host memory; `shelves`: what else lies there."""
     on_card = {"weights": 0, "state": 0}
+    anchors = [holding.anchor for holding in holdings if holding.anchor is not None]
+    on_card |= {"anchor": sum(each.nbytes for each in anchors if each.stays)} if anchors else {}
     host = sum(tensor.nbytes for shelf in shelves for tensor in shelf.values())
     for holding in holdings:
         for kind, block in (("weights", holding.weights), ("state", holding.state)):
@@ -56,6 +58,8 @@ def counted(holdings: Sequence[Holding], shelves: Iterable[Mapping[object, Tenso
                 on_card[kind] += block.home.nbytes
             else:
                 host += block.home.nbytes
+    desks = {id(each.desk): each.desk for each in anchors if each.desk is not None}
+    host += sum(side.nbytes for desk in desks.values() for side in desk.sides)
     return on_card | {"host": host}
 
 

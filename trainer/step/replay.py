@@ -1,7 +1,7 @@
 """Steps that repeat, replayed: which step may be, what of it changes, and what the host still counts.
 
 A step is known by its shapes, by what its loss does with them and by which units learn. What it computes with is handed
-over in tensors: values, what the loss compares with, and five numbers a unit for the optimizer, which an eager step passes
+over in tensors: values, what the loss compares with, and six numbers a unit for the optimizer, which an eager step passes
 as arguments (adamw_lowbit.scalars). The first step of a kind runs eagerly, so that nothing is loaded or compiled while the
 second is recorded (memory/cuda_graphs.py).
 """

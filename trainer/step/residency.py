@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from trainer.files.mapped import forget
 from trainer.kernels.adamw_lowbit import ALIGN, State, block_bytes, layout, views
 from trainer.machine import host
+from trainer.memory.anchor import Anchor, Desk
 from trainer.memory.stream import Block, Traffic
 from trainer.policy import Policy
 from trainer.units import Unit
@@ -66,6 +68,7 @@ class Holding:
             if (stop := place.start + place.shape.numel()) < end
         ]
         self.gradients: Any = None  # who gathers them now (gradients.py)
+        self.anchor: Anchor | None = None
         self.policy, self.traffic = policy, traffic
         ours = policy.optimizer == "adamw"
         tensors = layout(
@@ -121,11 +124,14 @@ class Holding:
             self.weights.bring()
         if state and self.n:
             self.state.bring()
+            if self.anchor is not None:
+                self.anchor.bring()
 
     def away(self, state: bool) -> int:
         """Bytes that `bring` would bring at most."""
         blocks = (self.weights, self.state) if state else (self.weights,)
-        return sum(block.home.nbytes for block in blocks if not block.resident)
+        base = self.anchor.nbytes if state and self.anchor is not None and not self.anchor.stays else 0
+        return base + sum(block.home.nbytes for block in blocks if not block.resident)
 
     def use_weights(self) -> None:
         """The parameters are on the card after this."""
@@ -135,10 +141,16 @@ class Holding:
     def use_state(self) -> State:
         return self._state_over(self.weights.use(), self.state.use())
 
+    def use_anchor(self) -> Tensor | None:
+        """The base model's weights, fp16 (n,), where these are held to them."""
+        return None if self.anchor is None else self.anchor.use()
+
     def updated(self) -> None:
         """The state goes home and the new weights as well, but these stay for the forward that follows."""
         self.state.leave(changed=True)
         self.weights.save()
+        if self.anchor is not None:
+            self.anchor.leave()
 
     def leave(self, changed: bool) -> None:
         """Send home what does not stay."""
@@ -146,15 +158,21 @@ class Holding:
             self.point(self.weights.home)
         self.weights.leave(changed and self.n > 0)
         self.state.leave(changed)
+        if self.anchor is not None:
+            self.anchor.leave()
 
     def park(self) -> None:
         """Move a resident state to the host until `unpark`."""
         if self.state.resident:
             self.state.move(host.empty(self.state.home.shape, torch.uint8, self.traffic.device))
+        if self.anchor is not None:
+            self.anchor.park()
 
     def unpark(self) -> None:
         if self.state.resident:
             self.state.move(torch.empty_like(self.state.home, device=self.traffic.device))
+        if self.anchor is not None:
+            self.anchor.unpark()
 
     def at_home(self) -> State:
         """The whole state for a look from outside a step."""
@@ -192,7 +210,9 @@ class Holding:
 def hold(units: list[Unit], policy: Policy, traffic: Traffic) -> list[Holding]:
     """The units' bytes, each where the policy wants them."""
     stay = _staying(units, policy.resident_units if policy.stream != "off" else len(units))
-    return [
+    anchored = policy.hyper.anchor > 0
+    loaded = [{name: p.detach() for name, p in unit.module.named_parameters()} for unit in units if anchored]
+    found = [
         Holding(
             unit,
             policy,
@@ -202,6 +222,20 @@ def hold(units: list[Unit], policy: Policy, traffic: Traffic) -> list[Holding]:
         )
         for k, unit in enumerate(units)
     ]
+    if anchored:
+        desk = None if policy.anchor_stays else Desk(max(holding.n for holding in found), traffic)
+        for holding, base in zip(found, loaded, strict=True):
+            if holding.n:
+                holding.anchor = Anchor(partial(_gather, holding.trained, base), holding.n, traffic, desk)
+    return found
+
+
+def _gather(places: list[Place], base: dict[str, Tensor], flat: Tensor) -> None:
+    """The base model's parameters to their places; their pages go back to the file."""
+    flat.zero_()
+    for place in places:
+        place.fill(flat, base[place.name])
+        forget(base[place.name])
 
 
 def _staying(units: list[Unit], count: int) -> set[int]:

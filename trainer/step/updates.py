@@ -67,7 +67,7 @@ class Updates:
         self.norm = torch.full((), float("nan"), device=device)  # of the last step, unscaled; always this tensor
         self.decision = Decision(1, None, None)
         # of each unit's update, on the card, where a recorded step reads them
-        self.numbers = torch.empty(0, 5, dtype=torch.int32, device=device)
+        self.numbers = torch.empty(0, 6, dtype=torch.int32, device=device)
         self.telling = False  # whether a step is being recorded
         self.optimizers: dict[int, torch.optim.Optimizer] = {}  # by unit; those that are not ours
         self.together: dict[int, float] = {}  # units that wait for a step of the whole model, with their rates
@@ -132,6 +132,7 @@ class Updates:
             holding.use_state(), grad, lr=lr, beta1=hyper.betas[0], beta2=hyper.betas[1], eps=hyper.eps,
             weight_decay=hyper.weight_decay, step=decided.number, clip_scale=decided.clip, skip=skip,
             seed=self._seed(index), numbers=self.numbers[index] if self.telling else None,
+            origin=holding.use_anchor(), share=lr * hyper.anchor,
         )  # fmt: skip
 
     def _seed(self, index: int) -> int:
@@ -155,11 +156,11 @@ class Updates:
         self.taken += max(rates, default=0.0) > 0
 
     def tell(self, rates: Sequence[float]) -> None:
-        """Put what the coming step's updates need where a recording reads it: (units, 5) int32 on the device. A unit without
+        """Put what the coming step's updates need where a recording reads it: (units, 6) int32 on the device. A unit without
         a rate is not updated, whatever its numbers."""
         hyper, number = self.policy.hyper, max(self.taken, 1)
         rows = [
-            scalars(rate, *hyper.betas, hyper.weight_decay, number, self._seed(index))
+            scalars(rate, *hyper.betas, hyper.weight_decay, number, self._seed(index), rate * hyper.anchor)
             for index, rate in enumerate(rates)
         ]
         told = torch.tensor(rows, dtype=torch.int32)

@@ -1,0 +1,147 @@
+"""A better DreamBooth, searched: every way to train on few runs, the better half of them on more, by one stated distance.
+
+    shortfall of a measure = how far a mean lies from its goal, as a share of the goal, between 0 and 1
+    distance               = root of the sum of their squares; 0 where every goal of GOALS is met
+
+Successive halving (arXiv 1502.07943): rung after rung more subjects and seeds for fewer ways, so that little time is spent on
+ways that lose. Each run is a row of results/search.jsonl, and what stands there is not run again: the same command goes
+on where it ended, and takes new ways in. `words` may name `ways=a,b`, `minutes=<n>`, `rungs=<n>`, `base=` and `judge=`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.guard import judge
+from trainer.run import settle
+
+from ..harness import jobs
+from ..harness.rows import RESULTS
+from ..harness.timing import Options
+from .quality import Protocol, Subject, subjects
+
+GOALS = {"fidelity": 0.60, "class_kept": 0.95, "unrelated_drift": 0.30, "prompt": 0.60}  # the second to last: at most
+LESS_IS_BETTER = ("unrelated_drift",)
+
+TEXT, PRIOR, NONE = ["--train_text_encoder"], ["--with_prior_preservation"], ["--no-with_prior_preservation"]
+
+
+def _steps(count: int) -> list[str]:
+    return ["--max_train_steps", str(count)]
+
+
+def _weight(weight: float) -> list[str]:
+    return ["--prior_loss_weight", str(weight)]
+
+
+def _anchor(share: float) -> list[str]:
+    return ["--anchor", str(share)]
+
+
+WAYS: dict[str, list[str]] = {
+    "no prior": NONE,
+    "no prior, anchor 0.003": NONE + _anchor(0.003),
+    "no prior, anchor 0.01": NONE + _anchor(0.01),
+    "no prior, text, anchor 0.01": NONE + TEXT + _anchor(0.01),
+    "class images, text": PRIOR + TEXT,
+    "class images 0.3, text": PRIOR + TEXT + _weight(0.3),
+    "class images 0.3, text, anchor 0.003, 600": PRIOR + TEXT + _weight(0.3) + _anchor(0.003) + _steps(600),
+    "class images 0.3, text, anchor 0.01": PRIOR + TEXT + _weight(0.3) + _anchor(0.01),
+    "class images 0.3, anchor 0.003, 600": PRIOR + _weight(0.3) + _anchor(0.003) + _steps(600),
+    "class images 0.3, anchor 0.01": PRIOR + _weight(0.3) + _anchor(0.01),
+    "class images 0.1, anchor 0.01": PRIOR + _weight(0.1) + _anchor(0.01),
+    "class images 0.3, slow text, anchor 0.01": PRIOR + TEXT + _weight(0.3) + _anchor(0.01) + ["--text_encoder_lr", "1e-4"],
+    "predictions 0.3, anchor 0.01": PRIOR + _weight(0.3) + _anchor(0.01) + ["--by", "prediction"],
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rung:
+    """Which runs decide here, and how many ways go on from it."""
+
+    subjects: int
+    seeds: int
+    ways: int
+
+
+RUNGS = (Rung(1, 1, 8), Rung(2, 1, 4), Rung(4, 1, 2), Rung(4, 3, 1))
+ALWAYS = ("no prior", "class images, text")  # what everybody's trainer has: measured on every rung
+
+
+def suite(options: Options) -> Iterator[dict]:
+    asked = dict(word.split("=", 1) for word in options.words if "=" in word)
+    base, eye = asked.get("base", "demo"), judge.load(asked.get("judge", "demo"))
+    known = subjects(Path(asked["subjects"]) if "subjects" in asked else settle.SUBJECTS)
+    ways = {way: WAYS[way] for way in asked["ways"].split(";")} if "ways" in asked else WAYS
+    rungs, extra = RUNGS[: int(asked.get("rungs", len(RUNGS)))], []
+    done = [] if options.tiny else kept(RESULTS / "search.jsonl")
+    if options.tiny:
+        ways, rungs = {"no prior": WAYS["no prior"]}, (Rung(1, 1, 1),)
+        extra = [*_steps(4), "--num_class_images", "2", "--sample_steps", "3"]
+    until = time.monotonic() + 60 * float(asked.get("minutes", "inf"))
+    with jobs.workplace() as place:
+        protocol = Protocol(base, eye, options, Path(place) / "cache")
+        before: dict[str, list] = {}
+        for number, rung in enumerate(rungs):
+            names = going_on(done, list(ways), rungs[:number], known)
+            for subject, seed, way in due(done, names, rung, known):
+                if time.monotonic() > until:
+                    return
+                if subject.name not in before:
+                    before[subject.name] = protocol.before(subject)
+                folder = Path(place) / f"run-{len(done)}"
+                measured, _ = protocol.one(subject, ways[way] + extra, seed, folder, before[subject.name])
+                row = {"way": way, "subject": subject.name, "seed": seed, "base": base, "judge": eye.name} | measured
+                done.append(row)
+                yield row
+
+
+def kept(path: Path) -> list[dict]:
+    """The runs of an earlier search."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def due(
+    done: Sequence[dict], ways: Sequence[str], rung: Rung, known: Sequence[Subject]
+) -> Iterator[tuple[Subject, int, str]]:
+    """What a rung still lacks."""
+    there = {(row["way"], row["subject"], row["seed"]) for row in done}
+    for seed in range(rung.seeds):
+        for subject in known[: rung.subjects]:
+            for way in ways:
+                if (way, subject.name, seed) not in there:
+                    yield subject, seed, way
+
+
+def going_on(done: Sequence[dict], ways: Sequence[str], passed: Sequence[Rung], known: Sequence[Subject]) -> list[str]:
+    """The ways that are still in the search behind the rungs `passed`, the best first."""
+    names = list(ways)
+    for rung in passed:
+        places = {subject.name for subject in known[: rung.subjects]}
+        runs = {
+            way: [r for r in done if r["way"] == way and r["subject"] in places and r["seed"] < rung.seeds]
+            for way in names
+        }
+        ranked = sorted((way for way in names if runs[way]), key=lambda way: distance(means(runs[way])))
+        names = [*ranked[: rung.ways], *(way for way in ALWAYS if way in ranked[rung.ways :])]
+    return names
+
+
+def means(runs: Sequence[dict]) -> dict[str, float]:
+    return {name: sum(run[name] for run in runs) / len(runs) for name in GOALS if all(name in run for run in runs)}
+
+
+def shortfall(name: str, value: float) -> float:
+    """Of one measure, as a share of its goal."""
+    goal = GOALS[name]
+    missing = value - goal if name in LESS_IS_BETTER else goal - value
+    return min(1.0, max(0.0, missing / goal))
+
+
+def distance(found: dict[str, float]) -> float:
+    """To the goal, by the measures that a judge has."""
+    return sum(shortfall(name, value) ** 2 for name, value in found.items()) ** 0.5

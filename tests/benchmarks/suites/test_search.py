@@ -1,0 +1,47 @@
+"""The search for a better way: what is run where, what is not run again, and the distance that decides."""
+
+import json
+from pathlib import Path
+
+from trainer.benchmarks.harness.timing import Options
+from trainer.benchmarks.suites import search
+from trainer.benchmarks.suites.quality import Subject
+from trainer.benchmarks.suites.search import Rung
+
+KNOWN = [Subject(name, Path(name), "cat", "sks", Path("other")) for name in ("a", "b")]
+MET = {"fidelity": 0.7, "class_kept": 1.0, "unrelated_drift": 0.2, "prompt": 0.7}
+
+
+def row(way: str, subject: str = "a", seed: int = 0, **changed: float) -> dict:
+    return {"way": way, "subject": subject, "seed": seed} | MET | changed
+
+
+def test_a_way_to_train_is_run_and_measured():
+    (found,) = search.suite(Options(tiny=True))
+    assert found["way"] == "no prior" and 0 <= search.distance(search.means([found])) <= 2
+
+
+def test_the_distance_is_zero_where_every_goal_is_met_and_grows_with_what_is_missing():
+    assert search.distance(search.means([row("x")])) == 0
+    near, far = (search.distance(search.means([row("x", unrelated_drift=value)])) for value in (0.33, 0.5))
+    assert 0 < near < far <= 1
+    assert search.distance(search.means([row("x", fidelity=-1.0, class_kept=0.0)])) == 2**0.5
+
+
+def test_the_better_ways_go_on_and_those_that_everybody_has_stay():
+    done = [row("no prior", class_kept=0.0), row("bad", fidelity=0.0), row("good"), row("fair", prompt=0.5)]
+    rungs = [Rung(1, 1, 2)]
+    assert search.going_on(done, ["no prior", "bad", "good", "fair"], rungs, KNOWN) == ["good", "fair", "no prior"]
+
+
+def test_what_was_measured_is_not_run_again():
+    done = [row("good"), row("fair")]
+    left = [(s.name, seed, way) for s, seed, way in search.due(done, ["good", "fair"], Rung(2, 1, 1), KNOWN)]
+    assert left == [("b", 0, "good"), ("b", 0, "fair")]
+
+
+def test_rows_of_an_earlier_search_are_read(tmp_path):
+    file = tmp_path / "search.jsonl"
+    assert search.kept(file) == []
+    file.write_text(json.dumps(row("good")) + "\n")
+    assert search.kept(file) == [row("good")]
