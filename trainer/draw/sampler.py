@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from trainer.models.base import Parts
 from trainer.models.rows import stacked
 from trainer.settings.config import Config
+from trainer.step.standin import StandIn
 from trainer.units import EXACT
 
 Texts = Mapping[
@@ -82,6 +83,8 @@ def predict(
         name: tensor.to(dtype) if tensor.is_floating_point() and name not in EXACT else tensor
         for name, tensor in values.items()
     }
+    if isinstance(denoiser, StandIn):
+        return denoiser.told(values | {"sample": sample.to(dtype), "timestep": timestep}).float()
     return parts.family.call(denoiser, sample.to(dtype), timestep, values).float()
 
 

@@ -5,6 +5,7 @@ Pipelines ask a denoiser for its dtype, its device and its prediction; everythin
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -45,7 +46,10 @@ class StandIn(nn.Module):
     def __getattr__(self, name: str) -> Any:
         return getattr(self.denoiser, name)  # only what is not found here
 
+    def told(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The units' prediction from named values, in the sample's dtype, for whoever needs no disguise."""
+        return self.engine.forward(values).to(values["sample"].dtype)
+
     def forward(self, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
-        values = self.family.values_of(*args, **kwargs)
-        prediction = self.family.answer(self.engine.forward(values).to(values["sample"].dtype))
-        return Output(prediction) if return_dict else (prediction,)
+        answer = self.family.answer(self.told(self.family.values_of(*args, **kwargs)))
+        return Output(answer) if return_dict else (answer,)

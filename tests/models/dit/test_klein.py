@@ -9,6 +9,8 @@ from trainer.models import describe, guess
 from trainer.models.dit.klein import KLEIN, fits
 from trainer.models.vae import decode_latents, encode_pixels
 from trainer.objective.loss import Objective
+from trainer.policy import Policy
+from trainer.step.engine import Engine
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +109,28 @@ def test_the_sampler_draws_the_picture_that_the_pipeline_draws(parts):
         output_type="pt",
     ).images
     assert torch.allclose(decode_latents(parts.vae, ours), theirs, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_pipeline_and_the_sampler_draw_the_same_through_streamed_units(parts):
+    prompts, look = ["", "a photo of sks dog"], Look((64, 64), steps=2, guidance=4.0)
+    rows = KLEIN.encode_text(parts, prompts)["text"]
+    texts = {prompt: {"text": row} for prompt, row in zip(prompts, rows, strict=True)}
+    *_, plain = draw(parts, parts.denoiser, texts, prompts[1:], [7], look, "cpu")
+    own = KLEIN.tiny()
+    engine = Engine(KLEIN.units(own), Policy(checkpointing="blocks", stream="all"), "cpu")
+    stands_in = engine.as_module(own.denoiser, KLEIN)
+    *_, ours = draw(own, stands_in, texts, prompts[1:], [7], look, "cpu")
+    assert torch.equal(ours, plain)
+    theirs = KLEIN.pipeline(own, transformer=stands_in)(
+        prompt_embeds=rows[1:],
+        negative_prompt_embeds=rows[:1],
+        latents=noise_of([7], (32, 4, 4)),
+        width=64,
+        height=64,
+        num_inference_steps=2,
+        guidance_scale=4.0,
+        output_type="latent",
+    ).images
+    raw = Flux2KleinPipeline._unpatchify_latents(own.latents.raw(ours))
+    assert torch.allclose(raw, theirs, atol=1e-5)
