@@ -14,10 +14,15 @@ the nearest of them. The mask is made from the tokens' own within each layer, on
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from trainer.errors import ConfigError
+from trainer.files import regular
+from trainer.models.sound import AGAIN, understood
 from trainer.units import Unit, holder
 
 
@@ -90,3 +95,15 @@ def visible(mask: Tensor, window: int | None = None) -> Tensor:
     back = places[:, None] - places[None, :]
     seen = back >= 0 if window is None else (back >= 0) & (back < window)
     return seen & mask.bool()[:, None, None, :]
+
+
+def tokenizer(place: Path) -> PreTrainedTokenizerBase:
+    """The one in the folder `place` of a model."""
+    if not any((place / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise ConfigError(
+            f"{place} has no tokenizer",
+            "copy or download the model's folder again, with the tokenizer that comes with it",
+        )
+    regular.only_files(place, AGAIN)
+    with understood(str(place)):
+        return AutoTokenizer.from_pretrained(place, local_files_only=True)

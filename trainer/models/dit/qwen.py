@@ -12,11 +12,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
+from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
 
 from trainer.errors import ConfigError
-from trainer.files import regular
-from trainer.models.sound import AGAIN, understood
+from trainer.models.dit import language
 
 END = "<|endoftext|>"  # pads, too
 MARKS = ("<|im_start|>", "<|im_end|>", "<think>", "</think>")
@@ -38,14 +37,7 @@ def as_chat(tokenizer: PreTrainedTokenizerBase, prompt: str, thinking: bool = Fa
 
 def tokenizer(place: Path) -> PreTrainedTokenizerBase:
     """The one in the folder `place` of a model."""
-    if not (place / "tokenizer.json").is_file() and not (place / "vocab.json").is_file():
-        raise ConfigError(
-            f"{place} has no tokenizer",
-            "copy or download the model's folder again, with the tokenizer that comes with it",
-        )
-    regular.only_files(place, AGAIN)
-    with understood(str(place)):
-        found = AutoTokenizer.from_pretrained(place, local_files_only=True)
+    found = language.tokenizer(place)
     if not found.chat_template:
         raise ConfigError(
             f"the tokenizer in {place} has no chat template",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
 from torch import Tensor, nn
 
@@ -38,33 +39,38 @@ class Entry:
     shape: its shape in the checkpoint
     kind:  "same", "pixel" (a linear weight as a 1x1 convolution), "transposed", "halves" (shift and scale the other way
            round), or "fused"
+    rows:  of a fused one, how many of its rows each name has; equally many where nothing is said
     """
 
     key: str
     names: tuple[str, ...]
     shape: tuple[int, ...]
     kind: str = "same"
+    rows: tuple[int, ...] = ()
 
     def pack(self, tensor: Tensor) -> Tensor:
-        """Our tensor as the checkpoint stores it (for "fused", its third of it)."""
+        """Our tensor as the checkpoint stores it (for "fused", its part of it)."""
         if self.kind == "halves":
             return tensor.roll(len(tensor) // 2, 0)
         return tensor.T if self.kind == "transposed" else tensor
 
     def first(self, name: str) -> int:
         """Element of the stored tensor at which `name` begins."""
-        whole = 1
-        for side in self.shape:
-            whole *= side
-        return self.names.index(name) * whole // len(self.names)
+        if self.kind != "fused":
+            return 0
+        return sum(self._parts()[: self.names.index(name)]) * prod(self.shape[1:])
 
     def unpack(self, stored: Tensor) -> dict[str, Tensor]:
         """Our tensors from the stored one."""
         if self.kind == "fused":
-            return dict(zip(self.names, stored.chunk(3), strict=True))
+            return dict(zip(self.names, stored.split(self._parts()), strict=True))
         if self.kind == "pixel":
             stored = stored.reshape(stored.shape[:2])
         return {self.names[0]: self.pack(stored)}  # each of the others undoes itself
+
+    def _parts(self) -> list[int]:
+        """Rows of each name."""
+        return list(self.rows or (self.shape[0] // len(self.names),) * len(self.names))
 
 
 def layout(modules: Mapping[str, nn.Module], family: str) -> list[Entry]:

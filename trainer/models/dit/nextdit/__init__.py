@@ -1,0 +1,1 @@
+"""Lumina Image 2.0 and Z-Image: two models on one skeleton, Lumina's NextDiT."""
