@@ -42,21 +42,33 @@ def _anchor(share: float) -> list[str]:
     return ["--anchor", str(share)]
 
 
+def _others(share: float) -> list[str]:
+    return ["--others", str(share)]
+
+
+def _dco(temperature: float) -> list[str]:
+    return ["--by", "dco", "--temperature", str(temperature)]
+
+
+HALF = PRIOR + _weight(0.3)
+SLOW = [*TEXT, "--text_encoder_lr", "1e-4"]
 WAYS: dict[str, list[str]] = {
     "no prior": NONE,
     "no prior, anchor 0.003": NONE + _anchor(0.003),
     "no prior, anchor 0.01": NONE + _anchor(0.01),
     "no prior, text, anchor 0.01": NONE + TEXT + _anchor(0.01),
     "class images, text": PRIOR + TEXT,
-    "class images 0.3, text": PRIOR + TEXT + _weight(0.3),
-    "class images 0.3, text, anchor 0.003, 600": PRIOR + TEXT + _weight(0.3) + _anchor(0.003) + _steps(600),
-    "class images 0.3, text, anchor 0.01": PRIOR + TEXT + _weight(0.3) + _anchor(0.01),
-    "class images 0.3, anchor 0.003, 600": PRIOR + _weight(0.3) + _anchor(0.003) + _steps(600),
-    "class images 0.3, anchor 0.01": PRIOR + _weight(0.3) + _anchor(0.01),
-    "class images 0.1, anchor 0.01": PRIOR + _weight(0.1) + _anchor(0.01),
-    "class images 0.3, slow text, anchor 0.01": PRIOR + TEXT + _weight(0.3) + _anchor(0.01) + ["--text_encoder_lr", "1e-4"],
-    "predictions 0.3, anchor 0.01": PRIOR + _weight(0.3) + _anchor(0.01) + ["--by", "prediction"],
-}  # fmt: skip
+    "class images 0.3, text": HALF + TEXT,
+    "class images 0.3, text, anchor 0.003, 600": HALF + TEXT + _anchor(0.003) + _steps(600),
+    "class images 0.3, anchor 0.01": HALF + _anchor(0.01),
+    "class images 0.3, slow text, anchor 0.01": HALF + SLOW + _anchor(0.01),
+    "others 0.5, 0.3, anchor 0.003": HALF + _others(0.5) + _anchor(0.003),
+    "others 0.5, 0.3, slow text, anchor 0.003": HALF + SLOW + _others(0.5) + _anchor(0.003),
+    "dco 0.03": NONE + _dco(0.03),
+    "dco 0.003, anchor 0.003": NONE + _dco(0.003) + _anchor(0.003),
+    "class images 0.3, anchor 0.003, 600": HALF + _anchor(0.003) + _steps(600),
+    "predictions 0.3, anchor 0.01": HALF + _anchor(0.01) + ["--by", "prediction"],
+}
 
 
 @dataclass(frozen=True)

@@ -261,6 +261,8 @@ def test_help_of_a_command_shows_only_its_settings():
     ("vram_gb", ["preset 8gb: 7.3"]),
     ("stream", ["Streaming", "memory.stream"]),
     ("anchor", ["prior.anchor", "L2-SP", "Costs:"]),
+    ("dco", ["prior.by", "2402.12004", "Costs:"]),
+    ("others", ["prior.others", "class half", "Costs:"]),
     ("12gb", ["vram_gb = 11.2"]),
     ("use_8bit_adam", ["memory.moments = 8bit"]),
     ("push_to_hub", ["no effect"]),

@@ -88,7 +88,8 @@ def test_the_loss_of_a_step_is_divided_by_its_draws_and_reports_both_halves():
     """Photos and class images of one draw may lie in two micro-batches, which then are two terms and one draw."""
     objective, x = Objective(DDPM(ABAR), prior_loss_weight=0.5), latents(2)
     photos, classes = (
-        SimpleNamespace(target=x * 0, weights=torch.ones(2), mask=None, instances=n, counts=None) for n in (2, 0)
+        SimpleNamespace(target=x * 0, weights=torch.ones(2), mask=None, instances=n, counts=None, reference=None)
+        for n in (2, 0)
     )
     loss = objective.of_step([photos, classes, photos, classes], accumulation=2)
     totals = [loss(x, index)[0] for index in range(4)]

@@ -30,6 +30,7 @@ class MicroBatch:
     instances: int
     names: tuple[str, ...]  # pictures in it, for messages
     counts: tuple[int, int] | None = None  # photos and class images on all cards, where this is one card's share
+    reference: Tensor | None = None  # (B,) what the base model's errors are on these rows, where that counts
     number: int = 0  # among the step's micro-batches, of which a card may have none
 
     def to(self, device: torch.device) -> MicroBatch:
@@ -41,7 +42,8 @@ class MicroBatch:
             return tensor.pin_memory().to(device, non_blocking=True)
 
         values = {name: move(tensor) for name, tensor in self.values.items()}
-        return replace(self, values=values, target=move(self.target), weights=move(self.weights), mask=move(self.mask))
+        tensors = {name: move(getattr(self, name)) for name in ("target", "weights", "mask", "reference")}
+        return replace(self, values=values, **tensors)
 
 
 def share(micro: Sequence[MicroBatch], rank: int, size: int) -> list[MicroBatch]:
@@ -70,6 +72,7 @@ def _part(batch: MicroBatch, rows: list[int], number: int) -> MicroBatch:
         target=batch.target[chosen],
         weights=batch.weights[chosen],
         mask=None if batch.mask is None else batch.mask[chosen],
+        reference=None if batch.reference is None else batch.reference[chosen],
         instances=sum(row < batch.instances for row in rows),
         names=tuple(batch.names[row] for row in rows),
         counts=(batch.instances, len(batch.target) - batch.instances),
@@ -89,6 +92,14 @@ class Deck:
         return self.order.pop()
 
 
+class Draws(Protocol):
+    """Rows that are noised in a few known ways, so that something can be known of each beforehand."""
+
+    def rows(self, examples: Sequence[Example], generator: torch.Generator) -> MicroBatch:
+        """One of the known rows of each example, chosen by `generator` alone."""
+        ...
+
+
 class PriorRows(Protocol):
     """The class half of a micro-batch: what holds the model to what it knew of the class."""
 
@@ -105,12 +116,14 @@ class PriorRows(Protocol):
 class ClassRows:
     """Class images from a deck of their own, noised as photos are."""
 
-    def __init__(self, dataset: Dataset, objective: Objective):
+    def __init__(self, dataset: Dataset, objective: Objective, draws: Draws | None = None):
         self.dataset, self.objective, self.order = dataset, objective, dataset.class_deck
-        self.deck = Deck(len(self.order))
+        self.deck, self.draws = Deck(len(self.order)), draws
 
     def take(self, count: int, generator: torch.Generator) -> MicroBatch:
         examples = [self.dataset.cls(self.order[self.deck.draw(generator)]) for _ in range(count)]
+        if self.draws is not None:
+            return self.draws.rows(examples, generator)
         return noised_rows(self.dataset, self.objective, examples, generator)
 
     def state(self) -> list[int]:
@@ -141,6 +154,7 @@ class Batches:
         self.decks = {shape: Deck(len(group)) for shape, group in self.groups.items()}
         self.coming: list[tuple[int, int]] = []  # shapes of the epoch's batches that are left
         self.owed = dict.fromkeys(self.groups, 0)  # photos that made no whole batch of their shape, for the next epoch
+        self.draws: Draws | None = None  # where photos are noised in a few known ways only
 
     def step(self) -> list[MicroBatch]:
         """The micro-batches of one optimizer step."""
@@ -148,12 +162,15 @@ class Batches:
 
     def _micro(self) -> list[MicroBatch]:
         examples = [self._photo(shape) for shape in [self._shape()] * self.batch_size]
-        photos = noised_rows(self.dataset, self.objective, examples, self.generator, self.caption_dropout)
+        if self.draws is not None:
+            photos = self.draws.rows(examples, self.generator)
+        else:
+            photos = noised_rows(self.dataset, self.objective, examples, self.generator, self.caption_dropout)
         if self.prior is None:
             return [photos]
         prior = self.prior.take(self.batch_size, self.generator)
         if photos.target.shape[1:] == prior.target.shape[1:]:
-            return [_concat(photos, prior)]
+            return [concat([photos, prior])]
         return [photos, prior]
 
     def _shape(self) -> tuple[int, int]:
@@ -237,16 +254,20 @@ def noised_rows(
     return MicroBatch(values, noised.target, noised.weights, mask, len(examples) if photos else 0, names)
 
 
-def _concat(photos: MicroBatch, prior: MicroBatch) -> MicroBatch:
-    values = joined([photos.values, prior.values])
-    mask = photos.mask
-    if mask is not None:
-        mask = torch.cat([mask, torch.ones(len(prior.target), *mask.shape[1:])])
+def concat(batches: Sequence[MicroBatch]) -> MicroBatch:
+    """Rows of one shape one after the other, photos before class images."""
+    masks = [batch.mask for batch in batches]
+    mask = None
+    if any(each is not None for each in masks):
+        sizes = [(len(batch.target), 1, *batch.target.shape[2:]) for batch in batches]
+        mask = torch.cat([torch.ones(size) if m is None else m for m, size in zip(masks, sizes, strict=True)])
+    references = [batch.reference for batch in batches if batch.reference is not None]
     return MicroBatch(
-        values,
-        torch.cat([photos.target, prior.target]),
-        torch.cat([photos.weights, prior.weights]),
+        joined([batch.values for batch in batches]),
+        torch.cat([batch.target for batch in batches]),
+        torch.cat([batch.weights for batch in batches]),
         mask,
-        photos.instances,
-        photos.names + prior.names,
+        sum(batch.instances for batch in batches),
+        tuple(name for batch in batches for name in batch.names),
+        reference=torch.cat(references) if references else None,
     )

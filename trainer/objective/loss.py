@@ -3,6 +3,13 @@
     e = model(x_t, t) - target, both as the model's noise has them (noise.py)
     loss = mean_instance(w e^2) + prior_loss_weight * mean_class(w e^2)     (DreamBooth, arXiv 2208.12242)
 
+Where the base model's loss of each row is known, the row's own e^2 becomes (Direct Consistency Optimization, arXiv 2402.12004)
+
+    2 T log(1 + exp((w e^2 - w e_base^2) / T))            T: prior.temperature
+
+whose gradient is that of the plain loss while a row is as well known as to the base model, and fades as it is known better
+by a few T: what is learned already pulls at nothing any more. (The paper's loss over its beta / 2, with T = 1 / beta.)
+
 Each half is averaged on its own, with the weights of its own timesteps. Training, the probe and the planner's rehearsal
 take one and the same loss of a step.
 """
@@ -15,6 +22,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from trainer.objective.noise import Noise
 from trainer.settings.config import Config
@@ -32,7 +40,8 @@ class Noised:
 
 class Rows(Protocol):
     """What the loss asks of a micro-batch. target: (B, C, H/8, W/8); weights: (B,); mask: (B, 1, H/8, W/8) or None;
-    counts: photos and class images of the whole micro-batch where these rows are one card's share of it."""
+    counts: photos and class images of the whole micro-batch where these rows are one card's share of it;
+    reference: (B,) the base model's weighted errors on these very rows, where they count."""
 
     @property
     def target(self) -> Tensor: ...
@@ -49,6 +58,9 @@ class Rows(Protocol):
     @property
     def counts(self) -> tuple[int, int] | None: ...
 
+    @property
+    def reference(self) -> Tensor | None: ...
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -58,10 +70,12 @@ class Objective:
     snr_gamma: float | None = None
     offset_noise: float = 0.0
     prior_loss_weight: float = 1.0
+    temperature: float = 1e-3
 
     @classmethod
     def of(cls, config: Config, noise: Noise) -> Objective:
-        return cls(noise, config.train.snr_gamma, config.train.offset_noise, config.prior.prior_loss_weight)
+        train, prior = config.train, config.prior
+        return cls(noise, train.snr_gamma, train.offset_noise, prior.prior_loss_weight, prior.temperature)
 
     def draw(self, latents: Tensor, generator: torch.Generator) -> Noised:
         """Draw noise and timesteps for `latents` (B, C, H/8, W/8), on the generator's device (the CPU, so that a run is
@@ -83,7 +97,9 @@ class Objective:
     def of_step(self, micro: Sequence[Rows], accumulation: int) -> StepLoss:
         """The loss of a step over its micro-batches, as the engine asks for it. `accumulation`: draws in the step; photos
         and class images of one draw may be two micro-batches."""
-        given = [Given(rows.target, rows.weights, rows.mask, rows.instances, rows.counts) for rows in micro]
+        given = [
+            Given(rows.target, rows.weights, rows.mask, rows.instances, rows.counts, rows.reference) for rows in micro
+        ]
         return StepLoss(self, given, accumulation)
 
     def errors(self, prediction: Tensor, target: Tensor, weights: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -92,6 +108,10 @@ class Objective:
         if mask is not None:
             error = error * mask
         return error.mean(dim=(1, 2, 3)) * weights
+
+    def consistent(self, each: Tensor, reference: Tensor) -> Tensor:
+        """Direct Consistency Optimization of rows' errors, (B,) fp32, given the base model's on the same rows."""
+        return 2 * self.temperature * softplus((each - reference) / self.temperature)
 
     def halves(
         self, each: Tensor, instances: int, counts: tuple[int, int] | None = None
@@ -123,6 +143,7 @@ class Given:
     mask: Tensor | None
     instances: int
     counts: tuple[int, int] | None
+    reference: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -137,25 +158,36 @@ class StepLoss:
     def __call__(self, prediction: Tensor, index: int) -> tuple[Tensor, ...]:
         rows = self.micro[index]
         each = self.objective.errors(prediction, rows.target, rows.weights, rows.mask)
+        if rows.reference is not None:
+            each = self.objective.consistent(each, rows.reference)
         total, instance, prior = self.objective.halves(each, rows.instances, rows.counts)
         return total / self.accumulation, instance, prior
 
     @property
     def kind(self) -> tuple:
         """Whatever of it is no tensor."""
-        rows = tuple((rows.instances, rows.counts, rows.mask is None) for rows in self.micro)
-        return rows, self.accumulation, self.objective.prior_loss_weight
+        rows = tuple((r.instances, r.counts, r.mask is None, r.reference is None) for r in self.micro)
+        return rows, self.accumulation, self.objective.prior_loss_weight, self.objective.temperature
 
     @property
     def tensors(self) -> list[Tensor]:
         return [
-            tensor for rows in self.micro for tensor in (rows.target, rows.weights, rows.mask) if tensor is not None
+            tensor
+            for rows in self.micro
+            for tensor in (rows.target, rows.weights, rows.mask, rows.reference)
+            if tensor is not None
         ]
 
     def over(self, tensors: Sequence[Tensor]) -> StepLoss:
         rest = iter(tensors)
         micro = [
-            replace(each, target=next(rest), weights=next(rest), mask=None if each.mask is None else next(rest))
+            replace(
+                each,
+                target=next(rest),
+                weights=next(rest),
+                mask=None if each.mask is None else next(rest),
+                reference=None if each.reference is None else next(rest),
+            )
             for each in self.micro
         ]
         return replace(self, micro=micro)

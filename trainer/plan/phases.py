@@ -24,6 +24,7 @@ from trainer.plan import calibration, rehearse
 from trainer.plan.plan import PhasePlan, Standing
 from trainer.plan.simulate import Watched
 from trainer.policy import Drawing, Policy
+from trainer.settings import keeping
 from trainer.settings.config import Config
 from trainer.settings.effect import prior_is_on
 from trainer.step.engine import Engine
@@ -279,9 +280,10 @@ class Rehearsals:
             self.adapted = True
 
     def class_images(self) -> int:
-        """How many class images there will be."""
+        """How many class images there will be, those of other prompts among them."""
         config = self.config.prior
-        return (config.num_class_images or self.parts.family.defaults.class_images) if self.prior else 0
+        count = (config.num_class_images or self.parts.family.defaults.class_images) if self.prior else 0
+        return count + keeping.others(count, config.others)
 
     def latents(self) -> int:
         """Encoded photos and class images, in the cache and in RAM: fp32 means and deviations."""

@@ -14,7 +14,7 @@ import torch
 
 from trainer import memory, models
 from trainer.data import photos as data
-from trainer.data.batches import Batches, ClassRows, PriorRows
+from trainer.data.batches import Batches, ClassRows, Draws, PriorRows
 from trainer.data.dataset import Dataset, Example
 from trainer.data.encode import Encoder
 from trainer.data.photos import PhotoSet
@@ -28,7 +28,7 @@ from trainer.machine.team import ALONE, Team
 from trainer.models import Parts, adapters
 from trainer.objective.loss import Objective
 from trainer.policy import Policy
-from trainer.prior import identifier, images, manifest, prediction
+from trainer.prior import dco, identifier, images, manifest, others, prediction
 from trainer.prior.prediction import PredictedRows, Predictions
 from trainer.run import resuming
 from trainer.run.prepare import Run
@@ -68,7 +68,8 @@ def untouched(run: Run, parts: Parts) -> Stage[Painter]:
     config, texts = run.config, {}
     if config.prior.with_prior_preservation:
         encoder = Encoder.of(parts, config, run.plan.drawing, run.device)
-        texts = yield from encoder.prompts([data.class_prompt(config), ""])
+        words = others.prompts(config, parts.family.name) if config.prior.others else []
+        texts = yield from encoder.prompts([data.class_prompt(config), *words, ""])
     policy = run.plan.policy
     engine = make_engine(config, parts, policy, run.device, run.team) if policy.stream == "all" else None
     return Painter(parts, run.look, run.plan.drawing, run.device, texts, engine)
@@ -90,6 +91,8 @@ def class_images(run: Run, painter: Painter) -> Stage[Keep]:
     found = yield from images.ensure(
         painter, config, images.folder_for(painter.parts, config, run.cache), team=run.team
     )
+    if config.prior.others:
+        found = yield from others.beside(found, painter, config, run.cache, run.team)
     if run.team.leads:
         manifest.record(run.folder, found)
     yield from (Notice(text, level="warning") for text in data.in_both(run.photos, found))
@@ -124,15 +127,17 @@ def trained(run: Run, painter: Painter, cached: Cached, keep: Keep) -> Stage[tup
     drawing = replace(run.plan.drawing, batch=config.sample.batch_size or run.plan.drawing.batch)
     painter = replace(painter, drawing=drawing, texts=dataset.texts or dataset.tokens, engine=engine)
     objective = Objective.of(config, parts.noise(train.zero_terminal_snr, run.look.size))
+    photos, classes = yield from _draws(run, dataset, objective, engine, parts.digest)
     batches = Batches(
         dataset,
         objective,
-        _prior_rows(keep, dataset, objective),
+        _prior_rows(keep, dataset, objective, classes),
         batch_size=train.train_batch_size,
         accumulation=train.gradient_accumulation_steps,
         seed=train.seed,
         caption_dropout=train.caption_dropout,
     )
+    batches.draws = photos
     made = Trained(
         run.folder,
         engine,
@@ -184,11 +189,25 @@ def _attention(run: Run, parts: Parts, dataset: Dataset) -> Iterator[Event]:
     memory.allocator.release()
 
 
-def _prior_rows(keep: Keep, dataset: Dataset, objective: Objective) -> PriorRows | None:
+def _draws(
+    run: Run, dataset: Dataset, objective: Objective, engine: Engine, model: str
+) -> Stage[tuple[Draws | None, Draws | None]]:
+    """Where a row's loss counts against the base model's: the rows of photos and of class images that there are."""
+    if run.config.prior.by != "dco":
+        return None, None
+    photos, classes = dco.decks(dataset, objective, run.config)
+    rows = run.config.train.train_batch_size * (2 if classes else 1)
+    photos = yield from dco.known(photos, engine, model, run.cache, rows)
+    if classes is not None:
+        classes = yield from dco.known(classes, engine, model, run.cache, rows)
+    return photos, classes
+
+
+def _prior_rows(keep: Keep, dataset: Dataset, objective: Objective, draws: Draws | None) -> PriorRows | None:
     """The class half of a step."""
     if isinstance(keep, Predictions):
         return PredictedRows(keep, dataset, objective)
-    return ClassRows(dataset, objective) if dataset.class_count else None
+    return ClassRows(dataset, objective, draws) if dataset.class_count else None
 
 
 def _guard(run: Run, made: Trained, painter: Painter, cached: Cached) -> Guard:

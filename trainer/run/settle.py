@@ -65,7 +65,7 @@ def learning(config: Config, family: Family) -> None:
         if config.model.name == "demo" and not config.chosen(key):
             config.settle(key, value, "demo default")
     named = bool(config.data.class_name or config.prior.class_prompt)
-    default("prior.with_prior_preservation", train.method == "full" and named)
+    default("prior.with_prior_preservation", train.method == "full" and named and config.prior.by != "dco")
     prior = config.prior.with_prior_preservation
     if prior:
         default("prior.num_class_images", defaults.class_images)

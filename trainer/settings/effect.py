@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from trainer.settings.config import Config, knobs
 
-ALONE = ("prior.with_prior_preservation", "prior.anchor")  # of [prior]: what needs no pictures of a class
+# of [prior]: what needs no pictures of a class
+ALONE = ("prior.with_prior_preservation", "prior.anchor", "prior.by", "prior.temperature")
 
 
 class Idle(NamedTuple):
@@ -34,6 +35,8 @@ def prior_is_on(config: Config) -> bool:
     """Whether class images will be trained on. Left open, it follows from the method and from a class being named."""
     if config.prior.with_prior_preservation is not None:
         return config.prior.with_prior_preservation
+    if config.prior.by == "dco":
+        return False
     demo = config.data.instance_data_dir is None  # the built-in subject names its class
     return config.train.method == "full" and bool(demo or config.data.class_name or config.prior.class_prompt)
 
@@ -43,6 +46,10 @@ def _rules(config: Config) -> Iterator[tuple[bool, str, str, str]]:
     data, train, memory, sample = config.data, config.train, config.memory, config.sample
     yield train.method == "full", "lora.", "the method is full fine-tuning", "--method lora"
     yield not prior_is_on(config), "prior.", "prior preservation is off", "--with_prior_preservation and --class_name"
+    fix = "--with_prior_preservation and --class_name"
+    yield not prior_is_on(config) and config.prior.by != "dco", "prior.by", "prior preservation is off", fix
+    yield not config.prior.others, "prior.others_prompts", "no pictures of other prompts are trained on", "--others 0.5"
+    yield config.prior.by != "dco", "prior.temperature", "the loss is the plain one", "--by dco"
     yield data.crop != "random", "data.crop_variants", "crops are not random", "--crop random"
     yield data.buckets, "data.crop", "buckets cut no squares", ""
 

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from trainer.errors import ConfigError
 from trainer.settings.config import Config
+from trainer.settings.effect import prior_is_on
 
 
 def check(config: Config) -> None:
     """Raise a ConfigError for the first thing that is wrong."""
     _anchor(config)
+    _others(config)
+
+
+def others(class_images: int, share: float) -> int:
+    """How many pictures of other prompts make up `share` of the deck beside so many class images."""
+    return round(class_images * share / (1 - share))
+
+
+def _others(config: Config) -> None:
+    prior = config.prior
+    if prior.others and prior.by == "prediction" and prior_is_on(config):
+        raise ConfigError(
+            "prior.others draws pictures of other prompts, and prior by prediction reads none",
+            "use --by images, or leave --others out",
+        )
+    if prior.others_prompts and not Path(prior.others_prompts).is_file():
+        raise ConfigError(f"there is no file {prior.others_prompts}", "name a text file with a prompt on each line")
 
 
 def _anchor(config: Config) -> None:

@@ -13,8 +13,15 @@ class Prior(Section):
     with_prior_preservation: bool | None = knob(
         None, "train on class pictures beside the photos; default on for full fine-tuning where a class is named"
     )
-    by: Literal["images", "prediction"] = knob(
-        "images", "class images made by the base model, or its cached predictions on noised class latents"
+    by: Literal["images", "prediction", "dco"] = knob(
+        "images",
+        "class images made by the base model; its cached predictions on noised class latents; or DCO, with its cached losses on "
+        "the photos (and on class images with with_prior_preservation)",
+    )
+    temperature: float = knob(
+        1e-3,
+        "of DCO: how much better than the base model a picture is learned before it stops to pull; larger learns more",
+        gt=0,
     )
     class_data_dir: str | None = knob(
         None,
@@ -31,6 +38,13 @@ class Prior(Section):
         None, "seed of generated class images; default their folder's, else 0", gt=-(2**32), lt=2**32
     )
     prior_loss_weight: float = knob(1.0, "weight of the class half of the loss", ge=0, le=1000)
+    others: float = knob(
+        0.0,
+        "share of the class half for pictures of other prompts, so that these stay, too; drawn beside the class images",
+        ge=0,
+        le=0.9,
+    )
+    others_prompts: str | None = knob(None, "text file with those prompts, one a line; default a broad list that ships")
     anchor: float = knob(
         0.0,
         "share of the way back to the base model's weights after each update, at the full rate; 0.003 is mild",
