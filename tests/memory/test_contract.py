@@ -19,11 +19,13 @@ from trainer import memory
 from trainer.errors import ConfigError
 from trainer.machine import host
 from trainer.memory import TECHNIQUES
-from trainer.models import FAMILIES, adapters, family
+from trainer.models import SD1, SD2, SDXL, adapters, family
 from trainer.plan.simulate import Tracker
 from trainer.policy import AdamHyper
 from trainer.settings.config import Lora, Memory
 from trainer.step.engine import Engine, Policy
+
+FAMILIES = (SD1, SD2, SDXL)  # transformers have tests of their own, in models/dit
 
 LOW = {"weights": "24bit", "compute": torch.bfloat16}
 # what turns a technique on -> (settings, largest relative difference of a loss over three steps; 0: identical)

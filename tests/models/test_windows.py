@@ -9,8 +9,10 @@ from tiny_run import events, of, words
 from trainer.cli.parse import parse
 from trainer.errors import ConfigError
 from trainer.events import Exported, Finished, Sampled
-from trainer.models import FAMILIES, SD1
+from trainer.models import SD1, SD2, SDXL
 from trainer.models.windows import widened
+
+FAMILIES = (SD1, SD2, SDXL)  # transformers have tests of their own, in models/dit
 
 FIRST, SECOND = "very " * 75, "small wooden boat"
 

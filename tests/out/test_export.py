@@ -12,9 +12,11 @@ from trainer.errors import ConfigError
 from trainer.events import Exported, PhaseEnded, PhaseStarted
 from trainer.files.safetensors_stream import Writer, header
 from trainer.files.whole import whole
-from trainer.models import FAMILIES, SD1, SD2, SDXL, adapters, load
+from trainer.models import SD1, SD2, SDXL, adapters, load
 from trainer.out import export
 from trainer.settings.config import Lora
+
+FAMILIES = (SD1, SD2, SDXL)  # transformers have tests of their own, in models/dit
 
 PIPELINES = {"sd1": StableDiffusionPipeline, "sd2": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}
 

@@ -13,11 +13,13 @@ import torch
 from diffusers import DiffusionPipeline
 
 from trainer.events import Exported
-from trainer.models import FAMILIES, adapters
+from trainer.models import SD1, SD2, SDXL, adapters
 from trainer.out import export
 from trainer.policy import Policy
 from trainer.settings.config import Lora
 from trainer.step.engine import Engine
+
+FAMILIES = (SD1, SD2, SDXL)  # transformers have tests of their own, in models/dit
 
 FULL, LORA = ("diffusers", "single_file"), ("lora_diffusers", "lora_kohya")
 EVERY = list(itertools.product(FAMILIES, ("full", "lora", "dora"), (False, True)))

@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
-from trainer.models import FAMILIES
+from trainer.models import SD1, SD2, SDXL
 from trainer.objective.loss import Given, Objective
 from trainer.step.engine import AdamHyper, Engine, Policy
+
+FAMILIES = (SD1, SD2, SDXL)  # transformers have tests of their own, in models/dit
 
 LR, GAMMA, PRIOR_WEIGHT = 0.1, 5.0, 0.7
 
