@@ -61,6 +61,7 @@ TESTED_IN = {
     "models/demo_model": "benchmarks/demo/assets benchmarks/demo/backgrounds benchmarks/demo/cutouts benchmarks/demo/draw "
     "benchmarks/demo/evaluate benchmarks/demo/judge benchmarks/demo/recipe "
     "benchmarks/demo/subjects benchmarks/demo/text benchmarks/demo/vae",
+    "models/dit/nextdit/lumina2_names": "models/dit/nextdit/names",
     "models/dit/nextdit/lumina2_units": "models/dit/nextdit/units",
     "models/dit/recognise": "models/dit/family",
     "models/load": "models/describe",

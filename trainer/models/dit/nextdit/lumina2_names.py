@@ -1,8 +1,4 @@
-"""What Lumina's transformer is called in files: the names of its original code, which ComfyUI and diffusers read.
-
-Public files (Comfy-Org's repackaged one, and what is made from it) hold the transformer alone, without a prefix; VAE and text
-encoder are files of their own. Queries, keys and values are one matrix there, 2304 + 768 + 768 rows high.
-"""
+"""What Lumina's transformer is called in files, where diffusers calls it otherwise."""
 
 from __future__ import annotations
 
@@ -10,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
+from trainer.models.dit.nextdit import names
 from trainer.models.sd.ldm import Entry, renamed
 
 MARK = "layers.0.adaLN_modulation.1.weight"  # Z-Image has no activation before it, and so a 0
@@ -40,27 +37,14 @@ BLOCK = {
 def layout(modules: Mapping[str, nn.Module]) -> list[Entry]:
     """The entries of a file with the transformer's tensors; the other parts are in none."""
     denoiser = modules.get("transformer")
-    if denoiser is None:
-        return []
-    path, found = adapter_path(denoiser), {}
-    for name, parameter in denoiser.named_parameters():
-        inner, _, part = name.rpartition(".")
-        found.setdefault(f"{path(inner)}.{part}", []).append((f"transformer.{name}", tuple(parameter.shape)))
-    return [_entry(key, members) for key, members in found.items()]
+    return [] if denoiser is None else names.layout(denoiser, _paths(denoiser))
 
 
 def adapter_path(denoiser: nn.Module) -> Callable[[str], str]:
     """From a module's path in the transformer to the original one, which q, k and v of a block share."""
-    paths = dict(NAMES)
-    for stack in ("context_refiner", "noise_refiner", "layers"):
-        for i in range(len(getattr(denoiser, stack))):
-            paths |= {f"{stack}.{i}.{ours}": f"{stack}.{i}.{theirs}" for ours, theirs in BLOCK.items()}
+    paths = _paths(denoiser)
     return lambda path: renamed(path, paths)
 
 
-def _entry(key: str, members: list[tuple[str, tuple[int, ...]]]) -> Entry:
-    names, shapes = zip(*members, strict=True)
-    if len(names) == 1:
-        return Entry(key, names, shapes[0])
-    rows = tuple(shape[0] for shape in shapes)
-    return Entry(key, names, (sum(rows), *shapes[0][1:]), "fused", rows)
+def _paths(denoiser: nn.Module) -> dict[str, str]:
+    return NAMES | names.in_blocks(denoiser, BLOCK)
