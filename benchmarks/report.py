@@ -13,14 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import textwrap
-from collections.abc import Callable
 from pathlib import Path
 
 from .harness.rows import RESULTS, shown
+from .plots import PLOTS, Row, provenance
+from .suites.search import summary
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-Row = dict[str, object]
 
 TIMES = (
     "seconds", "spread", "images_per_second", "speed_against_above", "start_to_finish_seconds", "microseconds",
@@ -43,6 +42,19 @@ COLUMNS: dict[str, dict[str, str]] = {
         "seconds": "seconds",
         "prior_seconds": "of them for the class",
         "prior_bytes": "class on disk MiB",
+    },
+    "search": {
+        "way": "trained",
+        "subjects": "subjects",
+        "runs": "runs",
+        "distance": "distance to the goal",
+        "fidelity": "fidelity",
+        "class_kept": "class kept",
+        "unrelated_drift": "unrelated drift",
+        "prompt": "prompt",
+        "context": "context",
+        "class_drift": "class drift",
+        "seconds": "seconds",
     },
     "formats": {
         "format": "stored as",
@@ -122,7 +134,7 @@ def main(argv: list[str]) -> int:
     given = parser.parse_args(argv)
     out = given.out or given.results
     out.mkdir(parents=True, exist_ok=True)
-    newest = {path.stem: latest(read(path)) for path in sorted(given.results.glob("*.jsonl"))}
+    newest = {path.stem: shown_rows(path) for path in sorted(given.results.glob("*.jsonl"))}
     newest = {suite: rows for suite, rows in newest.items() if rows}
     summary = ["# Results", *(f"\n## {suite}\n\n{section(suite, rows)}" for suite, rows in newest.items())]
     (out / "summary.md").write_text("\n".join(summary) + "\n", encoding="utf-8")
@@ -153,6 +165,11 @@ def latest(rows: list[Row]) -> list[Row]:
     return [row for row in rows if row["origin"]["time"] == newest[_subject(row)]]
 
 
+def shown_rows(path: Path) -> list[Row]:
+    """The rows of a suite that are shown: the newest run's; of a search all, which go on from each other."""
+    return read(path) if path.stem == "search" else latest(read(path))
+
+
 def _subject(row: Row) -> tuple[object, ...]:
     return row.get("model"), row.get("subject"), row.get("way"), row.get("rate"), row.get("format")
 
@@ -163,6 +180,8 @@ def _worth(row: Row) -> tuple[bool, bool]:
 
 def section(suite: str, rows: list[Row]) -> str:
     """A Markdown table for each run, and the sentence that says where it was measured."""
+    if suite == "search":
+        return _table(suite, [row | {"origin": rows[-1]["origin"]} for row in summary(rows)])
     runs: dict[str, list[Row]] = {}
     for row in rows:
         runs.setdefault(row["origin"]["time"], []).append(row)
@@ -191,19 +210,11 @@ def cell(name: str, row: Row) -> str:
     """A value, with its spread over seeds behind it where there is one."""
     value = row.get(name)
     text = shown(name, round(value, 3) if isinstance(value, float) and 0.1 <= abs(value) < 100 else value)
-    spread = None if name.endswith("_bytes") else row.get(f"{name}_sd")  # MiB here, bytes in the row
+    spread = (
+        None if name.endswith("_bytes") else row.get(f"{name}_sd", row.get(f"{name}_ci"))
+    )  # MiB here, bytes in the row
     text = f"{text} ± {spread:.2g}" if isinstance(spread, float) and spread else text
     return text.replace("|", "\\|")
-
-
-def provenance(row: Row) -> str:
-    origin = row["origin"]
-    where = f"{origin['gpu']['name']}" if origin["gpu"] else f"{origin['cpu']}, {origin['threads']} threads, no GPU"
-    versions = ", ".join(
-        f"{name} {origin['versions'][name]}" for name in ("torch", "diffusers") if name in origin["versions"]
-    )
-    where = f"a tiny {row.get('model', '')} model on {where}".replace("  ", " ") if row.get("tiny") else where
-    return f"Measured on {where}; {versions}; commit {origin['commit'] or 'unknown'}, {origin['time'][:10]}."
 
 
 def fill_readme(readme: Path, newest: dict[str, list[Row]]) -> list[str]:
@@ -224,77 +235,3 @@ def fill_readme(readme: Path, newest: dict[str, list[Row]]) -> list[str]:
             changed.append(suite)
     readme.write_text(text, encoding="utf-8")
     return changed
-
-
-# ------------------------------------------------------------------------------------------------------------- plots
-
-
-def plot_ladder(rows: list[Row], path: Path) -> Path:
-    """Peak memory as bars with the speed written on them, one technique more per bar."""
-    rows = [row for row in rows if row.get("model") == rows[0].get("model")]  # of several models the first one measured
-    figure, axis = _figure(9, 0.45 * len(rows) + 1.6)
-    key = "peak_allocated_bytes" if any(row.get("peak_allocated_bytes") for row in rows) else "live_peak_bytes"
-    names, sizes = [row["technique"] for row in rows], [row[key] / 2**20 for row in rows]
-    axis.barh(names, sizes, color="#4c78a8")
-    axis.invert_yaxis()
-    axis.set_xlabel("peak of allocated tensors, MiB")
-    for index, row in enumerate(rows):
-        said = f" {sizes[index]:,.1f} MiB" + ("" if row.get("tiny") else f", {row['images_per_second']:.3g} images/s")
-        axis.text(sizes[index], index, said, va="center", fontsize=8)
-    axis.set_xlim(0, max(sizes) * 1.45)
-    return _save(figure, rows, path)
-
-
-def plot_presets(rows: list[Row], path: Path) -> Path:
-    rows = [row for row in rows if row.get("budget_bytes")] or rows
-    figure, axis = _figure(7, 0.5 * len(rows) + 1.6)
-    names = [f"{row['preset']} {row['model']}" for row in rows]
-    axis.barh(names, [row.get("budget_bytes", 0) / 2**20 for row in rows], color="#dddddd", label="budget")
-    axis.barh(names, [row["peak_bytes"] / 2**20 for row in rows], color="#4c78a8", height=0.5, label="peak")
-    axis.invert_yaxis()
-    axis.set_xlabel("MiB")
-    axis.legend()
-    return _save(figure, rows, path)
-
-
-def plot_quality(rows: list[Row], path: Path) -> Path:
-    """Fidelity against drift: a good way to train is high and to the left."""
-    figure, axis = _figure(7, 5)
-    for way in dict.fromkeys(row["way"] for row in rows):
-        mine = [row for row in rows if row["way"] == way]
-        axis.errorbar(
-            [r["class_drift"] for r in mine],
-            [r["fidelity"] for r in mine],
-            xerr=[r.get("class_drift_sd", 0) for r in mine],
-            yerr=[r.get("fidelity_sd", 0) for r in mine],
-            fmt="o",
-            label=way,
-            capsize=2,
-        )
-    axis.set_xlabel("drift of the bare class from the base model (less is better)")
-    axis.set_ylabel("subject fidelity (more is better)")
-    axis.legend(fontsize=8)
-    return _save(figure, rows, path)
-
-
-PLOTS: dict[str, Callable[[list[Row], Path], Path]] = {
-    "ladder": plot_ladder,
-    "presets": plot_presets,
-    "quality": plot_quality,
-}
-
-
-def _figure(width: float, height: float):
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    return pyplot.subplots(figsize=(width, height), layout="constrained")
-
-
-def _save(figure, rows: list[Row], path: Path) -> Path:
-    said = textwrap.fill(provenance(rows[0]), int(figure.get_figwidth() * 14))
-    figure.suptitle(said, fontsize=7, x=0.01, ha="left", color="#666666")
-    figure.savefig(path, dpi=130)
-    return path

@@ -11,6 +11,7 @@ on where it ended, and takes new ways in. `words` may name `ways=a,b`, `minutes=
 from __future__ import annotations
 
 import json
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,10 +23,13 @@ from trainer.run import settle
 from ..harness import jobs
 from ..harness.rows import RESULTS
 from ..harness.timing import Options
-from .quality import Protocol, Subject, subjects
+from .quality import Prompts, Protocol, Subject, scores, subjects
 
 GOALS = {"fidelity": 0.60, "class_kept": 0.95, "unrelated_drift": 0.30, "prompt": 0.60}  # the second to last: at most
 LESS_IS_BETTER = ("unrelated_drift",)
+MEASURES = (*GOALS, "context", "class_drift", "seconds")
+# Student's t at 97.5 % for 1, 2, ... degrees of freedom
+T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20)
 
 TEXT, PRIOR, NONE = ["--train_text_encoder"], ["--with_prior_preservation"], ["--no-with_prior_preservation"]
 
@@ -61,13 +65,15 @@ WAYS: dict[str, list[str]] = {
     "class images 0.3, text": HALF + TEXT,
     "class images 0.3, text, anchor 0.003, 600": HALF + TEXT + _anchor(0.003) + _steps(600),
     "class images 0.3, anchor 0.01": HALF + _anchor(0.01),
-    "class images 0.3, slow text, anchor 0.01": HALF + SLOW + _anchor(0.01),
+    "class images 0.1, anchor 0.005": PRIOR + _weight(0.1) + _anchor(0.005),
     "others 0.5, 0.3, anchor 0.003": HALF + _others(0.5) + _anchor(0.003),
-    "others 0.5, 0.3, slow text, anchor 0.003": HALF + SLOW + _others(0.5) + _anchor(0.003),
+    "class images 0.3, slow text, anchor 0.005": HALF + SLOW + _anchor(0.005),
     "dco 0.03": NONE + _dco(0.03),
-    "dco 0.003, anchor 0.003": NONE + _dco(0.003) + _anchor(0.003),
-    "class images 0.3, anchor 0.003, 600": HALF + _anchor(0.003) + _steps(600),
-    "predictions 0.3, anchor 0.01": HALF + _anchor(0.01) + ["--by", "prediction"],
+    "class images 0.3, noisy, anchor 0.005": HALF + _anchor(0.005) + ["--timesteps", "noisy"],
+    "class images 0.3, clean, anchor 0.005": HALF + _anchor(0.005) + ["--timesteps", "clean"],
+    "class images 0.3, anchor 0.005, 600": HALF + _anchor(0.005) + _steps(600),
+    "others 0.5, 0.3, slow text, anchor 0.003": HALF + SLOW + _others(0.5) + _anchor(0.003),
+    "predictions 0.3, anchor 0.005": HALF + _anchor(0.005) + ["--by", "prediction"],
 }
 
 
@@ -80,8 +86,9 @@ class Rung:
     ways: int
 
 
-RUNGS = (Rung(1, 1, 8), Rung(2, 1, 4), Rung(4, 1, 2), Rung(4, 3, 1))
-ALWAYS = ("no prior", "class images, text")  # what everybody's trainer has: measured on every rung
+RUNGS = (Rung(1, 1, 4), Rung(4, 1, 2), Rung(4, 3, 1))
+BASE = "base model"  # nothing trained: what class kept and prompt are where nothing is lost
+ALWAYS = ("class images, text",)  # what everybody's trainer has: measured on every rung
 
 
 def suite(options: Options) -> Iterator[dict]:
@@ -105,6 +112,13 @@ def suite(options: Options) -> Iterator[dict]:
                     return
                 if subject.name not in before:
                     before[subject.name] = protocol.before(subject)
+                    if (BASE, subject.name, 0) not in {(r["way"], r["subject"], r["seed"]) for r in done}:
+                        untouched = scores(eye, subject, Prompts.of(subject), *[before[subject.name]] * 2)
+                        done.append(
+                            {"way": BASE, "subject": subject.name, "seed": 0, "base": base, "judge": eye.name}
+                            | untouched
+                        )
+                        yield done[-1]
                 folder = Path(place) / f"run-{len(done)}"
                 measured, _ = protocol.one(subject, ways[way] + extra, seed, folder, before[subject.name])
                 row = {"way": way, "subject": subject.name, "seed": seed, "base": base, "judge": eye.name} | measured
@@ -145,6 +159,38 @@ def going_on(done: Sequence[dict], ways: Sequence[str], passed: Sequence[Rung], 
 
 def means(runs: Sequence[dict]) -> dict[str, float]:
     return {name: sum(run[name] for run in runs) / len(runs) for name in GOALS if all(name in run for run in runs)}
+
+
+def summary(runs: Sequence[dict]) -> list[dict]:
+    """A row for each way: means over its runs, 95 % intervals of them as <name>_ci where there are several runs, and the
+    distance to the goal; the nearest first."""
+    rows = []
+    for way in dict.fromkeys(run["way"] for run in runs):
+        mine = [run for run in runs if run["way"] == way]
+        row = {"way": way, "subjects": len({run["subject"] for run in mine}), "runs": len(mine)}
+        for name in MEASURES:
+            if values := [run[name] for run in mine if run.get(name) is not None]:
+                row[name] = statistics.mean(values)
+                row |= {f"{name}_ci": interval(values)} if len(values) > 1 else {}
+        rows.append(row | {"distance": distance(means(mine))})
+    return sorted(rows, key=lambda row: row["distance"])
+
+
+def interval(values: Sequence[float]) -> float:
+    """Half the width of the mean's 95 % confidence interval, by Student's t."""
+    return T95[min(len(values) - 1, len(T95)) - 1] * statistics.stdev(values) / len(values) ** 0.5
+
+
+def front(rows: Sequence[dict]) -> list[dict]:
+    """Of the ways with most runs those that no other beats in both fidelity and unrelated drift, by rising drift."""
+    most = max(row["runs"] for row in rows)
+    found: list[dict] = []
+    for row in sorted(
+        (row for row in rows if row["runs"] == most), key=lambda r: (r["unrelated_drift"], -r["fidelity"])
+    ):
+        if not found or row["fidelity"] > found[-1]["fidelity"]:
+            found.append(row)
+    return found
 
 
 def shortfall(name: str, value: float) -> float:

@@ -76,6 +76,16 @@ def test_a_mask_silences_what_it_covers():
     torch.testing.assert_close(loss, prediction[..., :3].pow(2).mean())
 
 
+@pytest.mark.parametrize(("leaning", "share"), [("noisy", 0.75), ("uniform", 0.5), ("clean", 0.25)])
+def test_photos_may_see_more_of_one_end_of_the_noise_and_class_images_do_not(leaning, share):
+    objective, generator = Objective(DDPM(ABAR), timesteps=leaning), torch.Generator().manual_seed(0)
+    many = latents(1).expand(4000, -1, -1, -1)
+    found, others = (objective.draw(many, generator, photos).timesteps for photos in (True, False))
+    half = len(ABAR) / 2
+    assert (found >= half).float().mean() == pytest.approx(share, abs=0.04)
+    assert (others >= half).float().mean() == pytest.approx(0.5, abs=0.04)
+
+
 def test_offset_noise_shifts_whole_channels_and_only_them():
     plain = Objective(DDPM(ABAR)).draw(latents(), torch.Generator().manual_seed(7))
     shifted = Objective(DDPM(ABAR), offset_noise=0.1).draw(latents(), torch.Generator().manual_seed(7))

@@ -14,7 +14,7 @@ import pytest
 from recorded_run import events
 
 from trainer.errors import ConfigError
-from trainer.events import Event, Exported, Finished, PhaseEnded, RunStarted, Step
+from trainer.events import Event, Exported, Finished, Meters, PhaseEnded, RunStarted, Step
 from trainer.readers import log, report
 from trainer.readers.view import figures
 from trainer.readers.view.page import locate, spread
@@ -115,6 +115,14 @@ def test_the_same_seed_stands_in_one_row(text: str) -> None:
     for row in rows:
         assert len({label.rsplit(", step", 1)[0] for label in row}) == 1
         assert [int(label.rsplit(" ", 1)[1]) for label in row] == [15, 30, 45, 60]
+
+
+def test_the_runs_way_is_drawn_where_a_judge_read_both_ends_of_it() -> None:
+    readings = [{"subject": 0.1 * step, "unrelated drift": 0.05 * step} for step in range(3)]
+    both = report.meters(replay(Meters(step, values) for step, values in enumerate(readings)), Path())
+    one = report.meters(replay(Meters(step, {"subject": 0.1 * step}) for step in range(3)), Path())
+    assert "drift of unrelated prompts" in both and "step 2" in both
+    assert "drift of unrelated prompts" not in one
 
 
 def test_settings_name_their_origin_and_defaults_are_folded_away(text: str) -> None:

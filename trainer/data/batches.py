@@ -240,7 +240,7 @@ def noised_rows(
     mean = torch.stack([example.mean for example in examples]).float()  # (B, C, H/8, W/8)
     std = torch.stack([example.std for example in examples]).float()
     latents = dataset.latents.scaled(mean + std * torch.randn(mean.shape, generator=generator))
-    noised = objective.draw(latents, generator)
+    noised = objective.draw(latents, generator, photos)
     prompts = [example.prompt for example in examples]
     if caption_dropout:
         dropped = torch.rand(len(prompts), generator=generator) < caption_dropout

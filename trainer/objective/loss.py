@@ -71,19 +71,25 @@ class Objective:
     offset_noise: float = 0.0
     prior_loss_weight: float = 1.0
     temperature: float = 1e-3
+    timesteps: str = "uniform"
 
     @classmethod
     def of(cls, config: Config, noise: Noise) -> Objective:
         train, prior = config.train, config.prior
-        return cls(noise, train.snr_gamma, train.offset_noise, prior.prior_loss_weight, prior.temperature)
+        weight, temperature = prior.prior_loss_weight, prior.temperature
+        return cls(noise, train.snr_gamma, train.offset_noise, weight, temperature, train.timesteps)
 
-    def draw(self, latents: Tensor, generator: torch.Generator) -> Noised:
+    def draw(self, latents: Tensor, generator: torch.Generator, photos: bool = False) -> Noised:
         """Draw noise and timesteps for `latents` (B, C, H/8, W/8), on the generator's device (the CPU, so that a run is
-        the same on every card)."""
+        the same on every card). Those of `photos` may lean to one end: the noisier, or the cleaner, of two draws."""
         noise = torch.randn(latents.shape, generator=generator)
         if self.offset_noise:
             noise = noise + self.offset_noise * torch.randn(*latents.shape[:2], 1, 1, generator=generator)
-        return self.noised(latents, noise, self.noise.draw(len(latents), generator))
+        timesteps = self.noise.draw(len(latents), generator)
+        if photos and self.timesteps != "uniform":
+            again = self.noise.draw(len(latents), generator)
+            timesteps = (torch.maximum if self.timesteps == "noisy" else torch.minimum)(timesteps, again)
+        return self.noised(latents, noise, timesteps)
 
     def noised(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Noised:
         """The same with given noise and timesteps."""

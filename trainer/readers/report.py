@@ -207,7 +207,12 @@ def meters(state: RunState, run: Path) -> str:
         for name, taken in readings.items()
         if len(taken) > 1
     )
-    return section("Meters", plots(drawn, "small"), f'<div class="tiles">{said}</div>' if said else "")
+    both = "subject", "unrelated drift"
+    way = [
+        (m.step, m.values[both[1]], m.values[both[0]]) for m in state.meters if all(name in m.values for name in both)
+    ]
+    path = plots([figures.path(way)]) if len(way) > 1 else ""
+    return section("Meters", plots(drawn, "small"), path, f'<div class="tiles">{said}</div>' if said else "")
 
 
 def memory(state: RunState, run: Path) -> str:

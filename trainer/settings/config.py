@@ -171,7 +171,10 @@ class Guard(Section):
     early_stop: Literal["off", "plateau", "drift"] = knob("off", "stop on this verdict; off only reports it")
     patience: int = knob(3, "readings without improvement that make a plateau", ge=1)
     drift_limit: float = knob(0.35, "drift above this is a verdict", gt=0)
-    keep_best: bool = knob(False, "keep the best checkpoint beside the last")
+    keep_best: bool = knob(
+        False,
+        "keep the best checkpoint beside the last: subject + prompt - drift of the class and of unrelated prompts, where a judge looks; else the held-out loss",
+    )
 
 
 class Run(Section):

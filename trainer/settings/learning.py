@@ -106,6 +106,10 @@ class Train(Section):
     zero_terminal_snr: bool = knob(
         False, "rescale the schedule to zero terminal SNR (arXiv 2305.08891)", "zero_terminal_snr"
     )
+    timesteps: Literal["uniform", "noisy", "clean"] = knob(
+        "uniform",
+        "noise of the photos: as the model was trained; twice as often much noise (layout: the early steps of drawing); or little (detail: the late ones)",
+    )
     caption_dropout: float = knob(
         0.0, "share of steps trained with an empty prompt", "caption_dropout_rate", ge=0, le=1
     )

@@ -17,7 +17,8 @@ def row(way: str, subject: str = "a", seed: int = 0, **changed: float) -> dict:
 
 
 def test_a_way_to_train_is_run_and_measured():
-    (found,) = search.suite(Options(tiny=True))
+    base, found = search.suite(Options(tiny=True))
+    assert base["way"] == search.BASE and base["unrelated_drift"] < 1e-5
     assert found["way"] == "no prior" and 0 <= search.distance(search.means([found])) <= 2
 
 
@@ -29,9 +30,9 @@ def test_the_distance_is_zero_where_every_goal_is_met_and_grows_with_what_is_mis
 
 
 def test_the_better_ways_go_on_and_those_that_everybody_has_stay():
-    done = [row("no prior", class_kept=0.0), row("bad", fidelity=0.0), row("good"), row("fair", prompt=0.5)]
-    rungs = [Rung(1, 1, 2)]
-    assert search.going_on(done, ["no prior", "bad", "good", "fair"], rungs, KNOWN) == ["good", "fair", "no prior"]
+    stays = search.ALWAYS[0]
+    done = [row(stays, class_kept=0.0), row("bad", fidelity=0.0), row("good"), row("fair", prompt=0.5)]
+    assert search.going_on(done, [stays, "bad", "good", "fair"], [Rung(1, 1, 2)], KNOWN) == ["good", "fair", stays]
 
 
 def test_what_was_measured_is_not_run_again():
@@ -45,3 +46,18 @@ def test_rows_of_an_earlier_search_are_read(tmp_path):
     assert search.kept(file) == []
     file.write_text(json.dumps(row("good")) + "\n")
     assert search.kept(file) == [row("good")]
+
+
+def test_a_summary_has_means_and_intervals_with_the_nearest_way_first():
+    first, second = search.summary([row("bad", fidelity=0.1), row("good"), row("good", seed=1, prompt=0.9)])
+    assert (first["way"], first["runs"], second["way"]) == ("good", 2, "bad")
+    assert first["prompt"] == 0.8 and abs(first["prompt_ci"] - 12.71 * 0.1) < 1e-9 and "prompt_ci" not in second
+
+
+def test_the_front_has_what_no_other_way_beats_in_both():
+    runs = [
+        row("far", fidelity=0.9, unrelated_drift=0.9),
+        row("near"),
+        row("beaten", fidelity=0.6, unrelated_drift=0.4),
+    ]
+    assert [each["way"] for each in search.front(search.summary(runs))] == ["near", "far"]

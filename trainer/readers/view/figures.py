@@ -103,6 +103,30 @@ def curves(title: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float
         return svg(figure, title)
 
 
+def path(points: Sequence[tuple[int, float, float]]) -> str:
+    """The run's way from the base model: how far unrelated prompts moved, and how near the subject came, at each reading;
+    up and to the left is better. points: (step, unrelated drift, subject)."""
+    if GAP or len(points) < 2:
+        return ""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure("Subject against unrelated drift")
+        axes.plot(
+            [x for _, x, _ in points],
+            [y for _, _, y in points],
+            color=COLOURS["muted"],
+            linewidth=1,
+            marker="o",
+            markersize=3,
+        )
+        for (step, x, y), colour in ((points[0], "muted"), (points[-1], "instance")):
+            axes.plot([x], [y], marker="o", markersize=5, color=COLOURS[colour])
+            axes.annotate(f"step {step}", (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8.5)
+        axes.margins(0.14)
+        axes.set_xlabel("drift of unrelated prompts")
+        axes.set_ylabel("similarity to the photos", labelpad=2)
+        return svg(figure, "Subject against unrelated drift")
+
+
 def memory(state: RunState, inches: tuple[float, float] = (8.4, 3.2)) -> str:
     """VRAM over time: each phase as a block up to its peak, what was planned for it as a dash, the budget as a dotted
     line.
