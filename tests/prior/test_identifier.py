@@ -22,7 +22,7 @@ def test_proposals_are_single_rare_tokens_without_a_known_meaning(tokenizer):
     assert len({candidate.word for candidate in found}) == 40
     for candidate in found:
         assert identifier.pieces(candidate.word, tokenizer) == [candidate.word]
-        assert candidate.rank >= identifier.RARE_RANK and candidate.word not in identifier.MEANINGS
+        assert candidate.rank >= identifier.rare_from(tokenizer) >= 40_000 and candidate.word not in identifier.MEANINGS
         assert re.fullmatch(r"[a-z]{3,4}", candidate.word)
         assert not identifier.warnings_for(candidate.word, "dog", tokenizer)
 
@@ -52,6 +52,40 @@ def test_poor_identifiers_are_named_with_better_ones(tokenizer, word, said):
 
 def test_a_good_identifier_is_not_complained_about(tokenizer):
     assert identifier.warnings_for("ohwx", "dog", tokenizer) == [] == identifier.warnings_for("hta", None, tokenizer)
+
+
+def byte_level():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return made, trainers.BpeTrainer(vocab_size=700, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+
+
+def sentence_piece():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(prepend_scheme="never"), decoders.Metaspace()
+    return made, trainers.BpeTrainer(vocab_size=420)
+
+
+@pytest.mark.parametrize("kind", [byte_level, sentence_piece])
+def test_vocabularies_of_language_models_are_searched_too(kind):
+    """Theirs mark the space before a word, not its end."""
+    from transformers import PreTrainedTokenizerFast
+
+    made, how = kind()
+    usual = "the photo dog house river green walks paper little garden window yellow animal people"
+    lines = [f"a photo of a {word} and {other}" for word in usual.split() for other in usual.split()] * 3
+    made.train_from_iterator([*lines, *["a photo of a hta and a zwq and a vkx"] * 2], how)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made)
+    proposed = [candidate.word for candidate in identifier.candidates(tokenizer, 3)]
+    assert sorted(proposed) == ["hta", "vkx", "zwq"], "the rare ones, and no piece of another word"
+    assert identifier.pieces("hta", tokenizer) == ["hta"] and len(identifier.pieces("htax", tokenizer)) > 1
+    assert identifier.warnings_for("hta", "dog", tokenizer) == []
+    assert "tokens" in identifier.warnings_for("vkhta", "dog", tokenizer)[0].text
+    assert "frequent word" in identifier.warnings_for("photo", "dog", tokenizer)[0].text
 
 
 @pytest.mark.parametrize("family", [SD1, SDXL], ids=lambda family: family.name)

@@ -33,7 +33,7 @@ def main(config: Config) -> int:
     side = config.data.resolution or facts.family.resolution
     said = list(data.mend(config))
     photos = data.scan(config, side, facts.divides)
-    said += prompts.check(config, photos, prior_is_on(config))
+    said += prompts.check(config, photos, prior_is_on(config), windows=facts.family.trains_text)
     classes = _classes(config, side)
     said += [*data.in_both(photos, classes), *_left(classes)]
     print(fit(photos.summary, lines=True))

@@ -79,6 +79,8 @@ def resolve(name: str) -> str:
 def apply(denoiser: nn.Module, policy: Policy, device: torch.device | str = "cpu") -> Callable[[], None]:
     """Give every attention layer of `denoiser` our processor; on CUDA forbid the math path. Returns the undo."""
     attention, model = resolve(policy.attention), _diffusers(denoiser)
+    if not _has_levels(model):
+        return _as_it_is(attention, torch.device(device))
     before = model.attn_processors
     model.set_attn_processor(Processor(attention))
     restore_flags = _forbid_math() if attention == "sdpa" and torch.device(device).type == "cuda" else None
@@ -89,6 +91,21 @@ def apply(denoiser: nn.Module, policy: Policy, device: torch.device | str = "cpu
             restore_flags()
 
     return undo
+
+
+def _has_levels(model: Any) -> bool:
+    """Whether it is a UNet. Transformers' own processors call torch's SDPA, each with its own norms, rotations and joints."""
+    return hasattr(model, "down_blocks")
+
+
+def _as_it_is(attention: str, device: torch.device) -> Callable[[], None] | None:
+    """A transformer's attention, with the kernels that torch has for it."""
+    if attention != "sdpa":
+        raise ConfigError(
+            f"--attention {attention} exchanges the attention of UNets; a transformer has one of its own, by torch's kernels",
+            "leave --attention out",
+        )
+    return _forbid_math() if device.type == "cuda" else None
 
 
 class Processor:
@@ -134,8 +151,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, attention: str = "sdpa") -
 
 
 def shapes(denoiser: nn.Module, batch: int, height: int, width: int, text_tokens: int = 77) -> list[Shape]:
-    """The kinds of attention calls that `denoiser` makes for latents of height x width, largest first."""
+    """The kinds of attention calls that `denoiser` makes for latents of height x width, largest first; none of a transformer,
+    whose calls have masks and joints of their own."""
     found, side, model = set(), 1, _diffusers(denoiser)
+    if not _has_levels(model):
+        return []
     levels = [(block, bool(block.downsamplers)) for block in model.down_blocks] + [(model.mid_block, False)]
     for block, shrinks in levels:
         tokens = (height // side) * (width // side)

@@ -2,7 +2,7 @@
 four there, its configurations in `assets`, and a line in `dit/recognise.py`."""
 
 from trainer.models.base import Defaults, Facts, Family, Parts, Source
-from trainer.models.describe import check_weights, describe, guess
+from trainer.models.describe import check_text, check_weights, describe, guess
 from trainer.models.dit import recognise
 from trainer.models.load import check_vae, load, load_for, read_as
 from trainer.models.sd.sd1 import DEMO, SD1
@@ -22,6 +22,7 @@ __all__ = [
     "Family",
     "Parts",
     "Source",
+    "check_text",
     "check_vae",
     "check_weights",
     "describe",

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -61,9 +62,9 @@ def inject(
         used = _used(parts, text)
         for name, model in _adapted(parts, text):
             draws = model is parts.denoiser
-            targets = settings.targets if draws else settings.text_targets
+            targets = (settings.targets or [*parts.family.defaults.targets]) if draws else settings.text_targets
             own = settings if draws else settings.model_copy(update={"conv_rank": None})  # text encoders have none
-            _check_targets(model, targets, "denoiser" if draws else "text encoder")
+            _check_targets(model, targets, draws)
             with _wide(model, targets, dora):
                 inject_adapter_in_model(_config(model, name, targets, own, used, dora), model, ADAPTER)
     for _, parameter in trainable(parts):
@@ -146,13 +147,11 @@ def _adapted(parts: Parts, text: bool) -> list[tuple[str, nn.Module]]:
     ]
 
 
-def _check_targets(model: nn.Module, targets: list[str], whose: str) -> None:
+def _check_targets(model: nn.Module, targets: list[str], draws: bool) -> None:
     named = dict(model.named_modules())
     kinds = {type(module).__name__ for module in named.values() if isinstance(module, (nn.Linear, nn.Conv2d))}
-    setting, usual = {
-        "denoiser": ("lora.targets", "to_q, to_k, to_v, to_out.0, ff.net.0.proj, ff.net.2, proj_in, proj_out, conv1"),
-        "text encoder": ("lora.text_targets", "q_proj, k_proj, v_proj, out_proj, fc1, fc2"),
-    }[whose]
+    setting, whose = ("lora.targets", "denoiser") if draws else ("lora.text_targets", "text encoder")
+    usual = ", ".join(_endings(named))
     for target in targets:
         found = [module for name, module in named.items() if _targeted(name, [target])]
         if not found:
@@ -162,6 +161,17 @@ def _check_targets(model: nn.Module, targets: list[str], whose: str) -> None:
                 f"{setting}: {target!r} is a {type(found[0]).__name__}",
                 f"name modules that are {' or '.join(sorted(kinds))}",
             )
+
+
+def _endings(named: Mapping[str, nn.Module]) -> list[str]:
+    """What names of modules that can be adapted end with, the most frequent ones: "to_q", "to_out.0", "net.0.proj"."""
+    counts: Counter[str] = Counter()
+    for name, module in named.items():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            words = name.split(".")
+            last = max(index for index, word in enumerate(words) if not word.isdigit())
+            counts[".".join(words[last:])] += 1
+    return [ending for ending, _ in counts.most_common(10)]
 
 
 def trainable(parts: Parts) -> Iterator[tuple[str, nn.Parameter]]:

@@ -30,6 +30,7 @@ class Defaults:
     lr_lora: float  # LoRA and DoRA, denoiser
     lr_lora_text: float  # LoRA and DoRA, text encoder
     lr_text: float | None = None  # text encoder in full fine-tuning, where it differs from lr_full_text
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")  # modules of the denoiser that adapters are put on
     steps: int = 800
     steps_lora: int = 800
     class_images: int = 200
@@ -86,7 +87,8 @@ class Names:
     bases:         kohya's names of the base model; architectures: ModelSpec's. A pair: of models that predict noise, and of
                    those that predict velocities
     source:        the original code
-    velocities:    whether readers who go by the family alone take its files for models that predict velocities
+    velocities, flows: whether readers who go by the family alone take its files for models that predict velocities, or
+                   match flows
     marked:        whether ComfyUI looks for marks of another prediction or schedule in its files
     known:         whether readers know its sizes
     """
@@ -100,6 +102,7 @@ class Names:
     architectures: tuple[str, str]
     source: str
     velocities: bool = False
+    flows: bool = False
     marked: bool = True
     known: bool = True
 
@@ -183,6 +186,14 @@ class Parts:
         named |= dict(zip(names.encoders, self.text_encoders, strict=False))
         return {name: module for name, module in named.items() if module is not None}
 
+    def buffers(self) -> dict[str, Tensor]:
+        """What belongs to a model's file beside its parameters, by full name: tables of positions, a VAE's running means."""
+        return {
+            f"{part}.{name}": buffer
+            for part, module in self.modules().items()
+            for name, buffer in persistent(module).items()
+        }
+
     @property
     def source(self) -> str:
         return self.origin.name
@@ -208,6 +219,12 @@ class Parts:
         """Pixels along the side of a picture that the denoiser's own configuration names, where it names one."""
         latent = getattr(_config(self.denoiser), "sample_size", None)
         return latent * self.latents.factor if latent else None
+
+
+def persistent(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers of a module that its files hold."""
+    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    return {name: value for name, value in module.state_dict().items() if name not in parameters}
 
 
 def loaded(module: nn.Module | None) -> nn.Module:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from trainer.errors import ConfigError
-from trainer.models.base import Parts
+from trainer.models.base import Family, Parts
 
 
 def shortened(parts: Parts, skip: int) -> Parts:
@@ -20,7 +20,7 @@ def shortened(parts: Parts, skip: int) -> Parts:
     were drawn with one layer more are others."""
     if skip == 1 or not parts.text_encoders:
         return parts
-    check(parts.family.name, skip)
+    check(parts.family, skip)
     layers, whole_count = parts.text_encoders[0].encoder.layers, parts.text_encoders[0].config.num_hidden_layers
     keep = whole_count + 1 - skip
     if keep < 1:
@@ -30,11 +30,13 @@ def shortened(parts: Parts, skip: int) -> Parts:
     return replace(parts, spare=spare, digest=f"{parts.digest}-skip{skip}")
 
 
-def check(family: str, skip: int) -> None:
+def check(family: Family, skip: int) -> None:
     """ConfigError where the family's text encoder has no layer to be skipped."""
-    if skip > 1 and family == "sd2":
+    if skip > 1 and not family.trains_text:
+        raise ConfigError(f"clip_skip: {family.title} reads fixed layers of its text encoders", "leave --clip_skip out")
+    if skip > 1 and family.name == "sd2":
         raise ConfigError("clip_skip: SD 2.x has its text encoder's penultimate state already", "leave --clip_skip out")
-    if skip > 1 and family == "sdxl":
+    if skip > 1 and family.name == "sdxl":
         raise ConfigError("clip_skip: SDXL reads its text encoders' penultimate state always", "leave --clip_skip out")
 
 

@@ -17,6 +17,7 @@ from trainer.errors import ConfigError
 from trainer.files import hub
 from trainer.files.regular import json_object
 from trainer.files.safetensors_stream import Header, header
+from trainer.models import clip_skip, windows
 from trainer.models.base import Facts, Family, Source, factor_of
 from trainer.models.dit import recognise as transformers
 from trainer.models.sd import recognise as stable
@@ -24,8 +25,13 @@ from trainer.models.sd.sd1 import DEMO, SD1
 from trainer.models.sd.sd2 import SD2
 from trainer.models.sd.sdxl import SDXL
 from trainer.models.sound import AGAIN, WHAT_WORKS, understood
+from trainer.settings.config import Config
 
-ZERO_TERMINAL_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}  # of a scheduler of diffusers
+ZERO_TERMINAL_SNR = {
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+}  # of a scheduler of diffusersfrom trainer.settings.config import Config
+
 FLOW = {
     "_class_name": "DPMSolverMultistepScheduler",  # diffusers' pipelines of UNets cannot draw with FlowMatchEuler...
     "num_train_timesteps": 1000,
@@ -74,6 +80,16 @@ def guess(name: str) -> Family:
     """The family of a model that is not here, by the words in its name."""
     families = (*transformers.FAMILIES, SDXL, SD2, SD1)
     return next((family for family in families if any(word in name.lower() for word in family.words)), SD1)
+
+
+def check_text(family: Family, config: Config) -> None:
+    """ConfigError where a run asks more of the text encoders than they can be asked for in this family."""
+    clip_skip.check(family, config.model.clip_skip)
+    windows.check(family, config.model.max_token_length)
+    if config.train.train_text_encoder and not family.trains_text:
+        raise ConfigError(
+            f"the text encoders of {family.title} are read once and not trained", "leave --train_text_encoder out"
+        )
 
 
 def check_weights(facts: Facts, variant: str | None = None) -> None:

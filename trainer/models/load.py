@@ -22,7 +22,7 @@ from trainer.files import hub, regular
 from trainer.files.regular import json_object
 from trainer.files.safetensors_stream import header
 from trainer.models import clip_skip
-from trainer.models.base import Facts, Family, Parts, Source
+from trainer.models.base import Facts, Family, Parts, Source, persistent
 from trainer.models.describe import PICKLES, describe, variant_of
 from trainer.models.sd import ldm
 from trainer.models.sound import AGAIN, require_numbers
@@ -175,15 +175,20 @@ def _read(
 def _fill(module: nn.Module, model: str, tensors: dict[str, torch.Tensor], path: Path) -> None:
     """Put the tensors into the empty module without copying. A 1x1 convolution may be stored as a matrix, or the reverse."""
     state = {}
-    for name, parameter in module.named_parameters():
+    for name, parameter in (dict(module.named_parameters()) | persistent(module)).items():
         tensor = tensors.pop(f"{model}.{name}")
         if tensor.numel() != parameter.numel() or tensor.shape[:2] != parameter.shape[:2]:
             raise ConfigError(
                 f"{path.name}: {model}.{name} has shape {tuple(tensor.shape)}, and the family's is {tuple(parameter.shape)}",
                 "use a checkpoint with the family's own layout, or give a diffusers folder, which brings its configuration",
             )
-        state[name] = tensor.reshape(parameter.shape)
-    module.load_state_dict(state, assign=True)
+        state[name] = tensor.reshape(parameter.shape).to(
+            tensor.dtype if parameter.is_floating_point() else parameter.dtype
+        )
+    module.load_state_dict(state, assign=True, strict=False)
+    if hasattr(module, "tie_weights"):
+        module.tie_weights()  # an embedding that has two names is stored under one
+    assert not any(parameter.is_meta for parameter in module.parameters()), "a parameter that no tensor filled"
 
 
 def check_vae(source: str, facts: Facts) -> None:

@@ -12,9 +12,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from trainer.models.base import Parts
+from trainer.errors import ConfigError
+from trainer.models.base import Family, Parts
 
 WINDOW = 75  # tokens between the begin and the end of a text
+
+
+def check(family: Family, max_token_length: int) -> None:
+    """ConfigError where the family reads prompts of any length as they are."""
+    if max_token_length != WINDOW and not family.trains_text:
+        raise ConfigError(
+            f"max_token_length: {family.title} reads long prompts whole, without windows",
+            "leave --max_token_length out",
+        )
 
 
 def widened(parts: Parts, max_token_length: int) -> Parts:

@@ -174,4 +174,6 @@ def marks(parts: Parts, settings: Mapping[str, str]) -> tuple[str, ...]:
 def unlike_the_rest(parts: Parts, settings: Mapping[str, str]) -> bool:
     """Whether a reader that goes by the family alone would draw wrongly: diffusers takes every SD 2 file for one that
     predicts velocities, and every other file for one that predicts noise on the usual schedule."""
-    return is_flow(parts) or is_velocity(parts) != parts.family.names.velocities or is_rescaled(parts, settings)
+    names = parts.family.names
+    kind = is_flow(parts) != names.flows or is_velocity(parts) != names.velocities
+    return kind or is_rescaled(parts, settings)

@@ -134,6 +134,10 @@ def _values(
             if ".lora_" in name:
                 yield adapters.saved_name(name), tensor
 
+    def merged_tensors() -> Iterator[tuple[str, Tensor]]:
+        yield from adapters.merged(parts, dict(adapter_tensors()))
+        yield from parts.buffers().items()
+
     def model_tensors() -> Iterator[tuple[str, Tensor]]:
         seen = set()
         if trained is not None:
@@ -145,11 +149,12 @@ def _values(
                 if f"{model}.{name}" not in seen:
                     yield f"{model}.{name}", parameter.detach()
                     forget(parameter)
+        yield from parts.buffers().items()
 
     if lora:
         return adapter_tensors
     if adapters.injected(parts):
-        return lambda: adapters.merged(parts, dict(adapter_tensors()))
+        return merged_tensors
     return model_tensors
 
 
@@ -184,7 +189,8 @@ def _export(
             for file in own:
                 path = part / file.inside
                 path.parent.mkdir(parents=True, exist_ok=True)
-                writers.append((file, stack.enter_context(Writer(path, file.shapes, dtype, file.metadata))))
+                dtypes = dict.fromkeys(file.shapes, dtype) | file.whole
+                writers.append((file, stack.enter_context(Writer(path, file.shapes, dtypes, file.metadata))))
             for name, tensor in values():
                 for file, writer in writers:
                     for key, first, change in file.places.get(name, ()):

@@ -15,10 +15,10 @@ from typing import Any
 import diffusers
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from trainer.models import adapters
-from trainer.models.base import Parts
+from trainer.models.base import Parts, persistent
 from trainer.out import card as cards
 from trainer.out.card import card
 
@@ -43,6 +43,7 @@ class File:
     shapes: key -> shape, in the order of the file
     places: our full name -> [(key, first element, what is done to the tensor)]
     constants: keys whose value is not a trained tensor
+    whole: keys of whole numbers, which no precision of the file changes
     finish: writes what stands beside it, given the (temporary) folder
     """
 
@@ -54,6 +55,7 @@ class File:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     places: dict[str, list[tuple[str, int, Change]]] = field(default_factory=dict)
     constants: dict[str, Tensor] = field(default_factory=dict)
+    whole: dict[str, torch.dtype] = field(default_factory=dict)
     finish: Callable[[Path], None] = lambda folder: None
 
     def add(self, name: str, key: str, shape: tuple[int, ...], change: Change = same, first: int = 0) -> None:
@@ -99,9 +101,13 @@ def _diffusers(parts: Parts, folder: Path, precision: str, settings: dict[str, s
             card(parts, precision, settings, original=False),
         )
         # Transformers 5 flattened CLIPTextModel; files keep the older prefix, which every version reads.
-        prefix = "text_model." if model == "text" and not hasattr(module, "text_model") else ""
+        prefix = "text_model." if isinstance(module, CLIPTextModel) and not hasattr(module, "text_model") else ""
         for name, shape in _shapes(module).items():
             file.add(f"{model}.{name}", prefix + name, shape)
+        for name, buffer in persistent(module).items():
+            file.add(f"{model}.{name}", prefix + name, tuple(buffer.shape))
+            if not buffer.is_floating_point():
+                file.whole[prefix + name] = buffer.dtype
         if model == names.denoiser:
             file.finish = lambda place: _write_beside(parts, place, scheduler)
         yield file
@@ -128,9 +134,12 @@ def _write_beside(parts: Parts, place: Path, scheduler: dict[str, Any]) -> None:
             config |= {"torch_dtype": "float32"}
         _json(place / folder / "config.json", config)
         index[folder] = ["diffusers" if own else "transformers", type(module).__name__]
-    for name, tokenizer in zip(("tokenizer", "tokenizer_2"), parts.tokenizers, strict=False):
-        save_tokenizer(tokenizer, place / name)
-        index[name] = ["transformers", "CLIPTokenizer"]
+    for name, tokenizer in zip(("tokenizer", "tokenizer_2", "tokenizer_3"), parts.tokenizers, strict=False):
+        if isinstance(tokenizer, CLIPTokenizer):
+            save_tokenizer(tokenizer, place / name)
+        else:
+            tokenizer.save_pretrained(place / name)
+        index[name] = ["transformers", type(tokenizer).__name__]
     _json(place / "scheduler" / "scheduler_config.json", scheduler | {"_diffusers_version": diffusers.__version__})
     index["scheduler"] = ["diffusers", scheduler["_class_name"]]
     _json(place / "model_index.json", index | parts.family.names.index)
@@ -216,6 +225,8 @@ def configurations(parts: Parts, settings: Mapping[str, str] = MappingProxyType(
             for key, value in config.items()
             if not key.startswith("_") and key not in ("dtype", "torch_dtype", "transformers_version")
         }
+        if isinstance(module, diffusers.ModelMixin):
+            found[parts.family.names.folders[model]]["_class_name"] = type(module).__name__
     found["scheduler"] = cards.scheduler(parts, settings)
     return found
 

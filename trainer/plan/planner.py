@@ -16,7 +16,7 @@ import torch
 from trainer import memory
 from trainer.errors import ConfigError
 from trainer.kernels import choice
-from trainer.models import Facts
+from trainer.models import Facts, check_text
 from trainer.plan import cards, solver
 from trainer.plan.calibration import gib
 from trainer.plan.inputs import Machine, assumptions, at_hand, budget_bytes
@@ -44,6 +44,7 @@ def draft(config: Config, facts: Facts, machine: Machine, rehearsals: Rehearsals
 
 
 def _draft(config: Config, facts: Facts, machine: Machine, rehearsals: Rehearsals | None) -> Plan:
+    check_text(facts.family, config)
     rehearsals = rehearsals or Rehearsals(config, facts.family.build_meta(facts), machine.kind, bf16=machine.bf16)
     budget = budget_bytes(config, machine)
     start = solver.base(config, machine.kind, machine.computes)

@@ -1,8 +1,9 @@
 """Which word should name the subject? One that the tokenizer keeps whole and that means as little as possible to
 the model.
 
-Candidates are three- and four-letter tokens that end a word. The vocabulary itself ranks them: byte-pair merges
-are learned in the order of frequency, so late ones are rare, and a letter-pair model of all its words says
+Candidates are three- and four-letter tokens that are a word of their own: those of CLIP end in a mark, those of language
+models (byte-level pairs, SentencePiece) begin with one for the space before them. The vocabulary itself ranks them: pairs
+are merged in the order of frequency, so late ones are rare, and a letter-pair model of all its words says
 which look like no word at all. With a model at hand the best are tried: how far does "a photo of a xyz dog"
 move the prediction away from "a photo of a dog", measured against how far "a dog" itself moves it away from the
 empty prompt?
@@ -60,9 +61,10 @@ MEANINGS = {
     }.items()
     for word in words.split()
 }
-RARE_RANK = (
-    40_000  # of 49,152: below this a token was frequent enough to be a word, a name or an abbreviation people use
-)
+# of a vocabulary's places, CLIP's first 40,000: tokens that were frequent enough to be words, names or abbreviations people use
+RARE_SHARE = 40_000 / 49_408
+BEFORE = ("\u0120", "\u2581")  # a space before a word, in byte-level vocabularies and in SentencePiece's
+END = "</w>"
 TRIED = 24  # candidates tried with a model
 DRAWS = 4  # noises and timesteps for each
 
@@ -79,8 +81,35 @@ class Candidate:
 
 
 def pieces(word: str, tokenizer) -> list[str]:
-    """The tokens `word` becomes, without the marks at word ends."""
-    return [token.removesuffix("</w>") for token in tokenizer.tokenize(word)]
+    """The tokens that `word` becomes inside a prompt, without the marks of words."""
+    return [_plain(token) or token for token in tokenizer.tokenize(_inside(word, tokenizer)) if _plain(token)]
+
+
+def _plain(token: str) -> str:
+    return token.removesuffix(END).lstrip("".join(BEFORE))
+
+
+def _inside(word: str, tokenizer) -> str:
+    """`word` as it stands behind another one, where the space between them belongs to it."""
+    return f" {word.strip()}" if _marked(tokenizer) in BEFORE and word.strip() else word
+
+
+@lru_cache(maxsize=4)
+def _marked(tokenizer) -> str:
+    """The mark of words in a vocabulary: at their ends, or before them."""
+    counts = Counter(mark for token in tokenizer.get_vocab() for mark in (END, *BEFORE) if mark in token)
+    return counts.most_common(1)[0][0] if counts else END
+
+
+def place(word: str, tokenizer) -> int | None:
+    """The place in the vocabulary of a word that is one token."""
+    mark = _marked(tokenizer)
+    return tokenizer.get_vocab().get(f"{word}{END}" if mark == END else f"{mark}{word}")
+
+
+def rare_from(tokenizer) -> int:
+    """The place from which on tokens are rare."""
+    return round(RARE_SHARE * len(tokenizer))
 
 
 def candidates(tokenizer, count: int) -> list[Candidate]:
@@ -90,16 +119,20 @@ def candidates(tokenizer, count: int) -> list[Candidate]:
 
 @lru_cache(maxsize=2)  # half a second, and asked for by every warning
 def _ranked(tokenizer) -> tuple[Candidate, ...]:
-    tokens = tokenizer.get_vocab().items()
-    words = {word[:-4]: rank for word, rank in tokens if re.fullmatch(r"[a-z]{2,12}</w>", word)}
-    surprise = _letter_model(words)
+    mark, first = _marked(tokenizer), rare_from(tokenizer)
+    form = re.compile(r"([a-z]{2,12})</w>" if mark == END else mark + r"([a-z]{2,12})")
+    found = ((form.fullmatch(token), rank) for token, rank in tokenizer.get_vocab().items())
+    words = {match[1]: rank for match, rank in found if match}
+    surprise = _letter_model(words, first)
     usual = sum(map(surprise, words)) / len(words)
     pool = [
         Candidate(word, rank, surprise(word) - usual)
         for word, rank in words.items()
-        if rank >= RARE_RANK and 3 <= len(word) <= 4 and word not in MEANINGS and not _club(word) and len(set(word)) > 1
+        if rank >= first and 3 <= len(word) <= 4 and word not in MEANINGS and not _club(word) and len(set(word)) > 1
     ]
-    return tuple(sorted(pool, key=lambda c: (-(c.strangeness + 2 * (c.rank - RARE_RANK) / 10_000), c.word)))
+    return tuple(
+        sorted(pool, key=lambda c: (-(c.strangeness + 2 * (c.rank - first) / (len(tokenizer) - first)), c.word))
+    )
 
 
 def _club(word: str) -> bool:
@@ -107,11 +140,11 @@ def _club(word: str) -> bool:
     return word.endswith(("fc", "cc", "rfu", "afl"))
 
 
-def _letter_model(words: dict[str, int]):
-    """Mean surprise of a word in bits a letter, under letter pairs counted over the frequent words."""
+def _letter_model(words: dict[str, int], rare: int):
+    """Mean surprise of a word in bits a letter, under letter pairs counted over the frequent words, before place `rare`."""
     pairs, singles = Counter(), Counter()
     for word, rank in words.items():
-        if rank < RARE_RANK:
+        if rank < rare:
             marked = f"^{word}$"
             pairs.update(pairwise(marked))
             singles.update(marked[:-1])
@@ -191,10 +224,10 @@ def _complaint(identifier: str, class_name: str | None, tokenizer) -> str:
         )
     if word in MEANINGS:
         return f"the identifier '{identifier}' already means {MEANINGS[word]} to the model, which can show in pictures"
-    rank = tokenizer.convert_tokens_to_ids(f"{word}</w>")
-    if rank < RARE_RANK:
-        place = f"place {rank:,} of {len(tokenizer):,} in the vocabulary"
-        return f"the identifier '{identifier}' is a frequent word or name ({place}): the model has pictures for it"
+    rank = place(word if _marked(tokenizer) == END else identifier.strip(), tokenizer)  # only CLIP's are lower case
+    if rank is not None and rank < rare_from(tokenizer):
+        where = f"place {rank:,} of {len(tokenizer):,} in the vocabulary"
+        return f"the identifier '{identifier}' is a frequent word or name ({where}): the model has pictures for it"
     return ""
 
 

@@ -19,7 +19,7 @@ from trainer.errors import ConfigError
 from trainer.events import Notice
 from trainer.guard import held
 from trainer.machine.team import Team, join
-from trainer.models import adapters, clip_skip
+from trainer.models import adapters
 from trainer.out import checkpoint
 from trainer.plan import planner
 from trainer.plan.plan import Plan
@@ -71,7 +71,7 @@ def prepare(config: Config) -> Run:
     family, facts = models.describe(models.Source.of(config.model))
     models.check_weights(facts, config.model.variant)
     checks.space(config, family.export_gb)
-    clip_skip.check(family.name, config.model.clip_skip)
+    models.check_text(family, config)
     if config.model.vae:
         models.check_vae(config.model.vae, facts)
     if config.guard.watch:
@@ -80,7 +80,7 @@ def prepare(config: Config) -> Run:
     mended = list(data.mend(config))
     settle.learning(config, family)
     photos = data.scan(config, family.resolution, facts.divides)
-    odd = prompts.check(config, photos, prior=bool(config.prior.with_prior_preservation))
+    odd = prompts.check(config, photos, bool(config.prior.with_prior_preservation), windows=family.trains_text)
     photos, spared = held.hold_out(photos) if config.guard.watch else (photos, None)
     settle.schedule(config, family, photos)
     team, device = choose_device(config)

@@ -80,6 +80,8 @@ def learning(config: Config, family: Family) -> None:
     elif train.train_text_encoder:
         default("train.text_encoder_lr", defaults.text_learning_rate(train.method))
     lora = train.method != "full"
+    if lora:
+        default("lora.targets", [*defaults.targets])
     default(
         "export.formats",
         ["lora_diffusers", "lora_kohya"] if lora else ["diffusers", "single_file"],

@@ -129,8 +129,10 @@ class Lora(Section):
         "random start of the first matrix: diffusers' (spread 1 / rank), or kohya's (by the width of the layer)",
     )
     dropout: float = knob(0.0, "dropout before the adapter", "lora_dropout", "network_dropout", ge=0, lt=1)
-    targets: list[str] = knob(
-        ["to_q", "to_k", "to_v", "to_out.0"], "modules of the denoiser that get an adapter", "lora_layers"
+    targets: list[str] | None = knob(
+        None,
+        "modules of the denoiser that get an adapter; default the attention's, as the family has them",
+        "lora_layers",
     )
     text_targets: list[str] = knob(
         ["q_proj", "k_proj", "v_proj", "out_proj"],
