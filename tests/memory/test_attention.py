@@ -9,12 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer.errors import ConfigError
 from trainer.memory import attention, recompute_kernels
-from trainer.models import SD1, SD2, SDXL, family
+from trainer.models import STABLE, family
 from trainer.policy import Policy
 
-FAMILIES = (SD1, SD2, SDXL)  # transformers have tests of their own, in models/dit
-
-NAMES = [each.name for each in FAMILIES]
+NAMES = [each.name for each in STABLE]
 
 
 @pytest.fixture(scope="module", params=NAMES)

@@ -9,15 +9,13 @@ from tiny_run import events, of, words
 from trainer.cli.parse import parse
 from trainer.errors import ConfigError
 from trainer.events import Exported, Finished, Sampled
-from trainer.models import SD1, SD2, SDXL
+from trainer.models import SD1, STABLE
 from trainer.models.windows import widened
-
-FAMILIES = (SD1, SD2, SDXL)  # transformers have tests of their own, in models/dit
 
 FIRST, SECOND = "very " * 75, "small wooden boat"
 
 
-@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
+@pytest.fixture(scope="module", params=STABLE, ids=lambda family: family.name)
 def parts(request):
     return request.param.tiny()
 

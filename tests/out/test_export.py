@@ -12,11 +12,9 @@ from trainer.errors import ConfigError
 from trainer.events import Exported, PhaseEnded, PhaseStarted
 from trainer.files.safetensors_stream import Writer, header
 from trainer.files.whole import whole
-from trainer.models import SD1, SD2, SDXL, adapters, load
+from trainer.models import SD1, SD2, SDXL, STABLE, adapters, load
 from trainer.out import export
 from trainer.settings.config import Lora
-
-FAMILIES = (SD1, SD2, SDXL)  # transformers have tests of their own, in models/dit
 
 PIPELINES = {"sd1": StableDiffusionPipeline, "sd2": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}
 
@@ -49,7 +47,7 @@ def equal(ours, theirs):
     ][:3]
 
 
-@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
+@pytest.fixture(scope="module", params=STABLE, ids=lambda family: family.name)
 def made(request, tmp_path_factory):
     """One export of each family to both full formats, in fp32, with the UNet's weights coming from outside."""
     parts = request.param.tiny()

@@ -10,12 +10,11 @@ from diffusers import DiffusionPipeline
 from safetensors import safe_open
 
 from trainer.files.safetensors_stream import header
-from trainer.models import SD1, SD2, SDXL, adapters, load
+from trainer.models import SD1, SD2, SDXL, STABLE, adapters, load
 from trainer.models.describe import FLOW
 from trainer.out import card, export, formats
 from trainer.settings.config import Lora
 
-FAMILIES = (SD1, SD2, SDXL)  # transformers have tests of their own, in models/dit
 ROOT = Path(__file__).parent.parent.parent
 SETTINGS = {
     "title": "my-cat",
@@ -40,7 +39,7 @@ def keys(path):
         return set(file.keys())
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize("family", STABLE, ids=lambda family: family.name)
 @pytest.mark.parametrize("rescaled", [False, True], ids=["usual", "ztsnr"])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_a_marked_model_stays_marked_in_every_format(tmp_path, family, prediction, rescaled, record_property):
@@ -65,7 +64,7 @@ def test_a_marked_model_stays_marked_in_every_format(tmp_path, family, predictio
     assert ("config=" in events[1].usage) == needs_config, "readers go by the family alone"
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize("family", STABLE, ids=lambda family: family.name)
 def test_who_draws_a_flow_matching_model_is_told_what_it_takes(tmp_path, family):
     parts = family.tiny()
     parts.prediction_type, parts.scheduler_config = "flow", FLOW
@@ -132,7 +131,6 @@ def test_a_trigger_phrase_is_what_names_the_subject():
 PLAIN = """
 import sys, torch
 from diffusers import DiffusionPipeline
-
 pipe = DiffusionPipeline.from_pretrained(sys.argv[1])
 pipe.set_progress_bar_config(disable=True)
 pipe("a photo of sks cat", num_inference_steps=1, height=64, width=64)
@@ -151,7 +149,7 @@ def test_a_plain_script_draws_from_an_exported_folder_and_from_the_shipped_model
     if which == "demo":
         folder = ROOT / "trainer" / "assets" / "demo" / "model"
     else:
-        family = next(family for family in FAMILIES if family.name == which)
+        family = next(family for family in STABLE if family.name == which)
         list(export.write(family.tiny(), None, tmp_path, ["diffusers"], "fp16", {}))
         folder = tmp_path / "diffusers"
     done = subprocess.run([sys.executable, "-c", PLAIN, str(folder)], cwd=tmp_path, capture_output=True, text=True)

@@ -13,16 +13,14 @@ import torch
 from diffusers import DiffusionPipeline
 
 from trainer.events import Exported
-from trainer.models import SD1, SD2, SDXL, adapters
+from trainer.models import STABLE, adapters
 from trainer.out import export
 from trainer.policy import Policy
 from trainer.settings.config import Lora
 from trainer.step.engine import Engine
 
-FAMILIES = (SD1, SD2, SDXL)  # transformers have tests of their own, in models/dit
-
 FULL, LORA = ("diffusers", "single_file"), ("lora_diffusers", "lora_kohya")
-EVERY = list(itertools.product(FAMILIES, ("full", "lora", "dora"), (False, True)))
+EVERY = list(itertools.product(STABLE, ("full", "lora", "dora"), (False, True)))
 NAMES = [f"{family.name}-{method}{'-text' if text else ''}" for family, method, text in EVERY]
 CLOSE = 2  # of 255: folding an adapter in fp32 rounds differently from adding it
 

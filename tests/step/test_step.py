@@ -13,11 +13,9 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
-from trainer.models import SD1, SD2, SDXL
+from trainer.models import STABLE
 from trainer.objective.loss import Given, Objective
 from trainer.step.engine import AdamHyper, Engine, Policy
-
-FAMILIES = (SD1, SD2, SDXL)  # transformers have tests of their own, in models/dit
 
 LR, GAMMA, PRIOR_WEIGHT = 0.1, 5.0, 0.7
 
@@ -57,7 +55,7 @@ def reference(parts, values, noise, timesteps, instances, prediction, gamma):
     return loss.item(), {f"unet.{name}": p.grad for name, p in parts.denoiser.named_parameters()}
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize("family", STABLE, ids=lambda family: family.name)
 @pytest.mark.parametrize(
     ("prior", "gamma", "prediction"),
     [

@@ -9,7 +9,8 @@ from trainer.models.sd.sd1 import DEMO, SD1
 from trainer.models.sd.sd2 import SD2
 from trainer.models.sd.sdxl import SDXL
 
-FAMILIES: tuple[Family, ...] = (SD1, SD2, SDXL, *recognise.FAMILIES)
+STABLE: tuple[Family, ...] = (SD1, SD2, SDXL)  # with a UNet, and CLIP's text encoders, which may be trained
+FAMILIES: tuple[Family, ...] = (*STABLE, *recognise.FAMILIES)
 
 __all__ = [
     "DEMO",
@@ -17,6 +18,7 @@ __all__ = [
     "SD1",
     "SD2",
     "SDXL",
+    "STABLE",
     "Defaults",
     "Facts",
     "Family",
