@@ -76,7 +76,7 @@ def resolve(name: str) -> str:
     return "sdpa" if name == "auto" else name
 
 
-def apply(denoiser: nn.Module, policy: Policy, device: torch.device | str = "cpu") -> Callable[[], None]:
+def apply(denoiser: nn.Module, policy: Policy, device: torch.device | str = "cpu") -> Callable[[], None] | None:
     """Give every attention layer of `denoiser` our processor; on CUDA forbid the math path. Returns the undo."""
     attention, model = resolve(policy.attention), _diffusers(denoiser)
     if not _has_levels(model):

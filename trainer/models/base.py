@@ -91,6 +91,7 @@ class Names:
                    match flows
     marked:        whether ComfyUI looks for marks of another prediction or schedule in its files
     known:         whether readers know its sizes
+    kohya:         whether diffusers reads its adapters in kohya's names
     """
 
     denoiser: str
@@ -105,6 +106,7 @@ class Names:
     flows: bool = False
     marked: bool = True
     known: bool = True
+    kohya: bool = True
 
     @property
     def folder(self) -> str:

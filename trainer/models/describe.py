@@ -180,6 +180,7 @@ def _file(path: Path) -> tuple[Family, Facts]:
     found = room.by_configuration(path.name, configs) if ours else room.by_tensors(path.name, head.tensors)
     configs = configs or found.configurations()
     if transformer:
+        configs = {part: config for part, config in configs.items() if part not in found.only_in_folders}
         prediction = room.scheduled(path.name, configs["scheduler"]), f"the custom of {found.title}"
         return _facts(found, "file", path, prediction, configs)
     prediction = _prediction(path, head, found, configs)

@@ -90,8 +90,9 @@ def _diffusers(parts: Parts, folder: Path, precision: str, settings: dict[str, s
     target = folder / NAMES["diffusers"]
     pipeline = parts.family.pipeline_class
     variant = {"fp16": "torch.float16", "bf16": "torch.bfloat16", "fp32": "torch.float32"}[precision]
-    usage = f"{pipeline}.from_pretrained({str(target)!r}, torch_dtype={variant})"
     scheduler, names = cards.scheduler(parts, settings), parts.family.names
+    missing = "".join(f", {name}=None" for name in _left_out(parts))
+    usage = f"{pipeline}.from_pretrained({str(target)!r}, torch_dtype={variant}{missing})"
     for model, module in parts.modules().items():
         file = File(
             "diffusers",
@@ -111,6 +112,14 @@ def _diffusers(parts: Parts, folder: Path, precision: str, settings: dict[str, s
         if model == names.denoiser:
             file.finish = lambda place: _write_beside(parts, place, scheduler)
         yield file
+
+
+def _left_out(parts: Parts) -> list[str]:
+    """What a model of the family may have and this one has not: the pipeline of diffusers wants to be told of it."""
+    names = parts.family.names
+    there = {names.folders[model].replace("text_encoder", "tokenizer") for model in parts.modules()}
+    text = [name for name in names.index if name.startswith(("text_encoder", "tokenizer"))]
+    return [name for name in text if name.replace("text_encoder", "tokenizer") not in there]
 
 
 def _write_beside(parts: Parts, place: Path, scheduler: dict[str, Any]) -> None:
@@ -142,7 +151,7 @@ def _write_beside(parts: Parts, place: Path, scheduler: dict[str, Any]) -> None:
         index[name] = ["transformers", type(tokenizer).__name__]
     _json(place / "scheduler" / "scheduler_config.json", scheduler | {"_diffusers_version": diffusers.__version__})
     index["scheduler"] = ["diffusers", scheduler["_class_name"]]
-    _json(place / "model_index.json", index | parts.family.names.index)
+    _json(place / "model_index.json", parts.family.names.index | index)
 
 
 def save_tokenizer(tokenizer: CLIPTokenizer, place: Path) -> None:
@@ -267,7 +276,7 @@ def _lora_kohya(parts: Parts, folder: Path, precision: str, settings: dict[str, 
         # diffusers 0.42 leaves kohya's dora_scale out, and ComfyUI divides by the norms of the weight without the update:
         # weights came out 6e-3 off where training had moved them by 3.4e-2
         usage += "; programs differ in how they apply DoRA: for exactly what was trained, export single_file, too"
-    else:
+    elif names.kohya:
         usage += f", or pipeline.load_lora_weights({str(target)!r})"
     metadata = card(parts, precision, settings, lora=True) | cards.network(parts, settings)
     file = File("lora_kohya", target, "", usage, metadata)

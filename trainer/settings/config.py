@@ -25,7 +25,9 @@ class Model(Section):
         "pretrained_model_name",
         "model",
     )
-    family: Literal["auto", "sd1", "sd2", "sdxl", "klein"] = knob("auto", "model family; auto reads it from the model")
+    family: Literal["auto", "sd1", "sd2", "sdxl", "sd35", "klein"] = knob(
+        "auto", "model family; auto reads it from the model"
+    )
     prediction_type: Literal["auto", "epsilon", "v_prediction", "flow"] = knob(
         "auto", "what the denoiser predicts; auto reads the scheduler's configuration"
     )

@@ -97,11 +97,3 @@ def test_a_t5_without_its_tokenizer_is_refused_with_what_to_do(tmp_path):
     (tmp_path / "text_encoder_3").mkdir()
     with pytest.raises(ConfigError, match=r"tokenizer_3/tokenizer\.json"):
         sd35_text.tokenizers(tmp_path)
-
-
-def test_rows_of_prompts_are_stacked():
-    models = encoders()
-    with torch.no_grad():
-        values = sd35_text.encode(models, sd35_text.tokens(sd35_text.small_tokenizers(), PROMPTS))
-    rows = [{name: values[name][i] for name in values} for i in range(len(PROMPTS))]
-    assert all(torch.equal(sd35_text.stacked(rows)[name], values[name]) for name in values)

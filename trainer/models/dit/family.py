@@ -78,6 +78,7 @@ class Transformer:
     encoders: class of each text encoder, by its folder in a model of diffusers; the last ones may be missing in a model
     schedule: (scheduler's configuration, size of pictures) -> what noises the latents
     fits:     of a denoiser's configuration of the right class, what speaks against the family; empty where nothing does
+    only_in_folders: text encoders that a single file is read without, as it says nothing of their tokens
     told:     from the units' prediction to what the transformer itself answers, where that is something else
     small:    what `tiny()` changes in the public configurations, by part
     """
@@ -99,6 +100,7 @@ class Transformer:
     small: dict[str, Settings] = field(repr=False)
     told: Callable[[Tensor], Any] = field(default=lambda prediction: prediction, repr=False)
     vae: Any = field(default=AutoencoderKL, repr=False)
+    only_in_folders: tuple[str, ...] = ()
     resolution: int = 1024
     empty_is_zeros: bool = False
     trains_text: bool = False
@@ -232,4 +234,4 @@ class Transformer:
             tokenizer = folder.replace("text_encoder", "tokenizer")
             modules[tokenizer] = parts.tokenizers[number] if number < len(parts.tokenizers) else None
         extra = {key: None if isinstance(value, list) else value for key, value in self.names.index.items()}
-        return getattr(diffusers, self.pipeline_class)(**modules | extra | overrides)
+        return getattr(diffusers, self.pipeline_class)(**extra | modules | overrides)

@@ -11,9 +11,10 @@ from typing import Any
 from trainer.errors import ConfigError
 from trainer.models.dit.family import Transformer
 from trainer.models.dit.klein import KLEIN
+from trainer.models.dit.sd35 import SD35
 from trainer.models.sound import WHAT_WORKS
 
-FAMILIES: tuple[Transformer, ...] = (KLEIN,)
+FAMILIES: tuple[Transformer, ...] = (SD35, KLEIN)
 PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")  # folders that hold weights
 # what keys of transformers begin with in single files, behind ComfyUI's prefix or without it
 BLOCKS = ("double_blocks.", "joint_blocks.", "transformer_blocks.", "context_refiner.")

@@ -84,11 +84,6 @@ def _joined(first: Tensor, second: Tensor, third: Tensor | None = None) -> Tenso
     return torch.cat([pad(clip, (0, third.shape[-1] - clip.shape[-1])), third], dim=-2)
 
 
-def stacked(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Rows of prompts as a batch: all have one length."""
-    return {name: torch.stack([row[name] for row in rows]) for name in VALUES}
-
-
 def shapes(configs: Mapping[str, Mapping[str, Any]], rows: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shapes of `rows` prompts, given the configurations of the parts by their folders in a model of diffusers."""
     denoiser, last = configs["transformer"], configs.get("text_encoder_3")
