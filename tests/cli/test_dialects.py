@@ -53,6 +53,31 @@ def test_a_line_names_its_program_by_its_script_or_by_its_flags(line, script):
     assert parse(line).program is PROGRAMS[script] and parse(line).foreign
 
 
+# as on the pages of diffusers' examples/dreambooth: README_flux2, README_sd3, README_lumina2, README_z_image
+FLOWS = (
+    "--gradient_checkpointing --cache_latents --resolution=1024 --train_batch_size=1 --gradient_accumulation_steps=4 "
+    "--optimizer=adamW --use_8bit_adam --learning_rate=1e-4 --report_to=tensorboard --lr_scheduler=constant "
+    "--lr_warmup_steps=0 --max_train_steps=500 --validation_prompt='A photo of sks dog' --validation_epochs=25 --seed=0"
+)
+
+
+@pytest.mark.parametrize(("script", "more", "method"), [
+    ("train_dreambooth_sd3.py", "--weighting_scheme=logit_normal --precondition_outputs=0", "full"),
+    ("train_dreambooth_lora_sd3.py", "--max_sequence_length=256", "lora"),
+    ("train_dreambooth_lora_lumina2.py", "--weighting_scheme=none", "lora"),
+    ("train_dreambooth_lora_flux2_klein.py", "--do_fp8_training --guidance_scale=1 --offload", "lora"),
+    ("train_dreambooth_lora_z_image.py", "--use_aspect_ratio_buckets", "lora"),
+])  # fmt: skip
+def test_lines_for_flow_matching_models_run_where_their_noise_is_the_familys(script, more, method):
+    line = f"accelerate launch {script} {DIFFUSERS} {FLOWS} {more}".replace(" --max_train_steps 20", "")
+    config = parse(line).config()
+    assert (config.train.method, config.data.resolution, config.memory.moments) == (method, 1024, "8bit")
+    assert config.prior.guidance_scale == config.sample.guidance_scale == 7.5, "the flag is a distilled model's there"
+    assert "weighting_scheme" in refused(f"{line} --weighting_scheme=cosmap").what
+    assert "precondition_outputs" in refused(f"{line} --precondition_outputs=1").what
+    assert config.data.buckets == ("buckets" in more)
+
+
 def test_a_line_of_ours_is_nobody_elses():
     for line in ("", "--preset 12gb --model m --instance_data_dir photos", "--rank 4", "--method lora --unet_lr 1e-4"):
         assert parse(line).program is None and not parse(line).foreign

@@ -1,7 +1,7 @@
 """ai-toolkit's YAML: a job with one process (`sd_trainer`, by any of its names) over datasets, train, model, network.
 
-Read from toolkit/config_modules.py (2026-08). Its own models (Flux, SD 3, video) are refused by name: this trainer reads
-Stable Diffusion 1.x, 2.x and XL.
+Read from toolkit/config_modules.py (2026-08). Files for Stable Diffusion 1.x, 2.x and XL are read; those for models that
+match flows are refused by name, as its adapters of them are put on other modules than ours.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from trainer.settings.subsets import entry
 _PLAN = Note("the planner decides what waits where")
 _DEVICE = Note("see --device")
 _LOSS = Stop("the loss is the squared error of the paper", "leave it out", (0, 0.0, 1.0, 1, False))
-_FLOW = Stop("it belongs to models that match flows", "give a Stable Diffusion 1.x, 2.x or XL model", (False,))
+_OURS = "such models are trained by our own flags: --model FOLDER --method lora --instance_data_dir PHOTOS"
+_FLOW = Stop("files for models that match flows are not read", _OURS, (False,))
 _SAMPLER = Note("previews use the model family's sampler and size")
 
 
@@ -28,7 +29,7 @@ def _model_kind(family: str) -> Key:
 def _arch(value: Any) -> Values:
     families = {"sd1": "sd1", "sd15": "sd1", "sd2": "sd2", "sdxl": "sdxl"}
     if str(value) not in families:
-        raise ConfigError(f"{value} is not built in", "give a Stable Diffusion 1.x, 2.x or XL model")
+        raise ConfigError(f"files for {value} are not read", f"give a Stable Diffusion 1.x, 2.x or XL model; {_OURS}")
     return {"model.family": families[str(value)]}
 
 

@@ -167,6 +167,35 @@ LINE: Flags = {
     ),
 }
 
+
+def flow_line(scheme: str) -> Flags:
+    """Flags of the scripts for models that match flows. scheme: of the noise levels that the script draws where nobody says."""
+    levels = Noted("it belongs to other --weighting_scheme than the family's own")
+    return LINE | {
+        "weighting_scheme": Refused("noise levels are drawn as the family has them", "leave it out", (scheme,)),
+        "logit_mean": Refused("noise levels are drawn as the family has them", "leave it out", ("0", "0.0")),
+        "logit_std": Refused("noise levels are drawn as the family has them", "leave it out", ("1", "1.0")),
+        "mode_scale": levels,
+        "precondition_outputs": Refused(
+            "the loss is the velocity's, every noise level weighed alike", "use --precondition_outputs 0", ("0",)
+        ),
+        "max_sequence_length": Noted("prompts are read in the length that the family's pipeline has"),
+        "text_encoder_out_layers": Noted("the layers are those of the family's pipeline"),
+        "system_prompt": Refused("the system prompt is the pipeline's own", "leave it out"),
+        "guidance_scale": Noted("it is the guidance of distilled models; previews have --sample.guidance_scale"),
+        "lora_blocks": Refused("blocks have no short names here", "name their modules with --targets"),
+        "final_validation_prompt": Noted("previews go on to the end: --validation_prompt"),
+        "skip_final_inference": switch(sample__num_validation_images=0),
+        "use_aspect_ratio_buckets": switch(data__buckets=True),
+        "aspect_ratio_buckets": Sets(lambda text: {"data.buckets": True}, "buckets follow the photos and --resolution"),
+        "offload": Noted("the planner decides what waits where"),
+        "do_fp8_training": Noted("weights stay in 16 bits and more, and the planner makes them fit"),
+        "bnb_quantization_config_path": Refused("quantized weights lose what is learned", "use --preset 6gb or 8gb"),
+        "fsdp_text_encoder": Noted("text encoders run layer by layer before training, and are gone"),
+        "upcast_before_saving": Noted("what is exported has --export.precision"),
+    }
+
+
 SCRIPT_FLAGS = frozenset(
     """
     adam_beta1 adam_beta2 adam_epsilon adam_weight_decay adam_weight_decay_text_encoder allow_tf32 cache_dir caption_column

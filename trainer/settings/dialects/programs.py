@@ -27,16 +27,20 @@ class Told:
 
 @dataclass(frozen=True)
 class Program:
-    """owner: "diffusers" or "kohya", whose flags it has; taken: dotted key -> (value, what that means in words)."""
+    """owner: "diffusers" or "kohya", whose flags it has; taken: dotted key -> (value, what that means in words); scheme: of
+    the noise levels that a script for flow matching draws."""
 
     script: str
     owner: str
     taken: Mapping[str, tuple[Any, str]]
     told: tuple[Told, ...]
+    scheme: str | None = None
 
     @property
     def line(self) -> Flags:
         """Meanings that hold only in a line for this program, before our own names."""
+        if self.scheme is not None:
+            return diffusers.flow_line(self.scheme)
         return {"diffusers": diffusers.LINE, "kohya": kohya.LINE}[self.owner]
 
 
@@ -65,13 +69,15 @@ _NETWORK = _LORA | {
 }
 
 
-def _diffusers(script: str, rate: str, pixels: int, taken: Mapping[str, tuple[Any, str]]) -> Program:
+def _diffusers(
+    script: str, rate: str, pixels: int, taken: Mapping[str, tuple[Any, str]], scheme: str | None = None
+) -> Program:
     told = (
         Told("train.learning_rate", f"a rate of {rate}", f"--learning_rate {rate}"),
         Told("data.resolution", f"{pixels} pixels", f"--resolution {pixels}"),
         *_DIFFUSERS_TOLD,
     )
-    return Program(script, "diffusers", _NO_PRIOR | taken, told)
+    return Program(script, "diffusers", _NO_PRIOR | taken, told, scheme)
 
 
 _SDXL_TEXT = {"train.text_encoder_lr": ("5e-6", "a rate of 5e-6 for the text encoders")}
@@ -81,6 +87,11 @@ PROGRAMS: dict[str, Program] = {
         _diffusers("train_dreambooth.py", "5e-6", 512, _PROMPT_ONLY),
         _diffusers("train_dreambooth_lora.py", "5e-4", 512, _PROMPT_ONLY | _LORA),
         _diffusers("train_dreambooth_lora_sdxl.py", "1e-4", 1024, _PROMPT_ONLY | _LORA | _SDXL_TEXT),
+        _diffusers("train_dreambooth_sd3.py", "1e-4", 512, _PROMPT_ONLY, "logit_normal"),
+        _diffusers("train_dreambooth_lora_sd3.py", "1e-4", 512, _PROMPT_ONLY | _LORA, "logit_normal"),
+        _diffusers("train_dreambooth_lora_lumina2.py", "1e-4", 512, _PROMPT_ONLY | _LORA, "none"),
+        _diffusers("train_dreambooth_lora_flux2_klein.py", "1e-4", 512, _PROMPT_ONLY | _LORA, "none"),
+        _diffusers("train_dreambooth_lora_z_image.py", "1e-4", 512, _PROMPT_ONLY | _LORA, "none"),
         _diffusers("train_dreambooth_lora_sd15_advanced.py", "1e-4", 512, _PROMPT_ONLY | _LORA | _SDXL_TEXT),
         _diffusers("train_dreambooth_lora_sdxl_advanced.py", "1e-4", 1024, _PROMPT_ONLY | _LORA | _SDXL_TEXT),
         Program(
