@@ -7,9 +7,15 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
-from .suites.search import GOALS, front, summary
+from PIL import Image
+
+from trainer.draw.preview import slug
+from trainer.draw.sheet import contact_sheet
+
+from .suites.search import BASE, GOALS, STRIPS, front, summary
 
 Row = dict[str, object]
+SHOWN = "twice alone, on four contexts' backgrounds, the class twice, a car, a tree, a house"
 
 
 def plot_ladder(rows: list[Row], path: Path) -> Path:
@@ -86,6 +92,26 @@ def plot_search(rows: list[Row], path: Path) -> Path:
     axis.set_ylabel("subject fidelity (more is better)")
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return _save(figure, rows, path)
+
+
+def sheets_of_search(rows: list[Row], folder: Path) -> list[Path]:
+    """For each subject the strips of its ways below one another, the nearest to the goal first."""
+    written = []
+    order = [BASE, *(row["way"] for row in summary(rows) if row["way"] != BASE)]
+    for subject in dict.fromkeys(row["subject"] for row in rows):
+        known = {way: STRIPS / f"{subject}.{slug(way, 60)}.webp" for way in order}
+        strips = {way: Image.open(path) for way, path in known.items() if path.is_file()}
+        cells, words = [], []
+        for number, strip in enumerate(strips.values(), 1):
+            side = strip.height
+            cells += [strip.crop((x, 0, x + side, side)) for x in range(0, strip.width, side)]
+            words += [str(number), *[""] * (strip.width // side - 1)]
+        if cells:
+            path, columns = folder / f"search-{subject}.png", len(cells) // len(strips)
+            foot = [f"{number}  {way}" for number, way in enumerate(strips, 1)]
+            contact_sheet(cells, words, path, columns=columns, side=96, title=f"{subject}: {SHOWN}", foot=foot)
+            written.append(path)
+    return written
 
 
 PLOTS: dict[str, Callable[[list[Row], Path], Path]] = {

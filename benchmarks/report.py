@@ -16,7 +16,7 @@ import re
 from pathlib import Path
 
 from .harness.rows import RESULTS, shown
-from .plots import PLOTS, Row, provenance
+from .plots import PLOTS, Row, provenance, sheets_of_search
 from .suites.search import summary
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -143,6 +143,7 @@ def main(argv: list[str]) -> int:
         for suite, plot in PLOTS.items()
         if (rows := [row for row in newest.get(suite, ()) if "failed" not in row])
     ]
+    drawn += [str(path) for path in sheets_of_search(newest.get("search", []), out)]
     changed = [] if given.no_readme or not README.exists() else fill_readme(README, newest)
     print(json.dumps({"suites": list(newest), "plots": drawn, "readme": changed, "summary": str(out / "summary.md")}))
     return 0

@@ -66,6 +66,7 @@ TESTED_IN = {
     "models/dit/nextdit/lumina2_units": "models/dit/nextdit/units",
     "models/dit/recognise": "models/dit/family",
     "models/load": "models/describe",
+    "models/word": "models/learning out/inversion",
     "models/models": "models/base models/sd/family models/sd/ldm models/sd/sd1 models/sd/sd2 models/sd/sdxl models/sd/text",
     "models/unet_units": "models/sd/units",
     "objective/objective": "objective/loss",

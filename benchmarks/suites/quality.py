@@ -16,7 +16,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -34,6 +34,7 @@ from trainer.policy import Drawing
 from trainer.run import settle, stages
 from trainer.run.revisit import restore
 from trainer.settings import overlay
+from trainer.step.engine import Engine
 
 from ..harness import jobs
 from ..harness.rows import RESULTS
@@ -179,11 +180,24 @@ class Protocol:
         parts, engine, _ = restore(found(run)[-1], config, self.options.device)
         prompts, live = Prompts.of(subject), config.train.train_text_encoder
         after = drawn(parts, engine, prompts, self.options, live=live, tiny=self.options.tiny)
-        return scores(self.eye, subject, prompts, before, after) | {
+        measured = scores(self.eye, subject, prompts, before, after)
+        if live:
+            measured["unrelated_drift_text_restored"] = self._restored(parts, engine, prompts, before)
+        return measured | {
             "seconds": whole,
             "prior_seconds": seconds.get("class images", 0.0),
             "prior_bytes": kept,  # 0 where a way before it drew the same class images
         }, after
+
+    def _restored(self, parts: models.Parts, engine: Engine, prompts: Prompts, before: list[Image.Image]) -> float:
+        """How far unrelated prompts moved where the text encoder alone is the base model's again: what is missing of their
+        drift is its part."""
+        base = models.load(self.base)
+        first = len(prompts.subject) + len(prompts.bare)
+        rest = replace(prompts, subject=[], plain=[], bare=[])
+        parts = replace(parts, text_encoders=base.text_encoders)
+        after = drawn(parts, engine, rest, self.options, tiny=self.options.tiny, first=first)
+        return judge.drift(self.eye, before[first:], after)
 
     def _class_bytes(self) -> int:
         folders = self.cache / "class_images", self.cache / "predictions"
@@ -216,9 +230,16 @@ def train(words: list[str]) -> dict[str, float]:
 
 
 def drawn(
-    parts: models.Parts, engine, prompts: Prompts, options: Options, *, live: bool = False, tiny: bool = False
+    parts: models.Parts,
+    engine: Engine | None,
+    prompts: Prompts,
+    options: Options,
+    *,
+    live: bool = False,
+    tiny: bool = False,
+    first: int = 0,
 ) -> list[Image.Image]:
-    """All prompts, picture i with seed i, from the base model (`engine` None) or from what was learned."""
+    """All prompts, picture i with seed `first` + i, from the base model (`engine` None) or from what was learned."""
     from trainer.data.texts import token_ids
 
     words = [*prompts.all, ""]
@@ -231,7 +252,7 @@ def drawn(
     side = parts.family.resolution
     look = Look((side, side), 3 if tiny else LOOK_STEPS, settle.DEMO_GUIDANCE if parts.family.name == "demo" else 7.5)
     painter = Painter(parts, look, Drawing(batch=8), options.device, texts, engine)
-    return outcome(painter.paint(prompts.all, list(range(len(prompts.all)))))
+    return outcome(painter.paint(prompts.all, list(range(first, first + len(prompts.all)))))
 
 
 def scores(

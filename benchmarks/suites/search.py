@@ -17,6 +17,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
+from trainer.draw.preview import slug
 from trainer.guard import judge
 from trainer.run import settle
 
@@ -30,6 +33,8 @@ LESS_IS_BETTER = ("unrelated_drift",)
 MEASURES = (*GOALS, "context", "class_drift", "seconds")
 # Student's t at 97.5 % for 1, 2, ... degrees of freedom
 T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20)
+
+STRIPS = RESULTS / "search"
 
 TEXT, PRIOR, NONE = ["--train_text_encoder"], ["--with_prior_preservation"], ["--no-with_prior_preservation"]
 
@@ -56,6 +61,7 @@ def _dco(temperature: float) -> list[str]:
 
 HALF = PRIOR + _weight(0.3)
 SLOW = [*TEXT, "--text_encoder_lr", "1e-4"]
+WORD = [*TEXT, "--text_part", "identifier"]
 WAYS: dict[str, list[str]] = {
     "no prior": NONE,
     "no prior, anchor 0.003": NONE + _anchor(0.003),
@@ -68,6 +74,7 @@ WAYS: dict[str, list[str]] = {
     "class images 0.1, anchor 0.005": PRIOR + _weight(0.1) + _anchor(0.005),
     "others 0.5, 0.3, anchor 0.003": HALF + _others(0.5) + _anchor(0.003),
     "class images 0.3, slow text, anchor 0.005": HALF + SLOW + _anchor(0.005),
+    "word, class images 0.3, anchor 0.005": HALF + WORD + _anchor(0.005),
     "dco 0.03": NONE + _dco(0.03),
     "class images 0.3, noisy, anchor 0.005": HALF + _anchor(0.005) + ["--timesteps", "noisy"],
     "class images 0.3, clean, anchor 0.005": HALF + _anchor(0.005) + ["--timesteps", "clean"],
@@ -99,7 +106,7 @@ def suite(options: Options) -> Iterator[dict]:
     rungs, extra = RUNGS[: int(asked.get("rungs", len(RUNGS)))], []
     done = [] if options.tiny else kept(RESULTS / "search.jsonl")
     if options.tiny:
-        ways, rungs = {"no prior": WAYS["no prior"]}, (Rung(1, 1, 1),)
+        ways, rungs = dict([*ways.items()][:1]), (Rung(1, 1, 1),)
         extra = [*_steps(4), "--num_class_images", "2", "--sample_steps", "3"]
     until = time.monotonic() + 60 * float(asked.get("minutes", "inf"))
     with jobs.workplace() as place:
@@ -110,20 +117,34 @@ def suite(options: Options) -> Iterator[dict]:
             for subject, seed, way in due(done, names, rung, known):
                 if time.monotonic() > until:
                     return
+                about = {"subject": subject.name, "seed": seed, "base": base, "judge": eye.name}
                 if subject.name not in before:
                     before[subject.name] = protocol.before(subject)
-                    if (BASE, subject.name, 0) not in {(r["way"], r["subject"], r["seed"]) for r in done}:
+                    if not any((row["way"], row["subject"]) == (BASE, subject.name) for row in done):
                         untouched = scores(eye, subject, Prompts.of(subject), *[before[subject.name]] * 2)
-                        done.append(
-                            {"way": BASE, "subject": subject.name, "seed": 0, "base": base, "judge": eye.name}
-                            | untouched
-                        )
+                        done.append({"way": BASE} | about | untouched)
+                        strip(subject, BASE, before[subject.name], options)
                         yield done[-1]
-                folder = Path(place) / f"run-{len(done)}"
-                measured, _ = protocol.one(subject, ways[way] + extra, seed, folder, before[subject.name])
-                row = {"way": way, "subject": subject.name, "seed": seed, "base": base, "judge": eye.name} | measured
-                done.append(row)
-                yield row
+                run = Path(place) / f"run-{len(done)}"
+                measured, after = protocol.one(subject, ways[way] + extra, seed, run, before[subject.name])
+                if seed == 0:
+                    strip(subject, way, after, options)
+                done.append({"way": way} | about | measured)
+                yield done[-1]
+
+
+def strip(subject: Subject, way: str, pictures: Sequence[Image.Image], options: Options) -> None:
+    """Some of a run's pictures in a row, for the sheets of a report: the subject in its contexts, the class, unrelated
+    things."""
+    if options.tiny:
+        return
+    n, b = len(Prompts.of(subject).subject), len(Prompts.of(subject).bare)
+    chosen = [pictures[i] for i in (0, 1, 2, 4, 6, 8, n, n + 1, n + b, n + b + 1, n + b + 2)]
+    row = Image.new("RGB", (sum(picture.width for picture in chosen), chosen[0].height))
+    for place, picture in enumerate(chosen):
+        row.paste(picture, (place * picture.width, 0))
+    STRIPS.mkdir(parents=True, exist_ok=True)
+    row.save(STRIPS / f"{subject.name}.{slug(way, 60)}.webp", quality=85)
 
 
 def kept(path: Path) -> list[dict]:

@@ -77,6 +77,7 @@ class Case:
     compute: str = "bf16"
     accumulation: int = 1
     anchor: float = 0.0
+    part: str = "all"  # of the text encoders that learns
     buckets: bool = False  # of another shape than the class images, which then have a micro-batch of their own
 
     def __str__(self) -> str:
@@ -86,7 +87,7 @@ class Case:
     def config(self) -> Config:
         made = Config()
         made.train.method, _, text = self.mode.partition("+")
-        made.train.train_text_encoder = bool(text)
+        made.train.train_text_encoder, made.train.text_part = bool(text), self.part
         made.train.mixed_precision, made.train.gradient_accumulation_steps = self.compute, self.accumulation
         made.data.resolution, made.data.masked_loss = SIDE, self.accumulation > 1
         made.data.buckets, made.prior.anchor = self.buckets, self.anchor
@@ -127,6 +128,7 @@ OTHERS = [
     Case("sdxl", "full+text", "blocks", "ram", "ram", accumulation=2),
     Case("sd1", "full", buckets=True),
     Case("sd1", "full", anchor=0.01),
+    Case("sdxl", "full+text", "blocks", "ram", part="identifier"),
     Case("sd2", "full", "blocks", "ram", anchor=0.01),
     Case("sdxl", "full+text", "blocks", "ram", stream="all", stays=STAYS, anchor=0.01),
 ]
@@ -134,7 +136,7 @@ OTHERS = [
 
 def rehearsals(case: Case) -> Rehearsals:
     """Shared by all cases of one configuration."""
-    same = ("family", "mode", "compute", "accumulation", "buckets", "anchor")
+    same = ("family", "mode", "compute", "accumulation", "buckets", "anchor", "part")
     return phases(Case(**{name: getattr(case, name) for name in same}))
 
 

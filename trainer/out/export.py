@@ -28,7 +28,7 @@ from trainer.files.mapped import Stored, forget
 from trainer.files.safetensors_stream import Writer, size_bytes
 from trainer.files.whole import tidy, whole, whole_folder
 from trainer.machine.vitals import Vitals
-from trainer.models import adapters, clip_skip, load
+from trainer.models import adapters, clip_skip, load, word
 from trainer.models.base import Parts
 from trainer.out.formats import NAMES, File, files
 
@@ -59,8 +59,12 @@ def write(
     folder = Path(folder)
     full = tuple(name for name in formats if name not in LORA)
     dtype = PRECISIONS[precision]
+    trained, known = again(weights), word.words(parts)
+    if known:  # what stands in the encoders' places is theirs no more; their files have them
+        parts = dataclasses.replace(parts, text_encoders=[])
     parts = _complete(parts) if full else parts
-    trained = again(weights)
+    if known and full:
+        trained = word.in_table(trained, known, lambda name: _parameter(parts, name))
     with clip_skip.whole(parts):
         planned = [file for name in formats for file in files(name, parts, folder, precision, dict(metadata or {}))]
         _check_room(folder, planned, dtype, replace)
@@ -76,6 +80,11 @@ def write(
             yield PhaseProgress("export", done, len(formats), name)
     vitals = Vitals(torch.device("cuda" if torch.cuda.is_initialized() else "cpu"))
     yield PhaseEnded("export", time.time() - began, vitals.peak(), vitals.ram(), f"{len(formats)} formats in {folder}")
+
+
+def _parameter(parts: Parts, name: str) -> Tensor:
+    model, _, inner = name.partition(".")
+    return parts.modules()[model].get_parameter(inner)
 
 
 def moved(events: Iterable[Event], model: Path, move: Callable[[Exported], Exported]) -> Iterator[Event]:

@@ -13,7 +13,7 @@ from functools import cached_property
 from torch import Tensor
 
 from trainer.files.mapped import forget
-from trainer.models import Parts, adapters, load_for
+from trainer.models import Parts, adapters, load_for, word
 from trainer.out.export import Weights, again
 from trainer.settings import checks
 from trainer.settings.config import Model
@@ -48,11 +48,18 @@ class Between:
 
     def _along(self, strength: float) -> Callable[[str, Tensor], Tensor]:
         checks.strength(strength, adapters.is_dora(self.parts))
-        if adapters.injected(self.parts):
+        known = word.words(self.parts)
+        lora = adapters.injected(self.parts)
+        if lora and not known:
             return lambda name, value: value * strength if ".lora_B" in name else value
         base = self._base
 
         def along(name: str, value: Tensor) -> Tensor:
+            if name in known:
+                rows = base[f"{name.removesuffix('.rows')}.weight"][known[name]]
+                return rows.to(value.device, value.dtype).lerp(value, strength)
+            if lora:
+                return value * strength if ".lora_B" in name else value
             between = base[name].to(value.device, value.dtype).lerp(value, strength)
             forget(base[name])  # it lies in the model's file
             return between

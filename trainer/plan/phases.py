@@ -17,7 +17,7 @@ from torch import nn
 from trainer.events import PHASES
 from trainer.files.safetensors_stream import PIECE_BYTES
 from trainer.machine.team import Rehearsed
-from trainer.models import adapters, read_as
+from trainer.models import learning, read_as
 from trainer.models.base import Parts, loaded
 from trainer.objective.loss import Objective
 from trainer.plan import calibration, rehearse
@@ -268,15 +268,10 @@ class Rehearsals:
         return self.rehearsed[name]
 
     def _adapt(self) -> None:
-        """Adapters, as the stages inject them before the engine is made."""
-        method = self.config.train.method
-        if method != "full" and not self.adapted:
+        """What learns, as the stages have it before the engine is made."""
+        if not self.adapted:
             with torch.device("meta"):
-                adapters.inject(self.parts, self.config.lora, dora=method == "dora", text=self.text)
-            self.adapted = True
-        elif method == "full" and not self.adapted:
-            for module in self.parts.modules().values():
-                module.requires_grad_(True)
+                learning.prepare(self.parts, self.config)
             self.adapted = True
 
     def class_images(self) -> int:

@@ -25,7 +25,7 @@ from trainer.guard import held, meters
 from trainer.guard.guard import Guard
 from trainer.machine.phase import Phase
 from trainer.machine.team import ALONE, Team
-from trainer.models import Parts, adapters
+from trainer.models import Parts, learning
 from trainer.objective.loss import Objective
 from trainer.policy import Policy
 from trainer.prior import dco, identifier, images, manifest, others, prediction
@@ -161,14 +161,7 @@ def trained(run: Run, painter: Painter, cached: Cached, keep: Keep) -> Stage[tup
 
 def make_engine(config: Config, parts: Parts, policy: Policy, device: torch.device, team: Team = ALONE) -> Engine:
     """The engine over `parts`, with adapters and the techniques that change modules applied first, in this order."""
-    if config.train.method != "full":
-        adapters.inject(
-            parts,
-            config.lora,
-            dora=config.train.method == "dora",
-            text=config.train.train_text_encoder,
-            seed=config.train.seed,
-        )
+    learning.prepare(parts, config)
     memory.prepare(parts.denoiser, policy, device)
     engine = Engine(parts.family.units(parts, text=config.train.train_text_encoder), policy, device, team)
     give_back()

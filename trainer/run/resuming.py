@@ -40,6 +40,7 @@ FIXED = (
     "train.method",
     "train.optimizer",
     "train.train_text_encoder",
+    "train.text_part",
     "lora.rank",
 )  # without them nothing fits together
 

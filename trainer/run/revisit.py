@@ -22,7 +22,7 @@ from trainer.errors import ConfigError
 from trainer.events import Event, Finished, Notice, Stage
 from trainer.machine import convolutions
 from trainer.models import Parts, Source, adapters, describe, load_for
-from trainer.out import checkpoint
+from trainer.out import checkpoint, inversion
 from trainer.out.export import write
 from trainer.out.metadata import metadata, photos_of
 from trainer.out.strength import Between
@@ -124,6 +124,7 @@ def export_run(run: Path, export: Export, output: Path | None) -> Iterator[Event
     config.settle("export.strength", export.strength, "command line")
     settle.words(config)
     yield from write(parts, weights, folder, formats, export.precision, metadata(config, photos_of(config)))
+    yield from inversion.write(parts, weights, folder, config.data.identifier)
     yield Finished("done", checkpoint.step_of(point), time.perf_counter() - begun, str(run), f"model       {folder}")
 
 

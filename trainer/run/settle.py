@@ -21,6 +21,7 @@ from trainer.settings.config import Config
 
 DEMO_GUIDANCE = 3.5  # what the built-in model draws best with; 7.5 burns its colours
 DEMO_LOOK = {"sample.guidance_scale": DEMO_GUIDANCE, "prior.guidance_scale": DEMO_GUIDANCE, "prior.sample_steps": 25}
+WORD_LR = 5e-4  # diffusers' examples/textual_inversion README
 SUBJECTS = Path(__file__).parent.parent / "assets" / "demo" / "subjects"
 
 
@@ -75,6 +76,8 @@ def learning(config: Config, family: Family) -> None:
     if finds_itself:
         default("train.learning_rate", 1.0, "prodigy finds the rate; this is its factor")
     default("train.learning_rate", defaults.learning_rate(train.method, prior, train.train_text_encoder))
+    if train.train_text_encoder and train.text_part == "identifier":
+        default("train.text_encoder_lr", WORD_LR, "the rate of diffusers' textual inversion")
     if train.train_text_encoder and (rate_given or finds_itself):
         default("train.text_encoder_lr", train.learning_rate, "learning_rate")
     elif train.train_text_encoder:

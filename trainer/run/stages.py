@@ -29,7 +29,7 @@ from trainer.events import (
 from trainer.files.claim import claimed
 from trainer.machine.phase import Phase
 from trainer.models import Parts
-from trainer.out import as_diffusers, by_name, export
+from trainer.out import as_diffusers, by_name, export, inversion
 from trainer.out.metadata import metadata
 from trainer.out.strength import Between
 from trainer.run import assemble, limit, loop, probe, resuming, saving
@@ -192,6 +192,7 @@ def write(run: Run, trained: Trained, parts: Parts) -> Stage[None]:
     if settings.output_name:
         events = by_name.named(events, run.folder, settings.output_name, run.config.train.method)
     yield from as_diffusers.spread(events, run.folder) if run.config.run.layout == "diffusers" else events
+    yield from inversion.write(parts, weights, place, run.config.data.identifier)
     if older := export.set_others_aside(place, settings.formats):
         yield Notice(f"Files of an earlier export, with other weights, are in {older} now.")
 

@@ -56,7 +56,7 @@ def _rules(config: Config) -> Iterator[tuple[bool, str, str, str]]:
     yield config.lora.conv_rank is None, "lora.conv_alpha", "convolutions have the rank of the rest", "--conv_rank"
     yield not train.train_text_encoder, "lora.text_targets", "the text encoder is not trained", "--train_text_encoder"
 
-    text = "train.text_encoder_lr train.text_encoder_2_lr train.text_encoder_stop_step"
+    text = "train.text_part train.text_encoder_lr train.text_encoder_2_lr train.text_encoder_stop_step"
     yield not train.train_text_encoder, text, "the text encoder is not trained", "--train_text_encoder"
     yield train.train_text_encoder, "memory.cache_text", "a text encoder in training cannot be cached", ""
     late = (train.text_encoder_stop_step or 0) >= (train.max_train_steps or math.inf)

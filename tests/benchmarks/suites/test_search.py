@@ -22,6 +22,12 @@ def test_a_way_to_train_is_run_and_measured():
     assert found["way"] == "no prior" and 0 <= search.distance(search.means([found])) <= 2
 
 
+def test_a_text_encoders_part_in_drift_is_measured_by_restoring_it():
+    asked = ("ways=class images 0.3, slow text, anchor 0.005",)
+    _, found = search.suite(Options(tiny=True, words=asked))
+    assert found["way"].startswith("class images") and found["unrelated_drift_text_restored"] >= 0
+
+
 def test_the_distance_is_zero_where_every_goal_is_met_and_grows_with_what_is_missing():
     assert search.distance(search.means([row("x")])) == 0
     near, far = (search.distance(search.means([row("x", unrelated_drift=value)])) for value in (0.33, 0.5))
