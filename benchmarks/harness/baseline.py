@@ -46,13 +46,13 @@ def stepper(
     keep = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
     scheduler = DDPMScheduler(**{k: v for k, v in made.scheduler_config.items() if k in keep})
     optimizer = _optimizer(unet, recipe)
-    rows, latent = 2 * pairs, pixels // made.latent_factor
+    rows, latent = 2 * pairs, pixels // made.latents.factor
     generator = torch.Generator(device).manual_seed(0)
     pictures = torch.rand(rows, 3, pixels, pixels, generator=generator, device=device) * 2 - 1
     prompts = ["a photo of sks dog"] * pairs + ["a photo of a dog"] * pairs
     config = made.denoiser.config
     cached_text = torch.randn(rows, 77, config.cross_attention_dim, generator=generator, device=device)
-    cached_mean = torch.randn(rows, 4, latent, latent, generator=generator, device=device)
+    cached_mean = torch.randn(rows, made.latents.channels, latent, latent, generator=generator, device=device)
     added = None
     if config.addition_embed_type == "text_time":
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim

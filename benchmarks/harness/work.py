@@ -28,7 +28,7 @@ PERIOD = 1048573
 
 def parts(options: Options, *only: str, device: torch.device | str = "cpu") -> Parts:
     """The model of `options`: tiny, or of real size with random weights, which are made on `device`, or the built-in one.
-    `only` names the modules that are wanted; of a real-size model the others stay without memory."""
+    `only` names the parts that are wanted, "denoiser" the family's own; of a real-size model the others stay without memory."""
     if options.model == DEMO:
         return load(DEMO)
     return family(options.model).tiny() if options.tiny else real(options.model, *only, device=device)
@@ -37,6 +37,7 @@ def parts(options: Options, *only: str, device: torch.device | str = "cpu") -> P
 def real(name: str, *only: str, device: torch.device | str = "cpu") -> Parts:
     """A public model's shapes, filled with small random numbers; norms start as identity, so activations stay finite."""
     made, device = family(name).meta(), torch.device(device)
+    only = tuple(made.family.names.denoiser if part == "denoiser" else part for part in only)
     source = (torch.randn(PERIOD, generator=torch.Generator().manual_seed(0)) * 0.02).to(device)
     for module_name, module in made.modules().items():
         if not only or module_name in only:
@@ -61,6 +62,8 @@ def fill(module: nn.Module, source: Tensor) -> None:
     for name, buffer in module.named_buffers():
         if name.endswith("position_ids"):
             buffer.copy_(torch.arange(buffer.shape[-1]).expand(buffer.shape))
+        else:  # a table of places, a running mean or variance
+            buffer.fill_(1)
 
 
 def side(options: Options, made: Parts) -> int:
@@ -78,13 +81,15 @@ class Batch:
     instances: int
     mask: Tensor | None = None
     counts: tuple[int, int] | None = None
+    reference: Tensor | None = None
 
 
 def batch(made: Parts, pixels: int, pairs: int, device: torch.device, seed: int = 0) -> Batch:
     """A noised micro-batch of random latents and embeddings, 2 * pairs rows, on `device`."""
     generator = torch.Generator().manual_seed(seed)
-    rows, latent = 2 * pairs, pixels // made.latent_factor
-    noised = Objective(made.noise()).draw(torch.randn(rows, 4, latent, latent, generator=generator), generator)
+    rows, latent = 2 * pairs, pixels // made.latents.factor
+    clean = torch.randn(rows, made.latents.channels, latent, latent, generator=generator)
+    noised = Objective(made.noise(size=(pixels, pixels))).draw(clean, generator)
     given = made.family.inputs(made, rows, (pixels, pixels), False)
     values = {"sample": noised.sample, "timestep": noised.timesteps}
     values |= {name: torch.randn(given[name][0], generator=generator) for name in made.family.text_values}

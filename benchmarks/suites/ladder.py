@@ -76,13 +76,13 @@ def suite(options: Options) -> Iterator[dict]:
 
 
 def _baseline(options: Options, recipe: baseline.Recipe) -> dict:
-    made = work.parts(options, *(["unet"] if recipe.cached else []), device=options.device)
+    made = work.parts(options, *(["denoiser"] if recipe.cached else []), device=options.device)
     stays, step = baseline.stepper(made, recipe, work.side(options, made), PAIRS, options.device)
     return _measured(step, options, stays)
 
 
 def _engine(options: Options, policy: Policy) -> dict:
-    made = work.parts(options, "unet", device=options.device)
+    made = work.parts(options, "denoiser", device=options.device)
     undo = memory.prepare(made.denoiser, policy, options.device)
     batches = [work.batch(made, work.side(options, made), PAIRS, options.device, seed) for seed in range(4)]
     engine, step = work.stepper(made, policy, batches, options.device)

@@ -44,9 +44,11 @@ CASES: dict[str, Policy] = {
     "all streamed": replace(MIXED, checkpointing="blocks", gradients="ram", boundaries="ram", stream="all"),
 }
 # What these allocate and free within themselves on a CPU is no business of a card's: kernels of ours have no temporaries
-# there, a convolution's are the workspaces that the planner books apart, and where fp32 meets 16 bits (the norm of
+# there, a convolution's are the workspaces that the planner books apart, the backward of its attention has two of the size
+# of a gradient, and where fp32 meets 16 bits (the norm of
 # gradients, their sum over micro-batches) a card converts as it reads.
-OPAQUE = ("trainer::", "aten::convolution", "aten::_foreach_norm", "aten::add_")
+ATTENTION = "aten::_scaled_dot_product_flash_attention_for_cpu_backward"
+OPAQUE = ("trainer::", "aten::convolution", ATTENTION, "aten::_foreach_norm", "aten::add_")
 HOST = "host memory"
 ON_HOST = (HOST, "aten::linspace")  # the latter is the objective's table of noise levels, which a run keeps in RAM
 
@@ -92,7 +94,7 @@ def simulated(options: Options, name: str, policy: Policy) -> dict:
 def on_card(made, policy: Policy, shapes: rehearse.Shapes, device: torch.device) -> int:
     """Bytes allocated at the peak of the second step of a real-size model with random weights."""
     gc.collect()  # the case before
-    step, _ = real_step(made, work.real(made.name, "unet", device=device), policy, shapes, device)
+    step, _ = real_step(made, work.real(made.name, "denoiser", device=device), policy, shapes, device)
     step()
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()

@@ -94,7 +94,7 @@ def suite(options: Options) -> Iterator[dict]:
 
 def stepper(options: Options, policy: Policy) -> Callable[[], Tensor]:
     """A step of the engine on one pair, with a model of its own."""
-    made = work.parts(options, "unet", device=options.device)
+    made = work.parts(options, "denoiser", device=options.device)
     memory.prepare(made.denoiser, policy, options.device)
     batches = [work.batch(made, work.side(options, made), 1, options.device)]
     return work.stepper(made, policy, batches, options.device)[1]

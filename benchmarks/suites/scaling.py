@@ -31,7 +31,7 @@ def suite(options: Options) -> Iterator[dict]:
 
 
 def measure(options: Options, policy: Policy, pixels: int, pairs: int) -> dict:
-    made = work.parts(options, "unet", device=options.device)
+    made = work.parts(options, "denoiser", device=options.device)
     undo = memory.prepare(made.denoiser, policy, options.device)
     engine, step = work.stepper(made, policy, [work.batch(made, pixels, pairs, options.device)], options.device)
     release()
