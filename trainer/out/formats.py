@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from trainer.models import adapters
-from trainer.models.base import Parts, persistent
+from trainer.models.base import Parts, loaded, persistent
 from trainer.out import card as cards
+from trainer.out import fused
 from trainer.out.card import card
 
 Change = Callable[[Tensor], Tensor]
@@ -267,10 +268,13 @@ def _times(scale: float) -> Change:
 
 
 def _lora_kohya(parts: Parts, folder: Path, precision: str, settings: dict[str, str]) -> Iterator[File]:
-    """lora_unet_..., lora_te_... (lora_te1_, lora_te2_ for SDXL) with an alpha beside each; SDXL's UNet under its original names."""
+    """lora_unet_..., lora_te_... (lora_te1_, lora_te2_ for SDXL) with an alpha beside each; SDXL's UNet and transformers under
+    their original names, where several layers may be one (fused.py)."""
     target = folder / NAMES["lora_kohya"]
     names, renamed = parts.family.names, parts.family.adapter_path(parts.denoiser)
     scales = adapters.scales(parts)
+    inside = [name.partition(".")[2] for name in scales if name.startswith(f"{names.denoiser}.")]
+    joint = fused.shares(loaded(parts.denoiser), renamed, inside)
     usage = f"put {target} into ComfyUI's models/loras"
     if adapters.is_dora(parts):
         # diffusers 0.42 leaves kohya's dora_scale out, and ComfyUI divides by the norms of the weight without the update:
@@ -290,6 +294,7 @@ def _lora_kohya(parts: Parts, folder: Path, precision: str, settings: dict[str, 
         path, ending = next(
             (inner.removesuffix(f".{old}"), new) for old, new in endings.items() if inner.endswith(f".{old}")
         )
+        share = joint.get(path) if model == names.denoiser else None
         if model == names.denoiser:
             path = renamed(path)
         elif not path.startswith("text_model.") and path != "text_projection":
@@ -301,11 +306,16 @@ def _lora_kohya(parts: Parts, folder: Path, precision: str, settings: dict[str, 
             if ending == "dora_scale"
             else tuple(tensor.shape)
         )
-        file.add(name, f"{key}.{ending}", shape)
+        if share is None:
+            file.add(name, f"{key}.{ending}", shape)
+        else:
+            place = {"lora_down.weight": share.of_a, "lora_up.weight": share.of_b, "dora_scale": share.of_magnitudes}
+            file.add(name, f"{key}.{ending}", *place[ending](tensor))
         if ending == "lora_down.weight":
             own_rank, own_scale = scales[adapters.module_of(name)]
+            together = 1 if share is None else share.count
             file.shapes[f"{key}.alpha"] = ()
-            file.constants[f"{key}.alpha"] = torch.tensor(float(own_rank * own_scale))
+            file.constants[f"{key}.alpha"] = torch.tensor(float(own_rank * own_scale * together))
     yield file
 
 
