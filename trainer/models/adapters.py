@@ -156,7 +156,7 @@ def _check_targets(model: nn.Module, targets: list[str], draws: bool) -> None:
         found = [module for name, module in named.items() if _targeted(name, [target])]
         if not found:
             raise ConfigError(f"{setting}: no module of the {whose} is called {target!r}", f"use names such as {usual}")
-        if not all(isinstance(module, (nn.Linear, nn.Conv2d)) for module in found):
+        if not any(isinstance(module, (nn.Linear, nn.Conv2d)) for module in found):  # others of the name get none
             raise ConfigError(
                 f"{setting}: {target!r} is a {type(found[0]).__name__}",
                 f"name modules that are {' or '.join(sorted(kinds))}",

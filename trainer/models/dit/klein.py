@@ -28,6 +28,8 @@ DEFAULTS = Defaults(
     lr_full_text=1e-5,  # its text encoder is not trained
     lr_lora=1e-4,  # diffusers' examples/dreambooth README_flux2, klein
     lr_lora_text=1e-4,
+    # the example's: attention of all blocks, in single blocks with their MLP, which is in the same matrices
+    targets=("to_q", "to_k", "to_v", "to_out.0", "to_qkv_mlp_proj", "attn.to_out"),
     steps=800,
     steps_lora=500,  # README_flux2
     class_images=200,
@@ -71,7 +73,7 @@ KLEIN = Transformer(
         bases=("flux_2_klein_4b", "flux_2_klein_4b"),  # musubi-tuner's word
         architectures=("flux-2-klein-base-4b", "flux-2-klein-base-4b"),
         source="https://github.com/black-forest-labs/flux2",
-        velocities=True,
+        flows=True,
         marked=False,
     ),
     denoiser=klein_units,
