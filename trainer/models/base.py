@@ -34,6 +34,7 @@ class Defaults:
     steps: int = 800
     steps_lora: int = 800
     class_images: int = 200
+    guidance: float | None = None  # of pictures, where the model wants another than Stable Diffusion
     prior_loss_weight: float = 1.0
     rank: int = 16
 

@@ -65,6 +65,9 @@ def learning(config: Config, family: Family) -> None:
     for key, value in DEMO_LOOK.items():
         if config.model.name == "demo" and not config.chosen(key):
             config.settle(key, value, "demo default")
+    for key in ("sample.guidance_scale", "prior.guidance_scale"):
+        if defaults.guidance is not None and not config.chosen(key):
+            config.settle(key, defaults.guidance, f"{family.name} default")
     named = bool(config.data.class_name or config.prior.class_prompt)
     default("prior.with_prior_preservation", train.method == "full" and named and config.prior.by != "dco")
     prior = config.prior.with_prior_preservation

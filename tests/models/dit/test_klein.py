@@ -5,11 +5,14 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline
 
 from trainer.draw.sampler import Look, draw, noise_of
+from trainer.errors import ConfigError
 from trainer.models import describe, guess
 from trainer.models.dit.klein import KLEIN, fits
 from trainer.models.vae import decode_latents, encode_pixels
 from trainer.objective.loss import Objective
 from trainer.policy import Policy
+from trainer.run import settle
+from trainer.settings.config import Config
 from trainer.step.engine import Engine
 
 
@@ -37,6 +40,20 @@ def test_it_is_told_by_its_name_and_by_its_folder(parts, tmp_path):
     family, facts = describe(str(tmp_path))
     assert family.name == "klein" and facts.prediction_type == "flow" and family.resolution == 1024
     assert fits({"guidance_embeds": True}) and not fits(KLEIN.config("transformer"))
+
+
+def test_the_distilled_model_is_refused_and_the_base_model_named(parts, tmp_path):
+    KLEIN.pipeline(parts, is_distilled=True).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="distilled") as refused:
+        describe(str(tmp_path))
+    assert "klein-base-4B" in refused.value.fix
+
+
+def test_pictures_are_guided_as_the_pipeline_guides_them_unless_somebody_says_otherwise():
+    for said, expected in (({}, 4.0), ({"sample": {"guidance_scale": 2.0}}, 2.0)):
+        config = Config.model_validate({"data": {"class_name": "dog"}} | said)
+        settle.learning(config, KLEIN)
+        assert (config.sample.guidance_scale, config.prior.guidance_scale) == (expected, 4.0)
 
 
 @torch.no_grad()

@@ -33,6 +33,7 @@ DEFAULTS = Defaults(
     steps=800,
     steps_lora=500,  # README_flux2
     class_images=200,
+    guidance=4.0,  # the pipeline's, and the model card's
 )
 
 

@@ -26,6 +26,11 @@ def require_pipeline(source: str, index: Mapping[str, Any]) -> None:
     kind = index.get("_class_name", "pipeline of another kind")
     if {"vae", "text_encoder"} - index.keys() or kind not in [family.pipeline_class for family in FAMILIES]:
         raise ConfigError(f"{source} is a {kind}, which is of no family that is known here", WHAT_WORKS)
+    if index.get("is_distilled"):
+        raise ConfigError(
+            f"{source} is distilled to draw in a few steps without guidance, which training would undo",
+            "take the base model that it was made from, such as FLUX.2-klein-base-4B",
+        )
 
 
 def by_configuration(source: str, configs: Mapping[str, Any]) -> Transformer:
