@@ -12,7 +12,7 @@ from trainer.models.vae import decode_latents, encode_pixels
 from trainer.objective.loss import Objective
 from trainer.policy import Policy
 from trainer.run import settle
-from trainer.settings.config import Config
+from trainer.settings import overlay
 from trainer.step.engine import Engine
 
 
@@ -50,8 +50,8 @@ def test_the_distilled_model_is_refused_and_the_base_model_named(parts, tmp_path
 
 
 def test_pictures_are_guided_as_the_pipeline_guides_them_unless_somebody_says_otherwise():
-    for said, expected in (({}, 4.0), ({"sample": {"guidance_scale": 2.0}}, 2.0)):
-        config = Config.model_validate({"data": {"class_name": "dog"}} | said)
+    for said, expected in (({}, 4.0), ({"sample.guidance_scale": 2.0}, 2.0)):
+        config = overlay.load({"data.class_name": "dog"} | said)
         settle.learning(config, KLEIN)
         assert (config.sample.guidance_scale, config.prior.guidance_scale) == (expected, 4.0)
 
