@@ -31,6 +31,7 @@ from trainer.step.engine import Engine
 
 TILE = 512  # pixels: what makes a 1024 px picture cost the VAE no more than a 512 px one
 MAX_SAMPLE_BATCH = 8
+FILLS = 1024 * 1024  # pixels of a picture that keeps a card busy by itself
 PNG_SHARE = 0.6  # of the bytes of its pixels that a generated picture keeps as PNG: assumed
 PHOTOS = 5  # DreamBooth's three to six, where the folder is not known
 
@@ -181,7 +182,8 @@ class Rehearsals:
 
     def _fit_drawing(self, policy: Policy, budget: int | None) -> Drawing:
         """The least approximate way for the VAE, and the largest batch of pictures, that fit the budget. The optimizer state
-        stays on the card where four pictures then still take less than the step: RAM is scarcer than a preview's seconds."""
+        stays on the card where four pictures, or one that fills it, then still take less than the step: RAM is scarcer than
+        a preview's seconds."""
         asked = self.config.memory.vae_tile
         if self.kind != "cuda":
             return Drawing(tile=asked)
@@ -200,14 +202,12 @@ class Rehearsals:
             return _process(max(own, self._draw_base(policy, way.batch))) <= limit
 
         tiles = [asked] if asked else [None, TILE, TILE // 2]
-        ways = [
-            Drawing(tile=tile, vae_dtype=dtype, denoiser_dtype=policy.math)
-            for dtype in self.vae_dtypes
-            for tile in tiles
-        ]
+        kinds = [(dtype, tile) for dtype in self.vae_dtypes for tile in tiles]
+        ways = [Drawing(tile=tile, vae_dtype=dtype, denoiser_dtype=policy.math) for dtype, tile in kinds]
         drawing = next(filter(vae_fits, ways), ways[-1])
         batches = (MAX_SAMPLE_BATCH, 4, 2, 1)
-        parks = [(False, batch) for batch in batches[:2]] + [(True, batch) for batch in batches]
+        fills = self.shapes.size[0] * self.shapes.size[1] >= FILLS
+        parks = [(False, batch) for batch in (batches if fills else batches[:2])] + [(True, batch) for batch in batches]
         ways = [replace(drawing, park=park, batch=batch) for park, batch in parks]
         return next(filter(fits, ways), ways[-1])
 

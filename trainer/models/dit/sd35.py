@@ -39,6 +39,7 @@ DEFAULTS = Defaults(
     steps=800,
     steps_lora=800,
     class_images=200,
+    guidance=7.0,  # the pipeline's
 )
 
 

@@ -34,6 +34,7 @@ DEFAULTS = Defaults(
     steps=800,
     steps_lora=500,  # README_lumina2
     class_images=200,
+    guidance=4.0,  # the pipeline's
 )
 
 

@@ -31,6 +31,7 @@ DEFAULTS = Defaults(
     steps=800,
     steps_lora=500,  # README_z_image
     class_images=200,
+    guidance=5.0,  # the pipeline's
 )
 
 
