@@ -58,7 +58,7 @@ TESTED_IN = {
     "kernels/activations": "kernels/eager kernels/geglu kernels/groupnorm_silu kernels/layernorm",
     "kernels/adamw": "kernels/adamw_lowbit kernels/adamw_state kernels/moments kernels/weights24",
     "memory/contract": "memory/allocator memory/boundaries memory/channels_last memory/checkpointing memory/clipping "
-    "memory/compile memory/cuda_graphs memory/moments memory/recompute_kernels memory/stream memory/weights",
+    "memory/compile memory/cuda_graphs memory/moments memory/recompute_kernels memory/shard memory/stream memory/weights",
     "models/demo_model": "benchmarks/demo/assets benchmarks/demo/backgrounds benchmarks/demo/cutouts benchmarks/demo/draw "
     "benchmarks/demo/evaluate benchmarks/demo/judge benchmarks/demo/recipe "
     "benchmarks/demo/subjects benchmarks/demo/text benchmarks/demo/vae",
@@ -81,6 +81,8 @@ TESTED_IN = {
     "run/stages": "run/assemble",
     "settings/config": "errors settings/checks settings/keeping settings/learning settings/effect settings/knob settings/overlay",
     "step/engine": "step/outside step/residency step/runner step/updates units",
+    "step/share": "step/ranks/share",
+    "step/two_ranks": "step/ranks/exchange step/ranks/settling",
 }
 
 # these answer without torch

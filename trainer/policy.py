@@ -33,6 +33,7 @@ class Policy:
     boundaries: Literal["card", "ram"] = "card"
     stream: Literal["off", "state", "all"] = "off"
     resident_units: int = 0
+    shard: Literal["off", "state"] = "off"
     gradients: Literal["card", "ram"] = "card"
     clipping: Literal["exact", "previous"] = "exact"
     max_grad_norm: float = 1.0

@@ -48,8 +48,10 @@ SETTINGS: dict[str, tuple[dict, float]] = {
     "anchor": ({"hyper": AdamHyper(weight_decay=0.0, anchor=10.0)}, 0.05),
     "compile": ({"compile": "blocks"}, memory.compile.TOLERANCE),
     "cuda_graphs": ({"cuda_graphs": True}, 0.0),
+    "shard": ({"shard": "state"}, 0.0),
 }
-COSTLY = {"compile", "cuda_graphs"}  # a compiler's minute; a card: they have tests of their own
+# a compiler's minute; a card; several processes: they have tests of their own
+COSTLY = {"compile", "cuda_graphs", "shard"}
 # the same techniques several at a time, for every family and method; an exact bundle is exact only if each of them is
 BUNDLES: dict[str, tuple[dict, float]] = {
     "streamed": (

@@ -36,12 +36,17 @@ def tensors(path: Path) -> dict[str, bytes]:
 
 def test_two_processes_leave_the_checkpoint_of_one_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert main(SMALL.format(tmp_path, "one").split()) == 0
-    assert launcher.launch(2, SMALL.format(tmp_path, "two").split()) == 0
+    words = SMALL + " --ema"
+    assert main(words.format(tmp_path, "one").split()) == 0
+    assert launcher.launch(2, words.format(tmp_path, "two").split()) == 0
     one, two = tmp_path / "one", tmp_path / "two"
     assert losses(one) == losses(two) and len(losses(two)) == 2
-    for name in ("engine", "random"):
+    policies = [json.loads((run / "step-000002/state.json").read_text())["policy"]["shard"] for run in (one, two)]
+    assert policies == ["off", "state"]
+    for name in ("engine", "random", "ema"):
         assert tensors(one / f"step-000002/{name}.safetensors") == tensors(two / f"step-000002/{name}.safetensors")
+    [export] = [path.relative_to(one) for path in (one / "model").glob("*.safetensors")]
+    assert tensors(one / export) == tensors(two / export)
     assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
     decks = [json.loads((run / "step-000002/state.json").read_text())["batches"] for run in (one, two)]
     assert decks[0] == decks[1]

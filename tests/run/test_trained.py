@@ -27,7 +27,7 @@ def test_state_and_restore_are_inverse_to_each_other(place):
     for _ in range(2):
         micro = trained.batches.step()
         trained.engine.step([batch.values for batch in micro], loss(micro, 1), trained.rates.at(trained.step))
-        trained.average.update(trained.engine.master())
+        trained.average.update(trained.engine.slices())
         trained.step += 1
     torch.manual_seed(3)
     point = checkpoint.save(run.folder, trained.state())

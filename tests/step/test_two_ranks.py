@@ -1,4 +1,5 @@
-"""Two processes with one micro-batch each learn what one process with both learns, to the bit."""
+"""Two processes with one micro-batch each learn what one process with both learns, to the bit, whether each has all of the
+optimizer state or a slice of it."""
 
 import json
 import os
@@ -18,10 +19,12 @@ CASES = [
     "recomputed and streamed",
     "low bits",
     "stochastic rounding",
-    "torch's AdamW",
     "text encoder too",
+    "four micro-batches",
+    "LoRA",
     "fp16 with a step that overflows",
     "fp16 in one pass with a step that overflows",
+    "fp16 whose updates wait, with a step that overflows",
 ]
 
 
@@ -35,11 +38,22 @@ def told() -> dict[str, dict]:
     return {row["case"]: row for row in rows}
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_two_ranks_hold_the_same_bits_as_one_with_both_micro_batches(case):
+@pytest.mark.parametrize("case", [*CASES, "torch's AdamW", *(f"{case}, shared" for case in CASES)])
+def test_two_ranks_hold_the_same_bits_as_one_with_all_micro_batches(case):
     assert told()[case]["apart"] == []
     assert told()[case]["norms"]
     assert told()[case]["same everywhere"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_ranks_that_share_the_state_have_about_half_of_it_each(case):
+    here, alone = told()[f"{case}, shared"]["state"]
+    assert 0.5 * alone <= here < 0.53 * alone
+    assert told()[case]["state"] == [alone, alone]
+
+
+def test_a_run_goes_on_to_the_same_bits_with_another_number_of_ranks():
+    assert told()["resumed"]["apart"] == []
 
 
 def test_words_of_control_reach_everybody():

@@ -27,6 +27,11 @@ def _nothing() -> None:
     pass
 
 
+def _renamed(now: str, before: str) -> Callable[..., Any]:
+    """A function of torch.distributed that got another name in torch 2.13."""
+    return getattr(torch.distributed, now, None) or getattr(torch.distributed, before)
+
+
 @dataclass(frozen=True)
 class Team:
     """This process among those of one run. rank: 0 leads: it alone writes the run folder and has the screen."""
@@ -56,6 +61,22 @@ class Team:
             work.wait()
 
         return wait
+
+    def scatter(self, mine: Tensor, tensor: Tensor) -> Callable[[], None]:
+        """As `sum`, but each rank gets its part of the sum alone, in `mine`: as many numbers for each, in their order."""
+        return _renamed("reduce_scatter_single", "reduce_scatter_tensor")(mine, tensor, async_op=True).wait
+
+    def spread(self, tensor: Tensor, mine: Tensor) -> Callable[[], None]:
+        """Begin to put together `tensor` from everybody's part of it, which `mine` is, on every rank."""
+        if self.size == 1:
+            return _nothing
+        return _renamed("all_gather_single", "all_gather_into_tensor")(tensor, mine, async_op=True).wait
+
+    def collect(self, tensor: Tensor) -> list[Tensor]:
+        """Everybody's tensors, which are of one size and in host memory, on the first; the others get nothing."""
+        found = [torch.empty_like(tensor) for _ in range(self.size)] if self.leads else []
+        torch.distributed.gather(tensor, found or None, 0, group=self.words)
+        return found
 
     def whole(self, parts: Tensor, numbers: list[int], count: int) -> Tensor:
         """Rows (count, n) from everybody's `parts` (m, n) of them, whose places are `numbers`: the same sums on all ranks."""
@@ -100,11 +121,15 @@ class Team:
         self.wait()
         return result
 
-    def first(self, events: Iterator[Any]) -> Iterator[Any]:
-        """Events of rank 0 alone, for which the others wait: pictures, readings, files."""
+    def first(self, events: Iterator[Any], help: Callable[[Any], None]) -> Iterator[Any]:
+        """Events of rank 0 alone, for which the others wait: pictures, readings, files. What it tells them meanwhile (by
+        `tell`; None would end it) they do: `help` is called with it."""
         if self.leads:
             yield from events
-        self.wait()
+            self.tell(None)
+            return
+        while (asked := self.tell(None)) is not None:
+            help(asked)
 
     def wait(self) -> None:
         """Until everybody is here."""
@@ -118,6 +143,18 @@ class Rehearsed(Team):
 
     def sum(self, tensor: Tensor) -> Callable[[], None]:
         return _nothing
+
+    def scatter(self, mine: Tensor, tensor: Tensor) -> Callable[[], None]:
+        return _nothing
+
+    def spread(self, tensor: Tensor, mine: Tensor) -> Callable[[], None]:
+        return _nothing
+
+    def tell(self, value: T) -> T:
+        return value
+
+    def collect(self, tensor: Tensor) -> list[Tensor]:
+        return [torch.empty_like(tensor) for _ in range(self.size)]
 
 
 ALONE = Team()

@@ -31,6 +31,7 @@ from trainer.memory import (
     cuda_graphs,
     moments,
     recompute_kernels,
+    shard,
     stream,
     weights,
 )
@@ -47,6 +48,7 @@ TECHNIQUES = (
     moments,
     anchor,  # what an update reads beside that
     stream,  # where that lives
+    shard,  # and on which card
     checkpointing,  # what forward keeps
     boundaries,
     clipping,  # what backward does with gradients

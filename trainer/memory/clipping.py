@@ -11,7 +11,8 @@ Saves: previous saves the gradients, 2 bytes a weight (4 of fp32 weights, with a
 Costs: exact: the waiting gradients; with gradients = ram twice their bytes over the bus. gradients = ram has no effect
        (and is refused) where nothing has to wait, and does not go with optimizers other than adamw. A moving average
        (ema) looks at the weights after every step, so that nothing hides.
-Exact: exact yes, bit for bit with clip_grad_norm_; previous no (a step whose norm jumps is clipped a step late).
+Exact: exact yes, bit for bit with clip_grad_norm_ (but for the order of sums where a parameter has more than 65,536
+       numbers, step/ranks/share.py); previous no (a step whose norm jumps is clipped a step late).
 """
 
 from __future__ import annotations

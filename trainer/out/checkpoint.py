@@ -29,6 +29,7 @@ from torch import Tensor
 
 from trainer.errors import ConfigError
 from trainer.files import regular
+from trainer.files.asked import like
 from trainer.files.mapped import Stored, give_back
 from trainer.files.regular import json_object
 from trainer.files.safetensors_stream import Writer, header
@@ -166,13 +167,16 @@ class State:
     @property
     def bytes(self) -> int:
         return sum(
-            t.numel() * t.element_size() for tensors in (self.engine, self.average or {}) for t in tensors.values()
+            t.numel() * t.element_size()
+            for tensors in (self.engine, self.average or {})
+            for t in like(tensors).values()
         )
 
     def broken(self) -> str:
         """The first weight or moment that is no number any more; the engine's own counters begin as nan."""
-        kept = ((name, tensor) for name, tensor in self.engine.items() if not name.startswith("engine."))
-        return next((name for name, t in kept if t.is_floating_point() and not t.isfinite().all()), "")
+        numbers = (name for name, t in like(self.engine).items() if t.is_floating_point())
+        kept = (name for name in numbers if not name.startswith("engine."))
+        return next((name for name in kept if not self.engine[name].isfinite().all()), "")
 
 
 def save(run: Path, state: State, name: str = "") -> Path:
@@ -285,7 +289,7 @@ def _own_checksum(state: Mapping[str, Any]) -> str:
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Piece by piece, wherever the tensors are: a checkpoint takes no memory beside what it saves."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    with Writer(path, shapes, {name: tensor.dtype for name, tensor in tensors.items()}, {}) as file:
+    shapes = {name: tuple(tensor.shape) for name, tensor in like(tensors).items()}
+    with Writer(path, shapes, {name: tensor.dtype for name, tensor in like(tensors).items()}, {}) as file:
         for name, tensor in tensors.items():
             file.write(name, tensor)

@@ -67,6 +67,7 @@ def base(config: Config, device: str, computes: torch.dtype = torch.bfloat16) ->
     plain = compute == torch.float32
     weights = "fp32" if plain or not ours else "24bit"
     moments = "fp32" if plain or not ours or not full else "8bit"  # an adapter's moments are a few megabytes
+    shard = "state" if ours and full and config.run.cards > 1 else "off"  # and not worth a message
     return Policy(
         weights=weights if wanted.weights == "auto" else wanted.weights,
         moments=moments if wanted.moments == "auto" else wanted.moments,
@@ -76,6 +77,7 @@ def base(config: Config, device: str, computes: torch.dtype = torch.bfloat16) ->
         optimizer=train.optimizer,
         hyper=hyper(config),
         seed=train.seed,
+        shard=shard if wanted.shard == "auto" else wanted.shard,
         **memory.begin(wanted, device),
     )
 

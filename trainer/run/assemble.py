@@ -152,7 +152,7 @@ def trained(run: Run, painter: Painter, cached: Cached, keep: Keep) -> Stage[tup
             "model": parts.digest,
             "made_of": resuming.made_of(run, keep),
         },
-        Average(engine.master(), train.ema_decay) if train.ema and run.team.leads else None,
+        Average(engine.slices(), train.ema_decay) if train.ema and engine.exchange.keeps else None,
     )
     made.guard = _guard(run, made, painter, cached) if config.guard.watch and run.team.leads else None
     torch.manual_seed(train.seed)  # what dropout draws from, whatever a judge drew when it was made

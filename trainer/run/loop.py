@@ -35,10 +35,10 @@ def run(
 
     def keep(kind: str) -> Iterator[Event]:
         yield from late.settle()  # a diverged model is never saved
-        yield from team.first(save(kind))
+        yield from trained.first(save(kind))
 
     def read() -> Stage[str]:
-        yield from team.first(guard.read(trained.step) if guard else ())
+        yield from trained.first(guard.read(trained.step) if guard else ())
         stopped, improved = team.tell((guard.stop, guard.improved) if guard else ("", False))
         if improved and habits.keep_best:
             yield from keep("best")
@@ -48,7 +48,7 @@ def run(
     # step that got lost or damaged can be had again only now
     here = trained.resumed is not None and trained.resumed.resolve().parent == trained.folder.resolve()
     if team.any(here and due(habits.sample_every) and not drawn(trained.step))[0]:
-        yield from team.first(while_wanted(preview(trained.step), controls))
+        yield from trained.first(while_wanted(preview(trained.step), controls))
     if team.any(trained.resumed is not None and guard is not None and guard.missed(trained.step))[0]:
         stopped = yield from read()
     if trained.resumed is not None and team.any(controls.quit)[0]:  # the next start makes what is still missing
@@ -62,7 +62,7 @@ def run(
         if due(habits.save_every) or hold:
             yield from keep("interval")
         if due(habits.sample_every) or show:
-            yield from team.first(while_wanted(preview(trained.step), controls))
+            yield from trained.first(while_wanted(preview(trained.step), controls))
         if look:
             stopped = yield from read()
         pause, leave = team.any(controls.pause, controls.quit)
@@ -91,7 +91,7 @@ def one_step(trained: Trained, late: Late) -> Iterator[Event]:
             "The arithmetic is the same; --no-cuda_graphs does not try.",
         )
     if trained.average is not None:
-        trained.average.update(trained.engine.master())
+        trained.average.update(trained.engine.slices())
     # into pinned memory without waiting: a plain copy would wait for whatever is queued by then
     losses = team.whole(result.losses, [batch.number for batch in micro], len(drawn))
     losses, norm = (value.float().to("cpu", non_blocking=True) for value in (losses, result.grad_norm))

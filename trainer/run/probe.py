@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
 
 from trainer.data.batches import share
 from trainer.draw.painter import Painter
-from trainer.events import Stage, outcome
+from trainer.events import Event, Stage, outcome
 from trainer.plan import measured
 from trainer.run.prepare import Run
 from trainer.run.trained import Trained
@@ -38,15 +38,20 @@ def probes(run: Run, trained: Trained, painter: Painter) -> dict[str, Callable[[
         rows, prompt = painter.drawing.batch, sample.validation_prompt[0]
         outcome(replace(painter, look=replace(painter.look, steps=2)).paint([prompt] * rows, list(range(rows))))
 
-    def save() -> None:
+    def save() -> Iterator[Event]:
         for tensor in engine.state_dict().values():
             tensor.cpu()
+        yield from ()
 
-    def every_weight() -> None:
+    def every_weight() -> Iterator[Event]:
         for _ in engine.master():
             pass
+        yield from ()
 
-    found = {"train": step, "save": save, "export": every_weight}
+    def alone(events: Callable[[], Iterator[Event]]) -> Callable[[], object]:
+        return lambda: outcome(trained.first(events()))
+
+    found = {"train": step, "save": alone(save), "export": alone(every_weight)}
     if sample.num_validation_images and sample.validation_prompt:
         found["sample"] = draw
     return found

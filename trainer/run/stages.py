@@ -99,7 +99,7 @@ def work(run: Run, controls: Controls) -> Stage[str]:
         raise Quit
     run.team.wait()
     stopped = yield from train(run, trained, painter, controls)
-    yield from run.team.first(finish(run, trained, painter, controls))
+    yield from trained.first(finish(run, trained, painter, controls))
     return stopped
 
 

@@ -92,9 +92,8 @@ class Memory(Section):
     stream: Literal["auto", "off", "state", "all"] = knob(
         "auto", "keep optimizer state, or weights too, in host RAM and bring each unit's share when it runs"
     )
-    resident_units: int | None = knob(
-        None, "with streaming, how many units stay on the card all the same; default as many as fit", ge=0
-    )
+    resident_units: int | None = knob(None, "with streaming, units that stay on the card; default as many as fit", ge=0)
+    shard: Literal["auto", "off", "state"] = knob("auto", "of several cards each has a slice of the optimizer state")
     gradients: Literal["auto", "card", "ram"] = knob(
         "auto", "where gradients wait when exact clipping or accumulation needs them all"
     )

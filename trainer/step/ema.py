@@ -7,13 +7,13 @@ The ramp of d_k lets the average follow the first steps, as diffusers' EMAModel 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from torch import Tensor
 
 
 class Average:
-    """fp32 averages by parameter name."""
+    """fp32 averages by name: of a unit's weights, or of the slice that this rank has of them."""
 
     def __init__(self, master: Iterable[tuple[str, Tensor]], decay: float):
         self.decay, self.steps = decay, 0
@@ -26,8 +26,8 @@ class Average:
         for name, value in master:
             self.values[name].lerp_(value.detach().float().cpu(), 1 - decay)
 
-    def restore(self, values: Mapping[str, Tensor], steps: int) -> None:
-        assert values.keys() == self.values.keys(), "the average belongs to another model"
+    def restore(self, values: Iterable[tuple[str, Tensor]], steps: int) -> None:
         self.steps = steps
-        for name, average in self.values.items():
-            average.copy_(values[name])
+        for (name, average), (theirs, value) in zip(self.values.items(), values, strict=True):
+            assert name == theirs, "the average belongs to another model"
+            average.copy_(value)

@@ -19,11 +19,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from trainer import memory
+from trainer.files.asked import Asked
 from trainer.machine.team import ALONE, Team
 from trainer.memory import boundaries, checkpointing
 from trainer.memory.clipping import Waiting
@@ -32,6 +34,8 @@ from trainer.policy import AdamHyper, Policy
 from trainer.step import gradients, optim, outside, replay, residency
 from trainer.step.ahead import Ahead
 from trainer.step.gradients import Gradients
+from trainer.step.ranks.exchange import Exchange
+from trainer.step.ranks.settling import Settling
 from trainer.step.route import Route
 from trainer.step.runner import Runner
 from trainer.step.standin import Speaks, StandIn
@@ -61,11 +65,13 @@ class Engine:
         self.units, self.policy, self.device, self.team = units, policy, torch.device(device), team
         self.runner = Runner(units, policy, self.device)
         self.traffic = Traffic(self.device)
-        self.holdings = residency.hold(units, policy, self.traffic)
+        self.exchange = Exchange(team, policy)
+        self.holdings = residency.hold(units, policy, self.traffic, self.exchange.share)
+        self.exchange.offers |= outside.offers(self.holdings)
         for holding in self.holdings:
             gradients.watch(holding)
         self.updates = Updates(policy, self.device)
-        self.waiting = Waiting(policy.gradients, self.traffic)
+        self.settling = Settling(self.holdings, self.updates, self.exchange, self.traffic)
         self.shelves: list[dict[str, Tensor]] = []  # host memory of boundaries, by micro-batch
         self.routes: dict[tuple[bool, ...], Route] = {}
         self.learning: tuple[bool, ...] = ()  # which units' parameters require gradients now
@@ -111,7 +117,7 @@ class Engine:
         ]
         kept = self._forward(route, values)
         losses, pieces = self._backward(route, values, kept, loss, rates, update)
-        norm = self.updates.measure(pieces[::-1])
+        norm = self.updates.measure(self.exchange.norms_of_all(pieces[::-1]))
         if self.policy.two_passes and self.updates.possible(update):
             self.updates.decide(norm, update)
             if not self.policy.deferred:
@@ -128,7 +134,7 @@ class Engine:
         kept: dict = {}
         ahead = Ahead(range(len(self.units)), self.holdings, self.waiting)
         for k, unit in enumerate(self.units[:-1]):
-            self._catch_up(k)
+            self.settling.catch_up(k)
             ahead.turn(k)  # behind the update, whose gradient has made room and whose state is on its way home
             self.holdings[k].use_weights()
             for i, store in enumerate(values):
@@ -166,7 +172,7 @@ class Engine:
         begin = Gradients.summed if max(len(values), self.team.size) > 1 else Gradients.gathered
         for position, k in enumerate(route.backward):
             unit, holding, learns = self.units[k], self.holdings[k], self._learns(k, rates)
-            self._catch_up(k)  # the last unit, whose forward is here
+            self.settling.catch_up(k)  # the last unit, whose forward is here
             holding.bring(state=learns and at_once)  # a state has its own visit's length to arrive
             ahead.turn(position)
             holding.use_weights()
@@ -190,13 +196,14 @@ class Engine:
                 store.part(route.near(k, len(values), backward=True))
             if grad is not None:
                 grad.close(holding)
-            summed = self.team.sum(grad.flat) if learns and reached else None
+            summed = self.exchange.gradient(holding, grad) if learns and reached else None
             arriving.append((k, grad, summed))
             del grad
             while len(arriving) > self.team.behind:
                 self._arrived(*arriving.popleft(), rates, update, pieces)
         while arriving:
             self._arrived(*arriving.popleft(), rates, update, pieces)
+        self.settling.arrive()
         return losses, pieces
 
     def _at_once(self, update: bool) -> bool:
@@ -216,34 +223,23 @@ class Engine:
         changed = summed is not None and update
         if summed is not None:
             summed()
-            pieces.append(grad.norms())
+            pieces.append(self.exchange.norms_of_unit(grad.norms()))
         if changed and self._at_once(update):
-            self.updates.apply(k, self.holdings[k], grad.flat, rates[k], pieces[-1])
-        elif changed:
-            self.waiting.store(k, grad.flat, rates[k])
-        del grad
-        self.holdings[k].leave(changed=changed and self._at_once(update))
+            self.settling.at_once(k, grad.flat, rates[k], pieces[-1])
+        else:
+            if changed:
+                self.waiting.store(k, grad.flat, rates[k])
+            self.holdings[k].leave(changed=False)
+
+    @property
+    def waiting(self) -> Waiting:
+        """Gradients of updates that are still to be made."""
+        return self.settling.waiting
 
     def flush(self) -> None:
-        """Make the updates that wait, as a pass of its own. Nobody outside of a step sees weights without them: whatever
-        looks at weights or state, or runs the model, comes here first."""
-        order = [*self.waiting.rates][::-1]
-        if not order:
-            return
-        ahead = Ahead(order, self.holdings, self.waiting)
-        for position, k in enumerate(order):
-            ahead.turn(position)
-            self._catch_up(k)
-            self.holdings[k].leave(changed=False)
-        self.updates.step_together(self.holdings)
-        self.traffic.settle()
-
-    def _catch_up(self, k: int) -> None:
-        """The update of unit k that waits, if one does: the same arithmetic as at the end of its step, later."""
-        if k in self.waiting.rates:
-            grad, rate = self.waiting.take(k)
-            self.updates.apply(k, self.holdings[k], grad, rate)
-            self.holdings[k].updated()
+        """Make the updates that wait. Nobody outside of a step sees weights without them: whatever looks at weights or state,
+        or runs the model, comes here first."""
+        self.settling.flush()
 
     def _inputs(self, route: Route, values: list[boundaries.Values], k: int, i: int, backward: bool) -> list[Tensor]:
         """What unit k reads, while the next visit's reads are on their way."""
@@ -292,7 +288,7 @@ class Engine:
 
     def abandon(self) -> None:
         """Forget what a step that broke off has left in the engine's hands."""
-        self.waiting = Waiting(self.policy.gradients, self.traffic)
+        self.settling.abandon()
         for holding in self.holdings:
             holding.gradients = None
             for place in holding.trained:
@@ -307,10 +303,16 @@ class Engine:
         return self.runner.value(wanted, values, self.holdings)
 
     def master(self, frozen: bool = False) -> Iterator[tuple[str, Tensor]]:
-        """(name, fp32 value) of every trained parameter, one unit's worth of memory at a time; `frozen`: the others too."""
+        """(name, fp32 value) of every trained parameter, one unit's worth of memory at a time; `frozen`: the others too.
+        Where ranks share the state, the first asks and the others `help`: so with everything that looks at all of it."""
         self.flush()
-        for holding in self.holdings:
-            yield from holding.master(frozen)
+        for k, holding in enumerate(self.holdings):
+            yield from holding.master(frozen, partial(self.exchange.whole, "correction", k))
+
+    def slices(self) -> Iterator[tuple[str, Tensor]]:
+        """(unit, this rank's slice of its weights in fp32): all of them, or where ranks share the state its part."""
+        self.flush()
+        return outside.slices(self.units, self.holdings)
 
     def load_master(self, values: Mapping[str, Tensor]) -> None:
         """Replace the trained weights (and corrections); the moments stay."""
@@ -318,16 +320,16 @@ class Engine:
         for holding in self.holdings:
             holding.set_master(values)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Everything an exact resume needs: trained weights, corrections and moments by unit as they are stored (not
-        copies), and the counters. Independent of where they live, so a run may resume with another residency."""
+    def state_dict(self) -> Asked:
+        """Everything an exact resume needs: trained weights, corrections and moments by unit as they are stored, and the
+        counters. Independent of where they live, so a run may resume with another residency, or on other ranks."""
         self.flush()
-        layout = torch.tensor(int(self.policy.channels_last))
-        return outside.stored(self.units, self.holdings) | self.updates.state_dict() | {outside.LAYOUT: layout}
+        counters = self.updates.state_dict() | {outside.LAYOUT: torch.tensor(int(self.policy.channels_last))}
+        return outside.stored(self.units, self.holdings, self.exchange).beside(counters)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """The inverse. Raises ConfigError where the checkpoint's formats are not this run's."""
-        outside.restore(self.state_dict(), state)
+        outside.restore(self.state_dict(), self.units, self.holdings, state)
         self.updates.load_state_dict(state, self.holdings)
 
     @property

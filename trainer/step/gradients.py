@@ -23,6 +23,7 @@ class Gradients:
 
     def __init__(self, holding: Holding, flat: Tensor):
         self.flat, self.parts = flat, [place.view(flat) for place in holding.trained]
+        self.runs = holding.runs
         self.waiting: list[tuple[Tensor, Tensor]] = []  # (place, gradient), not yet copied
         self.waiting_bytes = 0
         self.come: set[int] = set()
@@ -30,7 +31,7 @@ class Gradients:
     @classmethod
     def summed(cls, holding: Holding, device: torch.device) -> Gradients:
         """Zeros that backward adds to."""
-        made = cls(holding, torch.zeros(holding.n, dtype=torch.float32, device=device))
+        made = cls(holding, torch.zeros(holding.share.whole, dtype=torch.float32, device=device))
         for place, part in zip(holding.trained, made.parts, strict=True):
             place.parameter.grad = part
         return made
@@ -71,10 +72,13 @@ class Gradients:
         for place in holding.trained:
             place.parameter.grad = None
 
+    def keep(self, mine: Tensor) -> None:
+        """Of several ranks: a slice of the sum is what is left of the whole."""
+        self.flat, self.parts = mine, []
+
     def norms(self) -> Tensor:
-        """The norm of each parameter's gradient, fp32 (k,). One per parameter as clip_grad_norm_ takes them, so that the
-        order of sums is the same."""
-        return torch.stack(torch._foreach_norm(self.parts, 2.0, dtype=torch.float32))
+        """The norms of the unit's runs (share.py), fp32 (k,)."""
+        return self.runs.norms(self.flat)
 
 
 def watch(holding: Holding) -> None:

@@ -7,12 +7,15 @@ The formats it is stored in do belong to it: a checkpoint of 8-bit moments conti
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
 from trainer.errors import ConfigError
+from trainer.files.asked import Asked, like
+from trainer.step.ranks.exchange import Exchange
 from trainer.step.residency import Holding
 from trainer.units import Unit
 
@@ -20,21 +23,74 @@ COUNTERS = ("engine.", "optimizer.")  # how names begin that belong to no unit
 LAYOUT = "engine.channels_last"
 
 
-def stored(units: Sequence[Unit], holdings: Sequence[Holding]) -> dict[str, Tensor]:
-    """Trained weights, corrections and moments by unit as they are stored (not copies)."""
-    return {
-        f"{unit.name}.{name}": tensor
-        for unit, holding in zip(units, holdings, strict=True)
+def stored(units: Sequence[Unit], holdings: Sequence[Holding], exchange: Exchange) -> Asked:
+    """Trained weights, corrections and moments by unit as they are stored (not copies, but for what ranks put together)."""
+    places = {
+        f"{unit.name}.{name}": (k, name)
+        for k, (unit, holding) in enumerate(zip(units, holdings, strict=True))
         if holding.n
-        for name, tensor in holding.at_home().tensors.items()
+        for name in holding.form
     }
+    like = {}
+    for name, (k, part) in places.items():
+        shape, dtype = holdings[k].form[part]
+        like[name] = torch.empty(shape, dtype=dtype, device="meta")
+    return Asked(like, lambda name: _whole(holdings, exchange, *places[name]))
 
 
-def restore(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
-    """Fill `mine`, a whole state, from `theirs`, a checkpoint's. Raises ConfigError where its formats are not this run's."""
-    ours, found = ({name for name in state if not name.startswith(COUNTERS)} for state in (mine, theirs))
+def slices(units: Sequence[Unit], holdings: Sequence[Holding]) -> Iterator[tuple[str, Tensor]]:
+    """(unit, this rank's slice of its weights in fp32), for what follows the weights number by number."""
+    for unit, holding in zip(units, holdings, strict=True):
+        if holding.n:
+            yield unit.name, holding.at_home().master()
+
+
+def slices_of(
+    units: Sequence[Unit], holdings: Sequence[Holding], values: Mapping[str, Tensor]
+) -> Iterator[tuple[str, Tensor]]:
+    """The same of fp32 `values` by parameter."""
+    for unit, holding in zip(units, holdings, strict=True):
+        if holding.n:
+            yield unit.name, holding.share.of_row(holding.fp32(values, torch.device("cpu")))
+
+
+def by_parameter(holdings: Sequence[Holding], whole: Callable[[int], Tensor]) -> Asked:
+    """By parameter what ranks have slices of, unit by unit. `whole`: of a unit's row, in fp32."""
+    places = {place.name: (k, place) for k, holding in enumerate(holdings) for place in holding.trained}
+    like = {name: torch.empty(place.shape, dtype=torch.float32, device="meta") for name, (_, place) in places.items()}
+    last: dict[int, Tensor] = {}
+
+    def bring(name: str) -> Tensor:
+        k, place = places[name]
+        if k not in last:
+            last.clear()
+            last[k] = whole(k)
+        return place.view(last[k]).contiguous()
+
+    return Asked(like, bring)
+
+
+def offers(holdings: Sequence[Holding]) -> dict[str, Callable[[int], Tensor]]:
+    """What this rank has of a unit's state, by name."""
+    names = {name for holding in holdings for name in holding.state_names}
+    return {name: lambda k, name=name: holdings[k].at_home().tensors[name] for name in names}
+
+
+def _whole(holdings: Sequence[Holding], exchange: Exchange, k: int, part: str) -> Tensor:
+    holding = holdings[k]
+    if part == "weight":
+        return holding.weight_views(holding.weights.read())["weight"][: holding.n]
+    return exchange.whole(part, k)[: holding.form[part][0][0]]
+
+
+def restore(
+    mine: Mapping[str, Tensor], units: Sequence[Unit], holdings: Sequence[Holding], theirs: Mapping[str, Tensor]
+) -> None:
+    """Fill the holdings from `theirs`, a checkpoint's; `mine`: what this run would save. Raises ConfigError where the
+    checkpoint's formats are not this run's."""
+    ours, found = ({name for name in state if not name.startswith(COUNTERS)} for state in (like(mine), theirs))
     wrong = sorted(ours ^ found)
-    wrong += [n for n in ours & found if (mine[n].shape, mine[n].dtype) != (theirs[n].shape, theirs[n].dtype)]
+    wrong += [n for n in ours & found if not _alike(like(mine)[n], theirs[n])]
     if bool(theirs[LAYOUT]) != bool(mine[LAYOUT]):
         wrong.append("memory.channels_last")
     if wrong:
@@ -42,8 +98,13 @@ def restore(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
             f"The checkpoint was written with other settings of [memory] or [train]: {wrong[0]} differs.",
             "Resume with weights, moments, channels_last, mixed_precision, method and train_text_encoder as in its run's config.toml.",
         )
-    for name in ours:
-        mine[name].copy_(theirs[name])
+    for unit, holding in zip(units, holdings, strict=True):
+        for part in holding.form if holding.n else ():
+            holding.take(part, theirs[f"{unit.name}.{part}"])
+
+
+def _alike(mine: Tensor, theirs: Tensor) -> bool:
+    return (mine.shape, mine.dtype) == (theirs.shape, theirs.dtype)
 
 
 def counted(holdings: Sequence[Holding], shelves: Iterable[Mapping[object, Tensor]]) -> dict[str, int]:

@@ -7,8 +7,8 @@ the card's copy while the unit visits, at the host's copy else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from trainer.machine import host
 from trainer.memory.anchor import Anchor, Desk
 from trainer.memory.stream import Block, Traffic
 from trainer.policy import Policy
+from trainer.step.ranks.share import Runs, Share
 from trainer.units import Unit
 
 
@@ -54,9 +55,22 @@ def _places(named: list[tuple[str, nn.Parameter]], channels_last: bool) -> tuple
 
 
 class Holding:
-    """The bytes of one unit. `trained` decides what learns: the parameters that require gradients when it is made."""
+    """The bytes of one unit. `trained` decides what learns: the parameters that require gradients when it is made.
 
-    def __init__(self, unit: Unit, policy: Policy, traffic: Traffic, *, weights_stay: bool, state_stays: bool):
+    n: numbers that are trained, in one row; form: of weights and state of the whole row, as a checkpoint has them; share: the
+    slice of it whose state is here.
+    """
+
+    def __init__(
+        self,
+        unit: Unit,
+        policy: Policy,
+        traffic: Traffic,
+        share: Callable[[int], Share] = Share.of,
+        *,
+        weights_stay: bool,
+        state_stays: bool,
+    ):
         named = list(unit.module.named_parameters())
         trained, frozen = ([(name, p) for name, p in named if p.requires_grad is learns] for learns in (True, False))
         self.trained, self.n = _places(trained, policy.channels_last)
@@ -67,15 +81,14 @@ class Holding:
             for place, end in zip(self.trained, ends, strict=False)
             if (stop := place.start + place.shape.numel()) < end
         ]
+        self.share = share(self.n)
+        extents = [(place.start, place.start + place.shape.numel()) for place in self.trained]
+        self.runs = Runs(extents, self.n, self.share)
         self.gradients: Any = None  # who gathers them now (gradients.py)
         self.anchor: Anchor | None = None
         self.policy, self.traffic = policy, traffic
-        ours = policy.optimizer == "adamw"
-        tensors = layout(
-            self.n, policy.weights, policy.moments, policy.math if policy.weights != "fp32" else torch.float32
-        )
-        if not ours:  # a torch optimizer keeps its own state
-            tensors = {"weight": tensors["weight"]}
+        self.form, tensors = (self._layout(count) for count in (self.n, self.share.count))
+        tensors |= {"weight": self._layout(self.share.whole)["weight"]}
         self.tensors = tensors
         self.state_names = tuple(name for name in tensors if name != "weight")
         self.weight_tensors = {"weight": tensors["weight"], "frozen": ((self.n_frozen,), policy.math)}
@@ -83,15 +96,22 @@ class Holding:
         self.state = Block.make(block_bytes(tensors, self.state_names), state_stays, traffic)
         self._take_over(unit)
 
+    def _layout(self, n: int) -> dict[str, tuple[tuple[int], torch.dtype]]:
+        policy = self.policy
+        tensors = layout(n, policy.weights, policy.moments, policy.weight_dtype)
+        # a torch optimizer keeps its own state
+        return tensors if policy.optimizer == "adamw" else {"weight": tensors["weight"]}
+
     def _take_over(self, unit: Unit) -> None:
         """Copy the module's weights into the blocks and point its parameters there, which lets go of what they were."""
         parts = self.weight_views(self.weights.home)
         if self.weights.home.device.type != "meta":
-            master = torch.zeros(self.n, dtype=torch.float32, device=parts["weight"].device)
+            master = torch.zeros(self.share.whole, dtype=torch.float32, device=parts["weight"].device)
             for place in self.trained:
                 place.fill(master, place.parameter.detach())
                 forget(place.parameter)
-            self._state_over(self.weights.home, self.state.home).initialise(master)
+            self._state_over(self.weights.home, self.state.home).initialise(self.share.of_row(master))
+            self._round(master)
             parts["frozen"].zero_()
             for place in self.frozen:
                 place.fill(parts["frozen"], place.parameter.detach())
@@ -106,9 +126,19 @@ class Holding:
         return views(block, self.weight_tensors, self.weight_tensors)
 
     def _state_over(self, weights: Tensor, state: Tensor) -> State:
-        tensors = {"weight": self.weight_views(weights)["weight"]} | views(state, self.tensors, self.state_names)
+        row = self.weight_views(weights)["weight"]
+        tensors = {"weight": self.share.of_row(row)} | views(state, self.tensors, self.state_names)
         moments = self.policy.moments if self.state_names else "fp32"
-        return State(self.n, self.policy.weights, moments, tensors["weight"].dtype, tensors)
+        return State(self.share.count, self.policy.weights, moments, row.dtype, tensors, self.share.first)
+
+    def _round(self, master: Tensor) -> None:
+        """The weights that the model reads from fp32 ones, also those whose state others have."""
+        row = self.weight_views(self.weights.read())["weight"]
+        if self.share.count < len(row):
+            tensors = {"weight": row}
+            if self.policy.weights == "24bit":
+                tensors["correction"] = torch.empty(len(row), dtype=torch.int8, device=row.device)
+            State(len(row), self.policy.weights, "fp32", row.dtype, tensors).set_master(master)
 
     def point(self, block: Tensor) -> None:
         """Let the parameters' data lie in `block`."""
@@ -142,8 +172,12 @@ class Holding:
         return self._state_over(self.weights.use(), self.state.use())
 
     def use_anchor(self) -> Tensor | None:
-        """The base model's weights, fp16 (n,), where these are held to them."""
+        """The base model's weights, fp16, of this rank's slice, where these are held to them."""
         return None if self.anchor is None else self.anchor.use()
+
+    def row(self) -> Tensor:
+        """The trained weights on the card, all of the row."""
+        return self.weight_views(self.weights.use())["weight"]
 
     def updated(self) -> None:
         """The state goes home and the new weights as well, but these stay for the forward that follows."""
@@ -175,39 +209,59 @@ class Holding:
             self.anchor.unpark()
 
     def at_home(self) -> State:
-        """The whole state for a look from outside a step."""
+        """The state of this rank's slice, for a look from outside a step."""
         return self._state_over(self.weights.read(), self.state.read())
 
-    def master(self, frozen: bool = False) -> Iterator[tuple[str, Tensor]]:
-        """(name, fp32 value) of every trained parameter, and of the frozen ones if asked."""
+    def take(self, name: str, tensor: Tensor) -> None:
+        """Replace `name`, which `tensor` is for the whole row, by it: of the weights all, of the state this rank's slice."""
+        if name == "weight":
+            self.weight_views(self.weights.read())["weight"][: self.n].copy_(tensor)
+            return
+        ends = self.share.first, self.share.first + self.share.count
+        first, last = (min(number, self.n) * len(tensor) // self.n for number in ends)
+        self.at_home().tensors[name][: last - first].copy_(tensor[first:last])
+
+    def master(
+        self, frozen: bool = False, correction: Callable[[], Tensor] | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """(name, fp32 value) of every trained parameter, and of the frozen ones if asked. `correction`: how that of the whole
+        row is had, where this rank has a slice."""
         if self.n:
-            state = self.at_home()
-            device = state.tensors["weight"].device
-            full = replace(
-                state,
-                tensors={
-                    name: tensor.to(device)
-                    for name, tensor in state.tensors.items()
-                    if name in ("weight", "correction")
-                },
-            ).master()
-            for place in self.trained:
-                yield place.name, place.view(full).contiguous()
+            row = self.weight_views(self.weights.read())["weight"][: self.n]
+            tensors = {"weight": row}
+            if "correction" in self.form:
+                here = self.at_home().tensors["correction"] if correction is None else correction()
+                tensors["correction"] = here[: self.n].to(row.device)
+            full = State(self.n, self.policy.weights, "fp32", row.dtype, tensors).master()
+            yield from self.parameters(full)
         if frozen:
             stored = self.weight_views(self.weights.read())["frozen"]
             for place in self.frozen:
                 yield place.name, place.view(stored).float().contiguous()
 
-    def set_master(self, values: dict[str, Tensor]) -> None:
-        """The inverse, for the trained parameters; moments stay."""
-        state = self.at_home()
-        full = torch.zeros(self.n, dtype=torch.float32, device=state.tensors["weight"].device)
+    def parameters(self, full: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Each trained parameter by name, from numbers for the whole row."""
+        for place in self.trained:
+            yield place.name, place.view(full).contiguous()
+
+    def fp32(self, values: Mapping[str, Tensor], device: torch.device) -> Tensor:
+        """The inverse: the whole row, with zeros between parameters and behind them."""
+        full = torch.zeros(self.share.whole, dtype=torch.float32, device=device)
         for place in self.trained:
             place.fill(full, values[place.name])
-        state.set_master(full)
+        return full
+
+    def set_master(self, values: Mapping[str, Tensor]) -> None:
+        """New values for the trained parameters; moments stay."""
+        state = self.at_home()
+        full = self.fp32(values, state.tensors["weight"].device)
+        state.set_master(self.share.of_row(full))
+        self._round(full)
 
 
-def hold(units: list[Unit], policy: Policy, traffic: Traffic) -> list[Holding]:
+def hold(
+    units: list[Unit], policy: Policy, traffic: Traffic, share: Callable[[int], Share] = Share.of
+) -> list[Holding]:
     """The units' bytes, each where the policy wants them."""
     stay = _staying(units, policy.resident_units if policy.stream != "off" else len(units))
     anchored = policy.hyper.anchor > 0
@@ -217,25 +271,29 @@ def hold(units: list[Unit], policy: Policy, traffic: Traffic) -> list[Holding]:
             unit,
             policy,
             traffic,
+            share,
             weights_stay=policy.stream != "all" or k in stay,
             state_stays=policy.stream == "off" or k in stay,
         )
         for k, unit in enumerate(units)
     ]
     if anchored:
-        desk = None if policy.anchor_stays else Desk(max(holding.n for holding in found), traffic)
+        desk = None if policy.anchor_stays else Desk(max(holding.share.count for holding in found), traffic)
         for holding, base in zip(found, loaded, strict=True):
             if holding.n:
-                holding.anchor = Anchor(partial(_gather, holding.trained, base), holding.n, traffic, desk)
+                holding.anchor = Anchor(partial(_gather, holding.trained, holding.share, base), holding.share.count, traffic, desk)
     return found
 
 
-def _gather(places: list[Place], base: dict[str, Tensor], flat: Tensor) -> None:
-    """The base model's parameters to their places; their pages go back to the file."""
+def _gather(places: list[Place], share: Share, base: dict[str, Tensor], mine: Tensor) -> None:
+    """The base model's parameters to their places, or of them what is in this rank's slice; their pages go back to the file."""
+    flat = mine if share.count == share.whole else mine.new_empty(share.whole)
     flat.zero_()
     for place in places:
         place.fill(flat, base[place.name])
         forget(base[place.name])
+    if flat is not mine:
+        mine.copy_(share.of_row(flat))
 
 
 def _staying(units: list[Unit], count: int) -> set[int]:
