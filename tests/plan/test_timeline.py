@@ -1,4 +1,4 @@
-"""A step played back on four clocks: what hides, what does not, and who waits."""
+"""A step played back on five clocks: what hides, what does not, and who waits."""
 
 from __future__ import annotations
 
@@ -45,6 +45,22 @@ def test_both_ways_at_once_share_the_bus():
         work("down", number=1, size=20), work("up", number=2, size=20), work("wait", number=1), work("wait", number=2)
     )
     assert both == pytest.approx(20 / (10 * 0.5))
+
+
+def test_what_cards_tell_each_other_hides_behind_work_and_shares_the_bus_only_through_the_host():
+    message = (work("link", number=1, size=20), work("wait", flops=300, number=1))
+    joined = replace(SPEEDS, link=10.0, message=0.5)
+    assert timeline.seconds([*message, Entry("end", 0, 0, 0)], joined) == pytest.approx(3.0)
+    assert timeline.seconds([*message[:1], work("wait", number=1)], joined) == pytest.approx(2.5)
+    beside = (
+        work("up", number=1, size=20),
+        work("link", number=2, size=20),
+        work("wait", number=1),
+        work("wait", number=2),
+    )
+    assert timeline.seconds(beside, joined) == pytest.approx(2.5)
+    assert timeline.seconds(beside, replace(joined, through_host=True)) == pytest.approx(2.0 + 2.5)
+    assert timeline.link_bytes(beside) == 20
 
 
 def test_a_card_that_is_faster_than_its_host_waits_for_it():

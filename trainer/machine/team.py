@@ -13,9 +13,10 @@ own backend (NCCL; gloo on CPUs).
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -73,7 +74,8 @@ class Team:
         return _renamed("all_gather_single", "all_gather_into_tensor")(tensor, mine, async_op=True).wait
 
     def collect(self, tensor: Tensor) -> list[Tensor]:
-        """Everybody's tensors, which are of one size and in host memory, on the first; the others get nothing."""
+        """Everybody's tensors, which are of one size, in host memory of the first; the others get nothing."""
+        tensor = tensor.cpu()
         found = [torch.empty_like(tensor) for _ in range(self.size)] if self.leads else []
         torch.distributed.gather(tensor, found or None, 0, group=self.words)
         return found
@@ -137,18 +139,51 @@ class Team:
             torch.distributed.barrier(group=self.words)
 
 
+class Clock(Protocol):
+    """What follows a simulated step (plan/simulate.py): it numbers messages, as it numbers copies."""
+
+    def copied(self, way: str, size: int, after: int | None) -> int: ...
+
+    def waited(self, number: int) -> None: ...
+
+
+@dataclass
+class Wire:
+    """Who listens to what ranks of a simulation tell each other, if somebody does."""
+
+    clock: Clock | None = None
+
+
 @dataclass(frozen=True)
 class Rehearsed(Team):
-    """As many cards as a plan is made for: the same bytes on each of them, and nobody to tell."""
+    """As many cards as a plan is made for: the same bytes on each of them, and nobody to tell. What each of them would send,
+    and receive, by rings of messages, is told to `wire`."""
+
+    wire: Wire = field(default_factory=Wire, compare=False)
+
+    @contextmanager
+    def followed(self, clock: Clock) -> Iterator[None]:
+        self.wire.clock = clock
+        try:
+            yield
+        finally:
+            self.wire.clock = None
 
     def sum(self, tensor: Tensor) -> Callable[[], None]:
-        return _nothing
+        return self._sent(2 * tensor.nbytes)
 
     def scatter(self, mine: Tensor, tensor: Tensor) -> Callable[[], None]:
-        return _nothing
+        return self._sent(tensor.nbytes)
 
     def spread(self, tensor: Tensor, mine: Tensor) -> Callable[[], None]:
-        return _nothing
+        return self._sent(tensor.nbytes)
+
+    def _sent(self, size: int) -> Callable[[], None]:
+        """A message in which each part of `size` bytes passes all cards but one."""
+        if self.size == 1 or (clock := self.wire.clock) is None:
+            return _nothing
+        number = clock.copied("link", size * (self.size - 1) // self.size, None)
+        return lambda: clock.waited(number)
 
     def tell(self, value: T) -> T:
         return value

@@ -6,8 +6,8 @@ cut unit by unit. Corrections, moments, waiting gradients and the moving average
 
 Saves: with N cards, (N - 1)/N of the state's bytes on each (3.1 a weight of 24bit and 8bit), of gradients that wait, and of
        the moving average in RAM; and a quarter of what crosses the link, which with 16-bit weights is 6 bytes instead of 8.
-Costs: a second message for each unit. Updates that wait for their unit's next forward (gradients = ram) then wait for the
-       link as well. A checkpoint is put together by the first card while the others help. Only with the optimizer adamw;
+Costs: a second message for each unit, and where updates wait for the next forward (gradients = ram) a window of one unit
+       more. A checkpoint is put together by the first card while the others help. Only with the optimizer adamw;
        one card has nothing to share.
 Exact: yes, bit for bit, and a run goes on with another number of cards.
 """

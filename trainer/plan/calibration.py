@@ -62,6 +62,11 @@ KERNEL_SECONDS = Value(
     2.1e-6, True, "a card's own time to begin and end one operator's kernels: what arithmetic and bytes leave of the 38.4 ms "
     f"of an SD 1.5 step that is replayed as one CUDA graph (43.0 with units recomputed); {H200}",
 )  # fmt: skip
+MESSAGE_SECONDS = Value(
+    40e-6,
+    False,
+    "what a message between cards takes beside its bytes: assumed, some tens of microseconds of NCCL's own kernels",
+)
 
 VALUES = {
     name: value for name, value in globals().copy().items() if isinstance(value, Value)

@@ -31,6 +31,24 @@ class Card:
 
 
 @dataclass(frozen=True)
+class Link:
+    """What joins two cards. rate: GB/s that each sends while it receives as much; through_host: over the bus and host memory,
+    because consumer cards reach each other in no other way."""
+
+    rate: float
+    through_host: bool
+    source: str
+
+
+LINKS = {
+    "pcie": Link(10.0, True, "PCIe 4.0 x16 through host memory, 8 to 12 GB/s"),
+    "pcie_x8": Link(5.0, True, "PCIe 4.0 x8 through host memory, 4 to 6 GB/s"),
+    "nvlink": Link(50.0, False, "an NVLink bridge of two cards"),
+    "server": Link(300.0, False, "NVLink or NVSwitch of servers"),
+}
+
+
+@dataclass(frozen=True)
 class TensorCore:
     """Of one generation: `fma`, 16-bit multiply-adds a clock; `bf16`: of bf16, too"""
 
@@ -233,13 +251,21 @@ def estimated(device: Device) -> Card:
     return Card(device.name, device.memory_bytes / 2**30, tflops, bandwidth, X8, device.capability >= BF16, source)
 
 
-def seconds(work: Watched, card: Card, recorded: bool = False) -> float:
-    """Estimated time of a simulated step on `card`, played back on its clocks; `recorded`: as a CUDA graph."""
-    return timeline.seconds(work.timeline, speeds(card, recorded))
+def joined(card: Card, wanted: str = "auto") -> Link:
+    """What joins several of `card`, unless somebody says: its bus."""
+    if wanted == "auto":
+        wanted = "server" if card.name in ("A100", "H100") else "pcie_x8" if card.bus <= X8 else "pcie"
+    return LINKS[wanted]
 
 
-def speeds(card: Card, recorded: bool = False) -> timeline.Speeds:
+def seconds(work: Watched, card: Card, recorded: bool = False, link: Link | None = None) -> float:
+    """Estimated time of a simulated step on `card`, played back on its clocks; `recorded`: as a CUDA graph; `link`: to others."""
+    return timeline.seconds(work.timeline, speeds(card, recorded, link))
+
+
+def speeds(card: Card, recorded: bool = False, link: Link | None = None) -> timeline.Speeds:
     """What of its published rates a card is expected to reach. Of a recorded step the host queues nothing but its start."""
+    link = link or joined(card)
     return timeline.Speeds(
         card.tflops * 1e12 * calibration.MATMUL_EFFICIENCY.amount,
         card.bandwidth * 1e9 * calibration.BANDWIDTH_EFFICIENCY.amount,
@@ -247,4 +273,7 @@ def speeds(card: Card, recorded: bool = False) -> timeline.Speeds:
         calibration.DUPLEX_SHARE.amount,
         0.0 if recorded else calibration.LAUNCH_SECONDS.amount,
         calibration.KERNEL_SECONDS.amount,
+        link.rate * 1e9,
+        link.through_host,
+        calibration.MESSAGE_SECONDS.amount,
     )

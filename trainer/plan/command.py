@@ -17,11 +17,12 @@ from trainer.models import Facts, Source, describe
 from trainer.plan import calibration, cards
 from trainer.plan.calibration import GIB, gib
 from trainer.plan.inputs import Machine, at_hand
-from trainer.plan.plan import Plan
+from trainer.plan.plan import Plan, Together
 from trainer.plan.planner import draft
 from trainer.settings.config import Config
 
 WIDTH = 60
+PAYS = 1.1  # times as fast as one card: below that a second one is better left alone
 LETTERS = {"weights": "W", "base weights": "B", "corrections": "C", "moments": "M", "window": "S", "gradients": "G",
            "activations": "A", "inputs": "i", "standing": "W",
            "phase": "A", "graphs": "g", "context": "x", "workspaces": "w", "allocator": "a"}  # fmt: skip
@@ -32,8 +33,11 @@ def main(config: Config, as_json: bool = False) -> int:
     config = config.model_copy(deep=True)
     facts = facts_for(config)
     machine = at_hand(config, torch.device("cpu" if config.run.device == "cpu" else "cuda"), facts)
-    made = draft(config, facts, supposed(config, machine))
+    machine = supposed(config, machine)
+    made = draft(config, facts, machine)
     print(table(made))
+    if config.run.cards > 1 and made.steps_per_second is not None:
+        print(against_one(made, draft(_on_one(config), facts, machine)))
     if made.refusal is not None:
         print(f"error: {made.refusal.what}\n  fix: {made.refusal.fix}")
     if as_json:
@@ -94,6 +98,8 @@ def table(plan: Plan) -> str:
             f"speed: about {plan.steps_per_second:.2f} steps a second on a {plan.card} - "
             "an estimate from counted arithmetic and published rates, not measured"
         )
+    if plan.together is not None:
+        lines.append(exchanged(plan.together))
     unmeasured = [name for name, value in calibration.VALUES.items() if not value.measured]
     if plan.vram_peak_bytes and unmeasured:
         lines.append(
@@ -102,6 +108,37 @@ def table(plan: Plan) -> str:
     lines += [f"note: {text}" for text in plan.assumptions]
     lines += [f"warning: {text}" for text in plan.warnings]
     return "\n".join(lines)
+
+
+def _on_one(config: Config) -> Config:
+    one = config.model_copy(deep=True)
+    one.run.cards = 1
+    return one
+
+
+def against_one(made: Plan, one: Plan) -> str:
+    """Several cards against the same step on one of them, which does their work one after the other."""
+    assert made.together is not None and made.steps_per_second is not None and one.steps_per_second is not None
+    count, times = made.together.cards, made.steps_per_second / one.steps_per_second
+    if made.fits and not one.fits:
+        return f"{count} cards: one of them does not hold this run, and each of {count} does"
+    said = (
+        f"{count} cards: {times:.2f} times as fast as the same step on one of them ({1 / one.steps_per_second:.2f} s)"
+    )
+    if times >= PAYS:
+        return said
+    return f"{said}. More cards do not pay here: leave out --cards; one takes the same pictures with --gradient_accumulation_steps"
+
+
+def exchanged(made: Together) -> str:
+    """What several cards cost each other, for the eye."""
+    words = (
+        f"cards: {made.cards}, each as above, and RAM for each; a step sends {made.bytes / 1e9:.2f} GB from each card"
+    )
+    if not made.link:
+        return words
+    hidden = made.seconds - min(made.shown, made.seconds)
+    return f"{words}, {made.seconds:.2f} s over {made.link} (assumed), of which {hidden:.2f} s hide behind arithmetic"
 
 
 def parts(sizes: dict[str, int]) -> str:

@@ -16,6 +16,7 @@ from torch import nn
 
 from trainer.events import PHASES
 from trainer.files.safetensors_stream import PIECE_BYTES
+from trainer.kernels.adamw_lowbit import block_bytes
 from trainer.machine.team import Rehearsed
 from trainer.models import learning, read_as
 from trainer.models.base import Parts, loaded
@@ -69,7 +70,7 @@ class Rehearsals:
         if policy not in self.steps:
             self._adapt()
             with rehearse.engine(self.parts, policy, text=self.text, team=self.team) as made:
-                self.standing[_eager(policy)] = _standing(made, policy)
+                self.standing[_eager(policy)] = _standing(made, policy, len(self.shapes.micro_batches()) > 1)
                 self.unit_count, self.draws = len(made.units), any(made.runner.draws)
                 rehearsal = partial(rehearse.train, self.parts, made, text=self.text, objective=self.objective)
                 watched = rehearsal(self.shapes)
@@ -103,7 +104,7 @@ class Rehearsals:
         policy = _eager(policy)
         if policy not in self.standing:
             with rehearse.engine(self.parts, policy, text=self.text, team=self.team) as made:
-                self.standing[_eager(policy)] = _standing(made, policy)
+                self.standing[_eager(policy)] = _standing(made, policy, len(self.shapes.micro_batches()) > 1)
         bounds = [self.standing[_eager(policy)].card]
         sibling = self.steps.get(replace(policy, gradients="card"))
         if sibling is not None:
@@ -148,8 +149,9 @@ class Rehearsals:
         work, standing = self.work(policy), self.standing[_eager(policy)]
         process = int(calibration.PROCESS_RAM_BYTES.amount)
         drawing = self._fit_drawing(policy, budget)
+        average = standing.average if self.config.train.ema else 0
         early = standing if policy.stream == "all" else Standing()  # then the engine draws the class images, too
-        before, ram = process + early.host, process + work.host_peak + self._average() + self.latents()
+        before, ram = process + early.host, process + work.host_peak + average + self.latents()
         parked = standing.card - standing.weights if drawing.park else 0
         to_ram = parked - standing.anchor if parked else 0  # the anchor lies in the model's file
         pictures = max(self._draw(policy, drawing.batch), self._vae(drawing, decode=True))
@@ -299,17 +301,6 @@ class Rehearsals:
         exports = formats * (whole if config.train.method == "full" else saved)
         return self.latents() + pictures + checkpoints * saved + exports
 
-    def _average(self) -> int:
-        """The moving average: fp32 copies of what is trained, in RAM (ema.py)."""
-        if not self.config.train.ema:
-            return 0
-        return sum(
-            4 * p.numel()
-            for unit in self.parts.family.units(self.parts, text=self.text)
-            for p in unit.module.parameters()
-            if p.requires_grad
-        )
-
 
 def _eager(policy: Policy) -> Policy:
     return replace(policy, cuda_graphs=False)
@@ -332,14 +323,17 @@ def _process(tensors: int) -> int:
     return tensors + sum(calibration.overhead(tensors).values())
 
 
-def _standing(made: Engine, policy: Policy) -> Standing:
+def _standing(made: Engine, policy: Policy, summed: bool) -> Standing:
+    """summed: whether gradients are sums of several micro-batches, in fp32."""
     holdings = made.holdings
     counted = made.bytes
     anchor, host = counted.get("anchor", 0), counted["host"]
     moving = [h.state.home.nbytes + (h.weights.home.nbytes if policy.stream == "all" else 0) for h in holdings]
-    saved = sum(h.state.home.nbytes + h.weights.home.nbytes for h in holdings if h.n)
-    trained = sum(h.n * h.tensors["weight"][1].itemsize for h in holdings)
+    saved = sum(h.weights.home.nbytes + block_bytes(h.form, h.state_names) for h in holdings if h.n)
+    wide = 4 if summed or made.team.size > 1 else 0
+    trained = sum(h.share.count * max(wide, h.tensors["weight"][1].itemsize) for h in holdings)
+    average = sum(4 * h.share.count for h in holdings)
     blocks = tuple(sorted(moving, reverse=True))
     return Standing(
-        counted["weights"] + counted["state"] + anchor, counted["weights"], anchor, host, saved, trained, blocks
+        counted["weights"] + counted["state"] + anchor, counted["weights"], anchor, host, saved, trained, average, blocks
     )

@@ -30,8 +30,8 @@ class PhasePlan:
 @dataclass(frozen=True)
 class Standing:
     """What an engine keeps between steps. card: all of it there, weights and anchor: of the model that learns and of the base
-    model, among it; saved: what a checkpoint holds; trained: weights that learn, as wide as their gradients; blocks: what a
-    streamed unit moves, largest first."""
+    model, among it; saved: what a checkpoint holds; trained: gradients that may wait on the card; average: a moving
+    average in RAM; blocks: what a streamed unit moves, largest first."""
 
     card: int = 0
     weights: int = 0
@@ -39,7 +39,20 @@ class Standing:
     host: int = 0
     saved: int = 0
     trained: int = 0
+    average: int = 0
     blocks: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Together:
+    """What several cards cost each other. link: what joins them, in words; bytes: that a card sends in a step, and receives;
+    seconds: of the link in a step; shown: what of them nothing hides."""
+
+    cards: int
+    link: str
+    bytes: int
+    seconds: float = 0.0
+    shown: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,7 @@ class Plan:
     warnings: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()  # what the numbers rest on, where somebody should know
     refusal: ConfigError | None = field(default=None, compare=False)
+    together: Together | None = None  # where a plan is for several cards
 
     @property
     def vram_peak_bytes(self) -> int:

@@ -17,11 +17,11 @@ from trainer import memory
 from trainer.errors import ConfigError
 from trainer.kernels import choice
 from trainer.models import Facts, check_text
-from trainer.plan import cards, solver
+from trainer.plan import cards, solver, timeline
 from trainer.plan.calibration import gib
 from trainer.plan.inputs import Machine, assumptions, at_hand, budget_bytes
 from trainer.plan.phases import Rehearsals
-from trainer.plan.plan import PhasePlan, Plan
+from trainer.plan.plan import PhasePlan, Plan, Together
 from trainer.plan.refusal import asked_for, flags, nearest, refuse
 from trainer.plan.simulate import Watched
 from trainer.policy import Drawing, Policy
@@ -67,10 +67,11 @@ def _draft(config: Config, facts: Facts, machine: Machine, rehearsals: Rehearsal
         phases=phases,
         step_tensor_bytes=rehearsals.step_tensors(found.policy),
         disk_bytes=rehearsals.disk(found.policy),
-        steps_per_second=None if card is None else 1 / cards.seconds(work, card, found.policy.cuda_graphs),
+        steps_per_second=None if card is None else 1 / _seconds(config, work, card, found.policy),
         card=card.name if card else "",
         explanation="",
         assumptions=assumptions(config, machine, found.policy.math),
+        together=_together(config, work, card, found.policy) if config.run.cards > 1 else None,
     )
     result = replace(result, explanation=explain(result, found, rehearsals))
     asked = asked_for(config)
@@ -119,6 +120,20 @@ def _solve(
         at_least=rehearsals.at_least,
         fixed_residents=fixed,
     )
+
+
+def _seconds(config: Config, work: Watched, card: cards.Card, policy: Policy, link: cards.Link | None = None) -> float:
+    return cards.seconds(work, card, policy.cuda_graphs, link or cards.joined(card, config.run.link))
+
+
+def _together(config: Config, work: Watched, card: cards.Card | None, policy: Policy) -> Together:
+    sent = timeline.link_bytes(work.timeline)
+    if card is None:
+        return Together(config.run.cards, "", sent)
+    link = cards.joined(card, config.run.link)
+    boundless = replace(link, rate=float("inf"), through_host=False)
+    shown = _seconds(config, work, card, policy) - _seconds(config, work, card, policy, boundless)
+    return Together(config.run.cards, link.source, sent, sent / (link.rate * 1e9), max(shown, 0.0))
 
 
 def _waits_for_host(work: Watched, card: cards.Card) -> bool:
@@ -209,7 +224,4 @@ def _warnings(
     if machine.no_kernels:
         found.append(f"{machine.no_kernels}, so the kernels' work is done by plain torch operations: more slowly, and with the "
                      f"fp32 copies that this plan counts. {choice.remedy(machine.no_kernels)}")  # fmt: skip
-    if (cards := config.run.cards) > 1:
-        found.append(f"Memory is that of each of the {cards} cards, whose own RAM adds up; the speed leaves out the time in "
-                     "which they add up their gradients.")  # fmt: skip
     return tuple(found)

@@ -8,7 +8,7 @@ steps of a sampler, the pictures of a folder) is done once or twice here, becaus
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,7 +20,7 @@ from trainer.data.texts import through
 from trainer.draw import sampler
 from trainer.kernels.adamw_lowbit import block_bytes
 from trainer.machine import host
-from trainer.machine.team import ALONE, Team
+from trainer.machine.team import ALONE, Rehearsed, Team
 from trainer.models import vae
 from trainer.models.base import Parts, loaded
 from trainer.objective.loss import Objective
@@ -82,7 +82,8 @@ def train(
     objective = objective or Objective(parts.noise())
     tracker = Tracker("meta", host.holds)
     _keep(tracker, made)
-    with CardAttention(), made.traffic.followed(tracker), tracker:
+    others = made.team.followed(tracker) if isinstance(made.team, Rehearsed) else nullcontext()
+    with CardAttention(), made.traffic.followed(tracker), others, tracker:
         for _ in range(steps + made.policy.deferred):
             with tracker.kind("inputs"):
                 micro = [batch(parts, each, text) for each in shapes.micro_batches()]

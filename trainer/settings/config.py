@@ -193,6 +193,7 @@ class Run(Section):
     )
     cache_dir: str | None = knob(None, "latents and embeddings; default <output_dir>/../cache")
     card: str | None = knob(None, "plan: card whose speed is estimated, such as 'RTX 3060'")
+    link: Literal["auto", "pcie", "pcie_x8", "nvlink", "server"] = knob("auto", "plan: what joins the cards")
     probe: bool = knob(False, "CUDA: run one step, one sample and one save first, and correct the plan")
 
 

@@ -135,7 +135,8 @@ class Engine:
         ahead = Ahead(range(len(self.units)), self.holdings, self.waiting)
         for k, unit in enumerate(self.units[:-1]):
             self.settling.catch_up(k)
-            ahead.turn(k)  # behind the update, whose gradient has made room and whose state is on its way home
+            self.settling.begin(k + self.exchange.behind)  # its weights travel while this unit computes
+            ahead.turn(k + self.exchange.behind)  # behind an update, whose gradient has made room
             self.holdings[k].use_weights()
             for i, store in enumerate(values):
                 inputs = self._inputs(route, values, k, i, backward=False)
@@ -237,8 +238,7 @@ class Engine:
         return self.settling.waiting
 
     def flush(self) -> None:
-        """Make the updates that wait. Nobody outside of a step sees weights without them: whatever looks at weights or state,
-        or runs the model, comes here first."""
+        """Make the updates that wait: whatever looks at weights or state, or runs the model, comes here first."""
         self.settling.flush()
 
     def _inputs(self, route: Route, values: list[boundaries.Values], k: int, i: int, backward: bool) -> list[Tensor]:

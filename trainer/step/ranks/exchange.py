@@ -77,9 +77,9 @@ class Exchange:
         if self.sharers.size == 1:
             return self.offers[name](k)
         self.sharers.tell((name, k))
-        return torch.cat(self.sharers.collect(self.offers[name](k).cpu()))
+        return torch.cat(self.sharers.collect(self.offers[name](k)))
 
     def help(self, asked: tuple[str, int]) -> None:
         """Another rank's part in `whole`."""
         name, k = asked
-        self.sharers.collect(self.offers[name](k).cpu())
+        self.sharers.collect(self.offers[name](k))

@@ -1,7 +1,7 @@
 """When a unit's update is made: as soon as its gradient is there, in a second pass, or before its next forward; and when it
 is over, which with several ranks is when its new weights are everywhere.
 
-In a pass over units the weights of one travel while the next is updated. Before a forward they are waited for.
+In a pass over units the weights of one travel while the next is updated; before a forward, while the unit before it computes.
 """
 
 from __future__ import annotations
@@ -26,17 +26,24 @@ class Settling:
         self.holdings, self.updates, self.exchange, self.traffic = holdings, updates, exchange, traffic
         self.waiting = Waiting(updates.policy.gradients, traffic)
         self.travelling: deque[tuple[int, Callable[[], None]]] = deque()  # units, and the wait for their weights
+        self.begun: dict[int, Callable[[], None]] = {}  # the same of units whose forward comes next
 
     def at_once(self, k: int, grad: Tensor, rate: float, norms: Tensor) -> None:
         """Update unit k, which then leaves."""
         self.updates.apply(k, self.holdings[k], grad, rate, norms)
         self._travel(k)
 
-    def catch_up(self, k: int) -> None:
+    def begin(self, k: int) -> None:
         """The update of unit k that waits, if one does: the same arithmetic as at the end of its step, later."""
         if k in self.waiting.rates:
             self._late(k)
-            self.exchange.weights(self.holdings[k])()
+            self.begun[k] = self.exchange.weights(self.holdings[k])
+
+    def catch_up(self, k: int) -> None:
+        """Unit k's update, if it waits or has begun, is over after this."""
+        self.begin(k)
+        if k in self.begun:
+            self.begun.pop(k)()
             self.holdings[k].updated()
 
     def flush(self) -> None:
@@ -65,6 +72,7 @@ class Settling:
         """Forget what a step that broke off has left."""
         self.waiting = Waiting(self.updates.policy.gradients, self.traffic)
         self.travelling.clear()
+        self.begun.clear()
 
     def _late(self, k: int) -> None:
         grad, rate = self.waiting.take(k)
