@@ -21,6 +21,7 @@ CASES = [
     "stochastic rounding",
     "text encoder too",
     "four micro-batches",
+    "held to the base model",
     "LoRA",
     "fp16 with a step that overflows",
     "fp16 in one pass with a step that overflows",

@@ -20,7 +20,7 @@ from small_unet import Model, batches
 
 from trainer.machine.team import ALONE, Team, join
 from trainer.models import SD1, adapters
-from trainer.policy import Policy
+from trainer.policy import AdamHyper, Policy
 from trainer.settings.config import Lora
 from trainer.step import outside
 from trainer.step.ema import Average
@@ -54,6 +54,7 @@ CASES = {
     "torch's AdamW": Case(Policy(optimizer="torch_adamw")),
     "text encoder too": Case(Policy(), text=True),
     "four micro-batches": Case(replace(LOW, stream="state"), count=4),
+    "held to the base model": Case(replace(LOW, stream="state", hyper=AdamHyper(anchor=0.1))),
     "LoRA": Case(Policy(), lora=True),
     "fp16 with a step that overflows": Case(HALF, broken=1),
     "fp16 in one pass with a step that overflows": Case(

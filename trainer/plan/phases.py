@@ -325,8 +325,7 @@ def _process(tensors: int) -> int:
 
 def _standing(made: Engine, policy: Policy, summed: bool) -> Standing:
     """summed: whether gradients are sums of several micro-batches, in fp32."""
-    holdings = made.holdings
-    counted = made.bytes
+    holdings, counted = made.holdings, made.bytes
     anchor, host = counted.get("anchor", 0), counted["host"]
     moving = [h.state.home.nbytes + (h.weights.home.nbytes if policy.stream == "all" else 0) for h in holdings]
     saved = sum(h.weights.home.nbytes + block_bytes(h.form, h.state_names) for h in holdings if h.n)
@@ -335,5 +334,12 @@ def _standing(made: Engine, policy: Policy, summed: bool) -> Standing:
     average = sum(4 * h.share.count for h in holdings)
     blocks = tuple(sorted(moving, reverse=True))
     return Standing(
-        counted["weights"] + counted["state"] + anchor, counted["weights"], anchor, host, saved, trained, average, blocks
+        counted["weights"] + counted["state"] + anchor,
+        counted["weights"],
+        anchor,
+        host,
+        saved,
+        trained,
+        average,
+        blocks,
     )

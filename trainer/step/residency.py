@@ -281,7 +281,9 @@ def hold(
         desk = None if policy.anchor_stays else Desk(max(holding.share.count for holding in found), traffic)
         for holding, base in zip(found, loaded, strict=True):
             if holding.n:
-                holding.anchor = Anchor(partial(_gather, holding.trained, holding.share, base), holding.share.count, traffic, desk)
+                holding.anchor = Anchor(
+                    partial(_gather, holding.trained, holding.share, base), holding.share.count, traffic, desk
+                )
     return found
 
 
