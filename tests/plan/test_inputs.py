@@ -11,7 +11,7 @@ from trainer.machine import convolutions
 from trainer.models import family
 from trainer.plan import calibration, cards
 from trainer.plan.calibration import GIB
-from trainer.plan.inputs import Machine, assumptions, at_hand, budget_bytes, convolved
+from trainer.plan.inputs import Machine, assumptions, at_hand, budget_bytes, convolved, smallest, unlike
 from trainer.settings import overlay
 
 MARGIN = int(calibration.MARGIN_BYTES.amount)
@@ -149,3 +149,19 @@ def test_fp16_that_was_asked_for_and_gives_no_numbers_is_refused(driver, monkeyp
     with pytest.raises(ConfigError) as refused:
         at_hand(overlay.load({"train.mixed_precision": "fp16"}), CARD, family("sd1").public())
     assert "GTX 1660" in refused.value.what and "--mixed_precision" in refused.value.fix
+
+
+def test_cards_of_different_size_are_planned_for_as_the_least_of_all_and_that_is_said():
+    large = Machine("cuda", cards.find("RTX 3090"), 23 * GIB, 30 * GIB, 24 * GIB, (8, 6))
+    small = Machine("cuda", cards.find("RTX 2070"), 7 * GIB, 30 * GIB, 8 * GIB, (7, 5), convolutions="benchmark")
+    made = smallest([large, small])
+    assert (made.free_vram_bytes, made.free_ram_bytes, made.capability) == (7 * GIB, 15 * GIB, (7, 5))
+    assert made.card == small.card and made.convolutions == "benchmark" and made.computes == torch.float16
+    said = unlike([large, small])
+    assert "RTX 3090, 24.00 GiB" in said and "RTX 2070, 8.00 GiB" in said and "smallest" in said
+
+
+def test_a_card_alone_and_cards_alike_are_as_they_are():
+    one = Machine("cuda", cards.find("RTX 3060"), 11 * GIB, 30 * GIB, 12 * GIB, (8, 6))
+    assert smallest([one]) == one and unlike([one, one]) == ""
+    assert smallest([Machine("cpu", free_ram_bytes=10)] * 2).free_ram_bytes == 5

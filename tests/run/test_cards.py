@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
+import kills
 import pytest
-from safetensors import safe_open
 
 from trainer.__main__ import main
 from trainer.machine import launcher
@@ -29,11 +26,6 @@ def losses(run: Path) -> list[float]:
     return [row["loss"] for row in rows if "grad_norm" in row]
 
 
-def tensors(path: Path) -> dict[str, bytes]:
-    with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name).numpy().tobytes() for name in file.keys()}  # noqa: SIM118
-
-
 def test_two_processes_leave_the_checkpoint_of_one_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     words = SMALL + " --ema"
@@ -44,9 +36,11 @@ def test_two_processes_leave_the_checkpoint_of_one_to_the_bit(tmp_path: Path, mo
     policies = [json.loads((run / "step-000002/state.json").read_text())["policy"]["shard"] for run in (one, two)]
     assert policies == ["off", "state"]
     for name in ("engine", "random", "ema"):
-        assert tensors(one / f"step-000002/{name}.safetensors") == tensors(two / f"step-000002/{name}.safetensors")
+        assert kills.tensors(one / f"step-000002/{name}.safetensors") == kills.tensors(
+            two / f"step-000002/{name}.safetensors"
+        )
     [export] = [path.relative_to(one) for path in (one / "model").glob("*.safetensors")]
-    assert tensors(one / export) == tensors(two / export)
+    assert kills.tensors(one / export) == kills.tensors(two / export)
     assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
     decks = [json.loads((run / "step-000002/state.json").read_text())["batches"] for run in (one, two)]
     assert decks[0] == decks[1]
@@ -66,7 +60,7 @@ def test_two_processes_draw_the_class_of_one_to_the_bit(
     # A file of tensors is compared by what it holds: safetensors writes the words of its header in any order.
     one, two = (
         {
-            path.name: tensors(path) if path.suffix == ".safetensors" else digest(path)
+            path.name: kills.tensors(path) if path.suffix == ".safetensors" else digest(path)
             for path in sorted((tmp_path / f"{name}-cache" / folder).rglob("*.*"))
         }
         for name in ("one", "two")
@@ -74,39 +68,25 @@ def test_two_processes_draw_the_class_of_one_to_the_bit(
     assert one == two and len(one) >= (7 if by == "images" else 1)
 
 
-def test_a_card_that_dies_ends_the_run_in_its_name_and_the_run_goes_on_to_the_same_bits(
+def test_cards_that_die_end_the_run_in_their_name_and_it_goes_on_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    words = SMALL.replace("_steps 2 --train", "_steps 5 --checkpointing_steps 1 --train")
+    words = SMALL.replace("_steps 2 --train", "_steps 6 --checkpointing_steps 1 --train")
     one, two = (words.format(tmp_path, name).split() for name in ("one", "two"))
-    dying = subprocess.Popen(
-        [sys.executable, "-m", "trainer", *two, "--cards", "2"],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
-    while not checkpoint.found(tmp_path / "two"):
-        assert dying.poll() is None
-        time.sleep(0.05)
-    os.kill(_rank(1, dying.pid), signal.SIGKILL)
-    _, said = dying.communicate(timeout=60)
-    assert dying.returncode == 2
-    assert "card 1 was ended by SIGKILL" in said and "--resume_from_checkpoint latest" in said
+    again = [*two, "--resume_from_checkpoint", "latest"]
+    for line, rank, saved in ((two, 1, 1), (again, 0, 3)):  # another than the first dies, and then the first
+        begun = kills.start(line)
+        kills.wait_for(begun, lambda saved=saved: len(checkpoint.found(tmp_path / "two")) >= saved)
+        os.kill(kills.rank(rank, begun.pid), signal.SIGKILL)
+        _, said = begun.communicate(timeout=60)
+        assert begun.returncode == 2
+        assert f"card {rank} was ended by SIGKILL" in said and "--resume_from_checkpoint latest" in said
+        assert "a fault of this program" not in said
 
-    assert main([*two, "--resume_from_checkpoint", "latest"]) == 0  # what two cards began one card ends
+    assert main(again) == 0  # what two cards began one card ends
     assert main(one) == 0
-    for name in ("engine", "random"):
-        assert tensors(tmp_path / f"one/step-000005/{name}.safetensors") == tensors(
-            tmp_path / f"two/step-000005/{name}.safetensors"
-        )
-
-
-def _rank(rank: int, launcher_pid: int) -> int:
-    """The process of card `rank` among the launcher's children."""
-    children = Path(f"/proc/{launcher_pid}/task/{launcher_pid}/children").read_text().split()
-    [found] = [int(pid) for pid in children if f"\0RANK={rank}\0" in Path(f"/proc/{pid}/environ").read_text()]
-    return found
+    assert kills.same(tmp_path / "one/step-000006", tmp_path / "two/step-000006")
 
 
 def test_more_cards_than_pictures_in_a_step_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -28,6 +28,9 @@ def _nothing() -> None:
     pass
 
 
+GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed")  # gloo's words
+
+
 def _renamed(now: str, before: str) -> Callable[..., Any]:
     """A function of torch.distributed that got another name in torch 2.13."""
     return getattr(torch.distributed, now, None) or getattr(torch.distributed, before)
@@ -132,6 +135,11 @@ class Team:
             return
         while (asked := self.tell(None)) is not None:
             help(asked)
+
+    def lost(self, error: BaseException) -> bool:
+        """Whether `error` is what a rank meets when another has gone: a message that never came, or a connection that broke."""
+        known = (torch.distributed.DistBackendError, torch.distributed.DistNetworkError)
+        return self.size > 1 and (isinstance(error, known) or any(words in str(error) for words in GONE))
 
     def wait(self) -> None:
         """Until everybody is here."""

@@ -6,7 +6,7 @@ what it says of itself, never what its name promises: a name is asked only where
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import psutil
@@ -78,6 +78,33 @@ def at_hand(config: Config, device: torch.device, facts: Facts | None = None) ->
             "Leave out --mixed_precision: the run then computes in fp32. A newer driver and torch may help.",
         )
     return replace(made, convolutions=way)
+
+
+def smallest(machines: Sequence[Machine]) -> Machine:
+    """The machine that several cards are planned for, one that each of them is at least: all of them follow one plan. They
+    share the RAM of theirs."""
+    least = min(machines, key=lambda machine: machine.free_vram_bytes or 0)
+    slowest = min((m.card for m in machines if m.card), key=lambda card: card.tflops, default=None)
+    ways = ("none", "benchmark", "plain")  # of convolutions, worst first
+    return replace(
+        least,
+        card=slowest,
+        free_ram_bytes=None if least.free_ram_bytes is None else least.free_ram_bytes // len(machines),
+        capability=min((m.capability for m in machines if m.capability), default=None),
+        no_kernels=next((m.no_kernels for m in machines if m.no_kernels), ""),
+        convolutions=min((m.convolutions for m in machines), key=ways.index),
+    )
+
+
+def unlike(machines: Sequence[Machine]) -> str:
+    """What is to be said where cards differ; empty where they do not."""
+    sizes = [f"{m.card.name}, {gib(m.total_vram_bytes)}" for m in machines if m.card and m.total_vram_bytes]
+    if len({*sizes}) < 2:
+        return ""
+    return (
+        f"The cards differ ({'; '.join(sizes)}). The plan is made for the smallest, which each of the others follows, and a "
+        "step takes as long as the slowest needs."
+    )
 
 
 def convolved(config: Config, facts: Facts) -> Iterator[convolutions.Shape]:

@@ -43,6 +43,13 @@ class Ending:
         except torch.OutOfMemoryError as failure:
             fix = "a smaller --preset (or --vram_gb), or close other programs; then --resume_from_checkpoint latest"
             self.error = f"{str(failure).splitlines()[0]}\n  fix: {fix}"
+        except RuntimeError as failure:
+            if not self.run.team.lost(failure):
+                raise
+            self.error = (
+                "The process of another card ended in the middle of a step; what it had to say stands beside this.\n"
+                "  fix: mend what it says; then --resume_from_checkpoint latest goes on from the last checkpoint"
+            )
         except OSError as failure:
             if (refused := disk.refusal(failure)) is None:
                 raise

@@ -21,7 +21,7 @@ from trainer.guard import held
 from trainer.machine.team import Team, join
 from trainer.models import adapters
 from trainer.out import checkpoint
-from trainer.plan import planner
+from trainer.plan import inputs, planner
 from trainer.plan.plan import Plan
 from trainer.prior import manifest
 from trainer.run import settle
@@ -100,13 +100,16 @@ def prepare(config: Config) -> Run:
         checks.card(config, properties.total_memory, properties.name)
     if resume is not None:
         settle.as_begun(config, checkpoint.says(resume))
-    plan = planner.plan(config, facts, device)
+    machines = team.gather(inputs.at_hand(config, device, facts))
+    plan = planner.plan(config, facts, device, inputs.smallest(machines))
     memory.check(plan.policy)
     for key, value in plan.settings.items():
         if "." in key and value is not None and not config.chosen(key) and config.value(key) != value:
             config.settle(key, value, overlay.PLANNER)
     notices = [Notice(text, level="warning") for text in (*mended, *odd, *photos.problems)]
     notices += [Notice(text) for text in photos.advice]
+    if differ := inputs.unlike(machines):
+        notices.append(Notice(differ))
     if config.checkpoint.resume_from_checkpoint == "latest" and resume is None:
         notices.append(Notice(f"{folder} holds no checkpoint yet: starting from the beginning."))
     if config.model.max_token_length > 75:
