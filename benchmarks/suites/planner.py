@@ -122,11 +122,11 @@ def real_step(
 
 
 def filled(parts: Parts, shapes: rehearse.Shapes, device: torch.device, *, text: bool = False) -> MicroBatch:
-    """A rehearsal's micro-batch with zeros in it, on a real device."""
+    """A rehearsal's micro-batch with zeros in it, on a real device; prompts are as long as they can be."""
     batch = rehearse.batch(parts, shapes, text)
 
     def real(tensor: Tensor) -> Tensor:
-        return torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
+        return torch.full(tensor.shape, tensor.dtype == torch.bool, dtype=tensor.dtype, device=device)
 
     values, mask = {name: real(value) for name, value in batch.values.items()}, batch.mask
     return replace(

@@ -175,7 +175,8 @@ def draw(
     """Two steps of the sampler, with guidance. `made`: the engine behind `denoiser`, where it is a stand-in."""
     look = sampler.Look(size, steps=2)
     given = parts.family.inputs(parts, 1, size, False)
-    texts = {"": {name: torch.zeros(given[name][0][1:], dtype=given[name][1]) for name in parts.family.text_values}}
+    # of ones: a mask of zeros would leave nothing of a prompt
+    texts = {"": {name: torch.ones(given[name][0][1:], dtype=given[name][1]) for name in parts.family.text_values}}
     tracker = Tracker("meta", host.holds)
     if made is None:
         tracker.keep(denoiser, "weights")

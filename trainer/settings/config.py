@@ -25,7 +25,7 @@ class Model(Section):
         "pretrained_model_name",
         "model",
     )
-    family: Literal["auto", "sd1", "sd2", "sdxl", "sd35", "klein"] = knob(
+    family: Literal["auto", "sd1", "sd2", "sdxl", "sd35", "klein", "lumina2", "zimage"] = knob(
         "auto", "model family; auto reads it from the model"
     )
     prediction_type: Literal["auto", "epsilon", "v_prediction", "flow"] = knob(

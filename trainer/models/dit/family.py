@@ -80,6 +80,7 @@ class Transformer:
     fits:     of a denoiser's configuration of the right class, what speaks against the family; empty where nothing does
     only_in_folders: text encoders that a single file is read without, as it says nothing of their tokens
     told:     from the units' prediction to what the transformer itself answers, where that is something else
+    pipelines_before: what the pipeline's class was called when public models were saved
     small:    what `tiny()` changes in the public configurations, by part
     """
 
@@ -104,6 +105,7 @@ class Transformer:
     resolution: int = 1024
     empty_is_zeros: bool = False
     trains_text: bool = False
+    pipelines_before: tuple[str, ...] = ()
 
     @property
     def classes(self) -> Mapping[str, Any]:

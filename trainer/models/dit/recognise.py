@@ -11,10 +11,12 @@ from typing import Any
 from trainer.errors import ConfigError
 from trainer.models.dit.family import Transformer
 from trainer.models.dit.klein import KLEIN
+from trainer.models.dit.nextdit.lumina2 import LUMINA2
+from trainer.models.dit.nextdit.zimage import ZIMAGE
 from trainer.models.dit.sd35 import SD35
 from trainer.models.sound import WHAT_WORKS
 
-FAMILIES: tuple[Transformer, ...] = (SD35, KLEIN)
+FAMILIES: tuple[Transformer, ...] = (SD35, KLEIN, LUMINA2, ZIMAGE)
 PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")  # folders that hold weights
 # what keys of transformers begin with in single files, behind ComfyUI's prefix or without it
 BLOCKS = ("double_blocks.", "joint_blocks.", "transformer_blocks.", "context_refiner.")
@@ -24,7 +26,8 @@ BEFORE = "model.diffusion_model."
 def require_pipeline(source: str, index: Mapping[str, Any]) -> None:
     """Refuse a folder of diffusers whose model_index.json names another pipeline than the families'."""
     kind = index.get("_class_name", "pipeline of another kind")
-    if {"vae", "text_encoder"} - index.keys() or kind not in [family.pipeline_class for family in FAMILIES]:
+    known = {name for family in FAMILIES for name in (family.pipeline_class, *family.pipelines_before)}
+    if {"vae", "text_encoder"} - index.keys() or kind not in known:
         raise ConfigError(f"{source} is a {kind}, which is of no family that is known here", WHAT_WORKS)
     if index.get("is_distilled"):
         raise ConfigError(

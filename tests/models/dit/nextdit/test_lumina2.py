@@ -9,8 +9,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from small_unet import FusedAdamW
 
 from trainer.draw.sampler import Look, draw, noise_of
+from trainer.models import describe, guess
 from trainer.models.dit.nextdit import lumina2_units
-from trainer.models.dit.nextdit.lumina2 import LUMINA2
+from trainer.models.dit.nextdit.lumina2 import LUMINA2, fits
 from trainer.models.rows import stacked
 from trainer.models.vae import decode_latents
 from trainer.objective.loss import Objective
@@ -31,6 +32,17 @@ def test_the_public_model_has_the_public_parameter_counts_and_no_memory():
     assert all(p.is_meta for module in whole.modules().values() for p in module.parameters())
     assert (whole.latents.factor, whole.latents.channels) == (8, 16)
     assert LUMINA2.public().divides == whole.divides == 16
+
+
+def test_it_is_told_by_its_name_and_by_its_folder(parts, tmp_path):
+    assert guess("Alpha-VLLM/Lumina-Image-2.0") is LUMINA2
+    LUMINA2.pipeline(parts).save_pretrained(tmp_path)
+    family, facts = describe(str(tmp_path))
+    assert family.name == "lumina2" and facts.prediction_type == "flow" and family.resolution == 64
+    index = tmp_path / "model_index.json"
+    index.write_text(index.read_text().replace("Lumina2Pipeline", "Lumina2Text2ImgPipeline"))  # the public model's
+    assert describe(str(tmp_path))[0].name == "lumina2"
+    assert fits({"in_channels": 4}) and not fits(LUMINA2.config("transformer"))
 
 
 def test_the_objective_is_that_of_diffusers_training_example_on_the_same_noise(parts):

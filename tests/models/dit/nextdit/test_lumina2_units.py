@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from trainer.models.dit.nextdit import lumina2_units
-from trainer.units import Unit, check
+from trainer.models.dit.nextdit.units import through
+from trainer.units import check
 
 SMALL = {
     "sample_size": 8,
@@ -43,14 +44,6 @@ def inputs(lengths: tuple[int, ...], size: tuple[int, int] = (8, 8)) -> dict[str
     }
 
 
-def run(units: list[Unit], given: dict[str, Tensor]) -> Tensor:
-    values = dict(given)
-    for unit in units:
-        written = unit.run(*(values[name] for name in unit.reads))
-        values |= dict(zip(unit.writes, (written,) if isinstance(written, Tensor) else written, strict=True))
-    return values["prediction"]
-
-
 def plain(model: nn.Module, given: dict[str, Tensor]) -> Tensor:
     return lumina2_units.call(model, given["sample"], given["timestep"], given)
 
@@ -60,7 +53,7 @@ def plain(model: nn.Module, given: dict[str, Tensor]) -> Tensor:
 @torch.no_grad()
 def test_units_in_order_equal_plain_diffusers_bit_for_bit(lengths, size):
     model, given = transformer(), inputs(lengths, size)
-    prediction = run(lumina2_units.split(model), given)
+    prediction = through(lumina2_units.split(model), given)
     assert prediction.shape == given["sample"].shape
     assert torch.equal(prediction, plain(model, given))
 
@@ -69,14 +62,14 @@ def test_units_in_order_equal_plain_diffusers_bit_for_bit(lengths, size):
 def test_padding_of_a_prompt_changes_nothing():
     model, given = transformer(), inputs((5, 12))
     changed = given | {"text": torch.where(given["mask"][..., None], given["text"], 7.0)}
-    assert torch.equal(run(lumina2_units.split(model), given), run(lumina2_units.split(model), changed))
+    assert torch.equal(through(lumina2_units.split(model), given), through(lumina2_units.split(model), changed))
 
 
 @torch.no_grad()
 def test_a_mask_without_columns_is_a_mask_of_ones():
     model, given = transformer(), inputs((9, 9))
     bare = given | {"mask": given["mask"][:, :0]}
-    assert torch.equal(run(lumina2_units.split(model), bare), run(lumina2_units.split(model), given))
+    assert torch.equal(through(lumina2_units.split(model), bare), through(lumina2_units.split(model), given))
     assert torch.equal(plain(model, bare), plain(model, given))
 
 
@@ -92,7 +85,7 @@ def test_gradients_through_units_equal_plain_autograd_bit_for_bit(lengths):
         prediction.square().mean().backward()
         return {name: tensor.grad.clone() for name, tensor in named.items() if tensor.grad is not None}
 
-    expected, found = gradients(plain(model, given)), gradients(run(lumina2_units.split(model), given))
+    expected, found = gradients(plain(model, given)), gradients(through(lumina2_units.split(model), given))
     assert expected.keys() == found.keys()
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 
@@ -119,16 +112,17 @@ def test_what_a_pipeline_asks_is_turned_into_values_and_back():
     }
     values = lumina2_units.values_of(**asked, attention_kwargs=None)
     assert values["text"].shape == (2, 12, 10) and torch.equal(values["mask"], given["mask"])
-    answered = lumina2_units.answer(run(lumina2_units.split(model), values))
+    answered = lumina2_units.answer(through(lumina2_units.split(model), values))
     torch.testing.assert_close(answered, model(**asked, return_dict=False)[0])
 
 
 @torch.no_grad()
 def test_units_run_without_memory():
     model, given = transformer().to("meta"), {name: value.to("meta") for name, value in inputs((5, 12)).items()}
-    assert run(lumina2_units.split(model), given).shape == (2, 4, 8, 8)
+    assert through(lumina2_units.split(model), given).shape == (2, 4, 8, 8)
+    assert plain(model, given).shape == (2, 4, 8, 8)  # of which a plan asks
 
 
 def test_sides_that_no_patches_fill_are_refused():
     with pytest.raises(AssertionError, match="multiples of 2"):
-        run(lumina2_units.split(transformer()), inputs((5, 12), (7, 8)))
+        through(lumina2_units.split(transformer()), inputs((5, 12), (7, 8)))

@@ -8,8 +8,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from small_unet import FusedAdamW
 
 from trainer.draw.sampler import Look, draw, noise_of
+from trainer.models import describe, guess
 from trainer.models.dit.nextdit import zimage_units
-from trainer.models.dit.nextdit.zimage import ZIMAGE
+from trainer.models.dit.nextdit.zimage import ZIMAGE, fits
 from trainer.models.rows import stacked
 from trainer.models.vae import decode_latents
 from trainer.objective.loss import Objective
@@ -30,6 +31,14 @@ def test_the_public_model_has_the_public_parameter_counts_and_no_memory():
     assert all(p.is_meta for module in whole.modules().values() for p in module.parameters())
     assert (whole.latents.factor, whole.latents.channels) == (8, 16)
     assert ZIMAGE.public().divides == whole.divides == 16
+
+
+def test_it_is_told_by_its_name_and_by_its_folder(parts, tmp_path):
+    assert guess("Tongyi-MAI/Z-Image") is ZIMAGE
+    ZIMAGE.pipeline(parts).save_pretrained(tmp_path)
+    family, facts = describe(str(tmp_path))
+    assert family.name == "zimage" and facts.prediction_type == "flow" and family.resolution == 1024
+    assert fits({"siglip_feat_dim": 8}) and fits({"in_channels": 4}) and not fits(ZIMAGE.config("transformer"))
 
 
 def test_the_objective_is_that_of_diffusers_training_example_on_the_same_noise(parts):

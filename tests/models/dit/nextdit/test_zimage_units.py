@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from trainer.models.dit.nextdit import zimage_units
-from trainer.units import Unit, check
+from trainer.models.dit.nextdit.units import through
+from trainer.units import check
 
 SMALL = {
     "in_channels": 4,
@@ -40,14 +41,6 @@ def inputs(lengths: tuple[int, ...], size: tuple[int, int] = (8, 8)) -> dict[str
     }
 
 
-def run(units: list[Unit], given: dict[str, Tensor]) -> Tensor:
-    values = dict(given)
-    for unit in units:
-        written = unit.run(*(values[name] for name in unit.reads))
-        values |= dict(zip(unit.writes, (written,) if isinstance(written, Tensor) else written, strict=True))
-    return values["prediction"]
-
-
 def plain(model: nn.Module, given: dict[str, Tensor]) -> Tensor:
     return zimage_units.call(model, given["sample"], given["timestep"], given)
 
@@ -57,7 +50,7 @@ def plain(model: nn.Module, given: dict[str, Tensor]) -> Tensor:
 @torch.no_grad()
 def test_units_in_order_equal_plain_diffusers_bit_for_bit(lengths, size):
     model, given = transformer(), inputs(lengths, size)
-    prediction = run(zimage_units.split(model), given)
+    prediction = through(zimage_units.split(model), given)
     assert prediction.shape == given["sample"].shape
     assert torch.equal(prediction, plain(model, given))
 
@@ -66,14 +59,14 @@ def test_units_in_order_equal_plain_diffusers_bit_for_bit(lengths, size):
 def test_padding_of_a_prompt_changes_nothing():
     model, given = transformer(), inputs((5, 12))
     changed = given | {"text": torch.where(given["mask"][..., None], given["text"], 7.0)}
-    assert torch.equal(run(zimage_units.split(model), given), run(zimage_units.split(model), changed))
+    assert torch.equal(through(zimage_units.split(model), given), through(zimage_units.split(model), changed))
 
 
 @torch.no_grad()
 def test_a_mask_without_columns_is_a_mask_of_ones():
     model, given = transformer(), inputs((9, 9))
     bare = given | {"mask": given["mask"][:, :0]}
-    assert torch.equal(run(zimage_units.split(model), bare), run(zimage_units.split(model), given))
+    assert torch.equal(through(zimage_units.split(model), bare), through(zimage_units.split(model), given))
     assert torch.equal(plain(model, bare), plain(model, given))
 
 
@@ -91,7 +84,7 @@ def test_gradients_through_units_equal_plain_autograd_bit_for_bit(lengths):
         prediction.square().mean().backward()
         return {name: tensor.grad.clone() for name, tensor in named.items() if tensor.grad is not None}
 
-    expected, found = gradients(plain(model, given)), gradients(run(zimage_units.split(model), given))
+    expected, found = gradients(plain(model, given)), gradients(through(zimage_units.split(model), given))
     assert expected.keys() == found.keys()
     sums = {"cap_pad_token", "cap_embedder.0.weight", "cap_embedder.1.bias"}
     other = {name for name in expected if not torch.equal(expected[name], found[name])}
@@ -116,7 +109,7 @@ def test_what_a_pipeline_asks_is_turned_into_values_and_back():
     asked = (list(given["sample"].unsqueeze(2)), (1000 - given["timestep"]) / 1000, texts)
     values = zimage_units.values_of(*asked, joint_attention_kwargs=None)
     assert torch.equal(values["mask"], given["mask"])
-    answered = zimage_units.answer(run(zimage_units.split(model), values))
+    answered = zimage_units.answer(through(zimage_units.split(model), values))
     expected = model(*asked, return_dict=False)[0]
     assert [each.shape for each in answered] == [each.shape for each in expected] == [(4, 1, 8, 8)] * 2
     torch.testing.assert_close(torch.stack(answered), torch.stack(expected))
@@ -125,9 +118,10 @@ def test_what_a_pipeline_asks_is_turned_into_values_and_back():
 @torch.no_grad()
 def test_units_run_without_memory():
     model, given = transformer().to("meta"), {name: value.to("meta") for name, value in inputs((5, 12)).items()}
-    assert run(zimage_units.split(model), given).shape == (2, 4, 8, 8)
+    assert through(zimage_units.split(model), given).shape == (2, 4, 8, 8)
+    assert plain(model, given).shape == (2, 4, 8, 8)  # of which a plan asks
 
 
 def test_sides_that_no_patches_fill_are_refused():
     with pytest.raises(AssertionError, match="multiples of 2"):
-        run(zimage_units.split(transformer()), inputs((5, 12), (7, 8)))
+        through(zimage_units.split(transformer()), inputs((5, 12), (7, 8)))

@@ -82,6 +82,7 @@ LUMINA2 = Transformer(
     encoders={"text_encoder": Gemma2Model},
     schedule=schedule,
     fits=fits,
+    pipelines_before=("Lumina2Text2ImgPipeline",),  # in diffusers 0.33, and in the public model
     small={
         "transformer": {
             "sample_size": 8,

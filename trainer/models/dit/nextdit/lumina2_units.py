@@ -34,6 +34,10 @@ def split(denoiser: nn.Module) -> list[Unit]:
 def call(denoiser: Any, sample: Tensor, timestep: Tensor, values: Mapping[str, Tensor]) -> Tensor:
     """The same through diffusers' own forward pass."""
     text, mask = values["text"], values["mask"]
+    if sample.is_meta:
+        return nextdit.through(
+            split(denoiser), {"sample": sample, "timestep": timestep, "text": text, "mask": mask[:, :0]}
+        )
     mask = mask if mask.shape[1] else mask.new_ones(text.shape[:2])
     return answer(denoiser(sample, _clock(timestep), text, mask, return_dict=False)[0])
 

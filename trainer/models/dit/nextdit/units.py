@@ -67,6 +67,18 @@ def split(denoiser: nn.Module, ends: Ends) -> list[Unit]:
     return units
 
 
+def through(units: Sequence[Unit], given: Mapping[str, Tensor]) -> Tensor:
+    """The prediction of units one after the other, each value for as long as something reads it: for plans, which have no
+    lengths that the transformers' own forward pass could read."""
+    values = dict(given)
+    for k, unit in enumerate(units):
+        written = unit.run(*(values[name] for name in unit.reads))
+        values |= dict(zip(unit.writes, (written,) if isinstance(written, Tensor) else written, strict=True))
+        wanted = {"prediction", *(name for later in units[k + 1 :] for name in later.reads)}
+        values = {name: value for name, value in values.items() if name in wanted}
+    return values["prediction"]
+
+
 def whole(path: str, block: nn.Module, hidden: str, about: About) -> list[Unit]:
     """A block as one unit."""
 

@@ -39,6 +39,10 @@ def split(denoiser: nn.Module) -> list[Unit]:
 def call(denoiser: Any, sample: Tensor, timestep: Tensor, values: Mapping[str, Tensor]) -> Tensor:
     """The same through diffusers' own forward pass, which wants lists."""
     text, mask = values["text"], values["mask"]
+    if sample.is_meta:
+        return nextdit.through(
+            split(denoiser), {"sample": sample, "timestep": timestep, "text": text, "mask": mask[:, :0]}
+        )
     texts = [row[chosen] for row, chosen in zip(text, mask.bool(), strict=True)] if mask.shape[1] else list(text)
     answered = denoiser(list(sample.unsqueeze(2)), _clock(timestep), texts, return_dict=False)[0]
     return -torch.stack(list(answered)).squeeze(2)
@@ -140,9 +144,10 @@ def _places(denoiser: nn.Module) -> Unit:
         first = torch.where(there, _up(lengths)[:, None] + 1, 0)
         row, column = (torch.where(there, each, 0).expand_as(first) for each in (patch // columns, patch % columns))
         picture = nextdit.turns(tables, (first, row, column))
-        seen = place < _up(lengths)[:, None] if mask.shape[1] else mask
-        everywhere = torch.ones_like(first, dtype=torch.bool)
-        joint = torch.cat([everywhere, seen], dim=1) if mask.shape[1] else mask
+        seen = place < _up(lengths)[:, None]
+        joint = torch.cat([torch.ones_like(first, dtype=torch.bool), seen], dim=1)
+        if mask.shape[1] == 0 or text.shape[1] <= MULTIPLE:  # all are filled up to the same length
+            seen = joint = mask[:, :0]
         return lengths, words, picture, torch.cat([picture, words], dim=1), seen, joint
 
     writes = (PLACES, TURN[TEXT], TURN[PICTURE], TURN[JOINT], SEEN[TEXT], SEEN[JOINT])
