@@ -5,7 +5,8 @@
 
 Successive halving (arXiv 1502.07943): rung after rung more subjects and seeds for fewer ways, so that little time is spent on
 ways that lose. Each run is a row of results/search.jsonl, and what stands there is not run again: the same command goes
-on where it ended, and takes new ways in. `words` may name `ways=a,b`, `minutes=<n>`, `rungs=<n>`, `base=` and `judge=`.
+on where it ended, and takes new ways in. `words` may name `ways=a,b`, `minutes=<n>`, `rungs=<n>`, `base=`,
+`subjects=`, `judge=`, and `cache=<folder>`, where class images wait for the next time.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def suite(options: Options) -> Iterator[dict]:
         extra = [*_steps(4), "--num_class_images", "2", "--sample_steps", "3"]
     until = time.monotonic() + 60 * float(asked.get("minutes", "inf"))
     with jobs.workplace() as place:
-        protocol = Protocol(base, eye, options, Path(place) / "cache")
+        protocol = Protocol(base, eye, options, Path(asked.get("cache", Path(place) / "cache")))
         before: dict[str, list] = {}
         for number, rung in enumerate(rungs):
             names = going_on(done, list(ways), rungs[:number], known)

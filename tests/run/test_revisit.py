@@ -14,7 +14,7 @@ from tiny_run import events, of
 from trainer.cli import parse as cli
 from trainer.draw.painter import Painter
 from trainer.errors import ConfigError
-from trainer.events import Exported, Sampled
+from trainer.events import Exported, Notice, Sampled
 from trainer.models import load_for
 from trainer.out import checkpoint
 from trainer.policy import Drawing, Policy
@@ -99,10 +99,11 @@ def test_a_share_of_what_was_learned_is_exported_and_drawn(place):
         torch.testing.assert_close(others[1], start.lerp(others[2], 0.5))
     assert any(not torch.equal(a, b) for a, b in zip(none.parameters(), whole.parameters(), strict=True))
 
-    asked = ["--config", str(run / "config.toml"), "--strengths", "0", "0.5", "1"]
+    asked = ["--config", str(run / "config.toml"), "--strengths", "0", "0.5", "1", "--watch", "--judge", "demo"]
     drawn = list(revisit.sample_run(run, ["a photo of sks dog"], [0, 1], place / "sheet", cli.parse(asked).config()))
     assert [len(each.paths) for each in of(Sampled, drawn)] == [2, 2, 2]
     assert (place / "sheet" / "strengths-000004.png").is_file()
+    assert "proposes strength" in of(Notice, drawn)[-1].text
     single = cli.parse(["--config", str(run / "config.toml"), "--strength", "0.5"]).config()
     list(revisit.sample_run(run, ["a photo of sks dog"], [0, 1], place / "one", single))
     pictures = [sorted(path.read_bytes() for path in folder.glob("step-*/*.png")) for folder in

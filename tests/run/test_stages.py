@@ -62,9 +62,10 @@ def test_saving_comes_before_drawing(place):
         ("--method", "lora", "--with_prior_preservation", "--dropout", "0.1"),
         ("--by", "prediction", "--random_flip"),
         ("--train_text_encoder", "--text_part", "identifier"),
-        ("--by", "dco", "--with_prior_preservation", "--anchor", "0.1", "--random_flip"),
+        ("--by", "dco", "--no-with_prior_preservation", "--anchor", "0.1", "--random_flip"),
+        ("--others", "0.5", "--timesteps", "noisy", "--method", "lora", "--with_prior_preservation", "--anchor", "0.1"),
     ],
-    ids=["full", "text-ema", "lora", "prediction", "word", "dco-anchor"],
+    ids=["full", "text-ema", "lora", "prediction", "word", "dco-anchor", "others-lora"],
 )
 def test_a_run_that_was_interrupted_and_resumed_equals_one_that_was_not(place, more, request):
     name = request.node.callspec.id

@@ -22,7 +22,7 @@ from trainer.settings.dialects.programs import foreign_names, meaning
 from trainer.settings.effect import idle
 from trainer.settings.overlay import nearest, presets
 
-WITH_CARDS = ("memory", "prior")  # wings whose files may begin with a card
+WITH_CARDS = ("memory", "models", "prior")  # wings whose files may begin with a card
 
 
 def main(words: list[str], files: list[Path]) -> int:

@@ -2,10 +2,15 @@
 
     embedding(ids) = where(ids == identifier's tokens, rows, table[ids])
 
-Pivotal tuning (arXiv 2106.05744; for diffusion arXiv 2303.11305): the name learns where it stands among the words, the denoiser what the
-subject looks like, and no other word moves. The rows are parameters of their own, so gradients, moments and checkpoints are
-a few hundred numbers instead of a text encoder's. What was learned is exported twice: in the model's table, and as a
-textual-inversion file beside it.
+Pivotal tuning (arXiv 2106.05744; an embedding alone: arXiv 2208.01618): the name learns where it stands among the words,
+the denoiser what the subject looks like, and no other word moves. The rows are parameters of their own, so gradients,
+moments and checkpoints are a few hundred numbers instead of a text encoder's. What was learned is exported twice: in the
+model's table, and as a textual-inversion file beside it.
+
+Saves: weights, state and gradients of a text encoder that trains as a whole, and what that does to all other words.
+Costs: the text encoders run in every step, forward and back, instead of once for a cache. Only in encoders with CLIP's
+       table of words; tokens that the identifier shares with other words move with it.
+Exact: yes: before a step the model is the one it was; no other row of the table ever differs.
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ from trainer.draw.sampler import Look
 from trainer.draw.sheet import contact_sheet
 from trainer.errors import ConfigError
 from trainer.events import Event, Finished, Notice, Stage
+from trainer.guard import meters, proposal
+from trainer.guard.meters import Pictures
 from trainer.machine import convolutions
 from trainer.models import Parts, Source, adapters, describe, load_for
 from trainer.out import checkpoint, inversion
@@ -65,7 +67,10 @@ def sample_run(
         drawing, batch=config.sample.batch_size or drawing.batch, tile=config.memory.vae_tile or drawing.tile
     )
     painter = Painter(parts, Look.of(config), drawing, device, {}, engine)
-    wanted = [*dict.fromkeys(prompts), config.sample.negative_prompt]
+    if len(shares) > 1:
+        settle.words(config)  # which a run's own settings leave open
+    judged = meters.prompts(config) if len(shares) > 1 else []
+    wanted = [*dict.fromkeys([*prompts, *judged]), config.sample.negative_prompt]
     if engine is not None and config.train.train_text_encoder:
         painter = replace(painter, texts=token_ids(parts, wanted))
     else:
@@ -77,7 +82,12 @@ def sample_run(
     if point is None:
         yield from preview(painter, rows, folder, step)
     else:
-        yield from _at_shares(painter, rows, folder, point, shares, Between(parts, config.model))
+        between = Between(parts, config.model)
+        yield from _at_shares(painter, rows, folder, point, shares, between)
+        photos = photos_of(config) if judged else None
+        pictures = Pictures.of(config, painter, photos) if photos is not None else None
+        if pictures is not None:
+            yield proposal.proposed(pictures, config.guard, lambda share: _put(painter, point, share, between), shares)
     yield Finished("done", step, time.perf_counter() - begun, str(run), f"pictures    {folder}")
 
 
@@ -86,11 +96,8 @@ def _at_shares(
 ) -> Stage[None]:
     """`rows` at each share of what `point` learned, which lies in the engine; of several one line of a contact sheet each."""
     pictures, words, step = [], [], checkpoint.step_of(point)
-    assert painter.engine is not None, "a run's weights"
-    for number, share in enumerate(shares):
-        if number:
-            _fill(painter.engine, checkpoint.load(point))
-        between.put(painter.engine, share)
+    for share in shares:
+        _put(painter, point, share, between)
         place = folder / f"strength-{share:g}" if len(shares) > 1 else folder
         pictures += yield from preview(painter, rows, place, step)
         words += [f"strength {share:g}\n{prompt}  ({seed})" for prompt, seed in rows]
@@ -98,6 +105,13 @@ def _at_shares(
         sheet = folder / f"strengths-{step:06d}.png"
         contact_sheet(pictures, words, sheet, columns=len(rows), title=f"step {step}, so much of what was learned")
         yield Notice(f"All strengths side by side: {sheet}")
+
+
+def _put(painter: Painter, point: Path, share: float, between: Between) -> None:
+    """The engine's weights are those of `point` at `share`."""
+    assert painter.engine is not None, "a run's weights"
+    _fill(painter.engine, checkpoint.load(point))
+    between.put(painter.engine, share)
 
 
 def export_run(run: Path, export: Export, output: Path | None) -> Iterator[Event]:

@@ -62,7 +62,8 @@ class Train(Section):
     method: Literal["full", "lora", "dora"] = knob("full", "full fine-tuning, or adapters through peft")
     train_text_encoder: bool = knob(False, "train the text encoder too")
     text_part: Literal["all", "identifier"] = knob(
-        "all", "what learns with train_text_encoder: all of it, or the identifier's embedding alone (pivotal tuning)"
+        "all",
+        "what learns with train_text_encoder: all of it, or the identifier's embedding alone (pivotal tuning; `explain word`)",
     )
     text_encoder_lr: float | None = knob(
         None, "rate of the text encoder; default learning_rate if set, else by family", "learning_rate_te", ge=0
