@@ -5,13 +5,14 @@
 One line says what fits, with which settings, in how much memory and how fast (an estimate for a named card), or what
 stands in the way. Families are planned from their public configurations, each step as a pair of one photo and one class
 image; rehearsals are shared between presets, so the whole table costs little more than its smallest plans. All rows go
-to PLANS.md beside this file, those of `SHOWN` to the README; numbers there are only ever written by this command.
+to PLANS.md beside this file, those of `SHOWN` to the README; numbers there are only ever written by this command. A second
+table says how many times as fast several cards are, by what joins them; `--several` makes that one alone.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from trainer import models
@@ -24,9 +25,19 @@ from trainer.settings import overlay
 from trainer.settings.config import Config
 
 BEGIN, END = "<!-- plan-table:begin -->", "<!-- plan-table:end -->"
+SEVERAL = "<!-- several-cards:begin -->", "<!-- several-cards:end -->"
 FAMILIES = ("sd1", "sd2", "sdxl")
 MODES = ("full", "full+text", "lora", "lora+text")
 PLANS, README = Path(__file__).parent / "PLANS.md", Path(__file__).parent.parent / "README.md"
+COUNTS = (2, 4, 8)
+JOINED = (  # model, card, and what may join several of it
+    ("sd1", "RTX 3060", ("pcie", "pcie_x8")),
+    ("sd1", "RTX 4090", ("pcie", "pcie_x8")),
+    ("sdxl", "RTX 3060", ("pcie", "pcie_x8")),
+    ("sdxl", "RTX 3090", ("pcie", "nvlink")),
+    ("sdxl", "RTX 4090", ("pcie",)),
+    ("sdxl", "H100", ("server",)),
+)
 SHOWN = {  # preset: models and modes that show what it is for
     "4gb": ("sd1 full", "sdxl full"),
     "6gb": ("sd1 full+text", "sdxl lora"),
@@ -43,7 +54,13 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--out", type=Path, default=PLANS, help="a page with markers; default benchmarks/PLANS.md")
     parser.add_argument("--no-readme", action="store_true", help="leave README.md alone")
+    parser.add_argument("--several", action="store_true", help="only the table of several cards")
     given = parser.parse_args(argv)
+    several = together()
+    print(several)
+    insert(given.out, several, SEVERAL)
+    if given.several:
+        return 0
     made = table()
     print(made)
     insert(given.out, made)
@@ -96,6 +113,34 @@ def row(made: Plan, family: str, card: cards.Card) -> str:
     )
 
 
+def together(rows: Iterable[tuple[str, str, tuple[str, ...]]] = JOINED, counts: Sequence[int] = COUNTS) -> str:
+    """Markdown: how many pictures several cards learn from in the time in which one learns from one card's share of them."""
+    shared: dict[tuple[str, int], Rehearsals] = {}
+    head = " | ".join(f"{count} cards" for count in counts)
+    lines = [f"| model | card | joined by | {head} | a step of one | sent by each of {counts[0]} |"]
+    lines.append("|---" * (len(counts) + 5) + "|")
+    for family, name, links in rows:
+        one = _several(family, name, 1, "auto", shared)
+        for link in links:
+            made = [_several(family, name, count, link, shared) for count in counts]
+            times = (f"{n * m.steps_per_second / one.steps_per_second:.2f}" if n <= cards.LINKS[link].most else "-"
+                     for n, m in zip(counts, made, strict=True))  # fmt: skip
+            sent = made[0].together.bytes / 1e9
+            lines.append(f"| {family} | {name} | {made[0].together.link} | {' | '.join(times)} "
+                         f"| {1 / one.steps_per_second:.2f} s | {sent:.2f} GB |")  # fmt: skip
+    return "\n".join(lines)
+
+
+def _several(family: str, name: str, count: int, link: str, shared: dict[tuple[str, int], Rehearsals]) -> Plan:
+    """Full fine-tuning on `count` cards with a pair on each."""
+    config = overlay.load({"model.family": family, "prior.with_prior_preservation": True})
+    config.run.cards, config.run.link, config.train.train_batch_size = count, link, count
+    facts = models.family(family).public()
+    if (family, count) not in shared:
+        shared[family, count] = Rehearsals(config, facts.family.build_meta(facts), "cuda")
+    return planner.draft(config, facts, Machine("cuda", cards.find(name)), shared[family, count])
+
+
 def few(text: str) -> str:
     """The rows of a whole table that the README shows, preset by preset."""
     head, rule, *lines = text.splitlines()
@@ -109,14 +154,14 @@ def kept(page: Path) -> str:
     return _around(page)[1].strip()
 
 
-def insert(page: Path, text: str) -> None:
+def insert(page: Path, text: str, marks: tuple[str, str] = (BEGIN, END)) -> None:
     """Replace what stands between the markers."""
-    before, _, after = _around(page)
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+    before, _, after = _around(page, marks)
+    page.write_text(f"{before}{marks[0]}\n{text}\n{marks[1]}{after}", encoding="utf-8")
 
 
-def _around(page: Path) -> tuple[str, str, str]:
-    before, found, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    inside, ended, after = rest.partition(END)
-    assert found and ended, f"{page} has no {BEGIN} ... {END}"
+def _around(page: Path, marks: tuple[str, str] = (BEGIN, END)) -> tuple[str, str, str]:
+    before, found, rest = page.read_text(encoding="utf-8").partition(marks[0])
+    inside, ended, after = rest.partition(marks[1])
+    assert found and ended, f"{page} has no {marks[0]} ... {marks[1]}"
     return before, inside, after

@@ -87,6 +87,7 @@ def card(config: Config) -> Iterator[Line]:
     for index in range(count):
         yield from _one_card(index, "" if count == 1 else f" {index}")
     if count > 1:
+        yield from (_joined(index) for index in range(1, count))
         yield _together([torch.cuda.get_device_properties(index) for index in range(count)])
 
 
@@ -107,7 +108,7 @@ def _one_card(index: int, which: str) -> Iterator[Line]:
 
 
 def _together(cards: list[Any]) -> Line:
-    """Whether --cards can use them; what their exchange costs only a run can say."""
+    """Whether --cards can use them."""
     import torch
 
     count = len(cards)
@@ -119,6 +120,23 @@ def _together(cards: list[Any]) -> Line:
         smallest = min(card.total_memory for card in cards) / 2**30
         detail += f"; each holds the same, so the smallest ({smallest:.1f} GiB) decides what fits, the slowest the pace"
     return Line("several cards", "ok", detail)
+
+
+def _joined(index: int) -> Line:
+    """How fast the first card and another one exchange what training on both sends."""
+    import torch
+
+    from trainer.machine import link
+
+    name = f"cards 0 and {index}"
+    try:
+        found = link.between(torch.device("cuda", 0), torch.device("cuda", index))
+    except BROKEN as error:
+        return Line(name, "off", f"could not be measured: {first(error)}", "close other programs on the cards")
+    path = "by themselves" if found.peer else "through host memory"
+    return Line(
+        name, "ok", f"{found.rate:.1f} GB/s each way at once, {path}; `plan --cards` assumes 10, or what --link says"
+    )
 
 
 def disk(config: Config) -> Iterator[Line]:

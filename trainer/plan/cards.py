@@ -33,17 +33,18 @@ class Card:
 @dataclass(frozen=True)
 class Link:
     """What joins two cards. rate: GB/s that each sends while it receives as much; through_host: over the bus and host memory,
-    because consumer cards reach each other in no other way."""
+    because consumer cards reach each other in no other way; most: cards that it joins."""
 
     rate: float
     through_host: bool
     source: str
+    most: int = 8
 
 
 LINKS = {
     "pcie": Link(10.0, True, "PCIe 4.0 x16 through host memory, 8 to 12 GB/s"),
     "pcie_x8": Link(5.0, True, "PCIe 4.0 x8 through host memory, 4 to 6 GB/s"),
-    "nvlink": Link(50.0, False, "an NVLink bridge of two cards"),
+    "nvlink": Link(50.0, False, "an NVLink bridge of two cards", most=2),
     "server": Link(300.0, False, "NVLink or NVSwitch of servers"),
 }
 
