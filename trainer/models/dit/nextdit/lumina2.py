@@ -73,8 +73,9 @@ LUMINA2 = Transformer(
         bases=("lumina2", "lumina2"),  # kohya's word
         architectures=("lumina-2", "lumina-2"),
         source="https://github.com/Alpha-VLLM/Lumina-Image-2.0",
-        velocities=True,
+        flows=True,
         marked=False,
+        kohya=False,
     ),
     denoiser=lumina2_units,
     text=lumina2_text,

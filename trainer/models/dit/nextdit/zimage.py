@@ -31,7 +31,7 @@ DEFAULTS = Defaults(
     steps=800,
     steps_lora=500,  # README_z_image
     class_images=200,
-    guidance=5.0,  # the pipeline's
+    guidance=6.0,  # the pipeline's 5, which it counts from the guided prediction
 )
 
 
@@ -71,7 +71,7 @@ ZIMAGE = Transformer(
         bases=("zimage", "zimage"),
         architectures=("z-image", "z-image"),
         source="https://github.com/Tongyi-MAI/Z-Image",
-        velocities=True,
+        flows=True,
         marked=False,
     ),
     denoiser=zimage_units,
