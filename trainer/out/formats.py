@@ -188,27 +188,36 @@ def _json(path: Path, value: Any, indent: int | None = 2) -> None:
 
 
 def _single_file(parts: Parts, folder: Path, precision: str, settings: dict[str, str]) -> Iterator[File]:
-    target = folder / NAMES["single_file"]
-    pipeline, config = parts.family.pipeline_class, f", config={str(folder / 'diffusers')!r}"
-    usage = f"put {target} into ComfyUI's models/checkpoints, or {pipeline}.from_single_file({str(target)!r}"
-    if not parts.family.names.known:
-        usage = f"{pipeline}.from_single_file({str(target)!r}{config})"
-    elif cards.unlike_the_rest(parts, settings):
-        usage += f"{config}), which brings the scheduler that the weights need"
-        if cards.is_flow(parts):
-            usage += "; ComfyUI needs its ModelSamplingSD3 node, which tells it of straight lines"
-        elif not parts.family.names.marked:
-            usage += "; ComfyUI needs its ModelSamplingDiscrete node (" + ", ".join(cards.marks(parts, settings)) + ")"
-    else:
-        usage += ")"
+    target, entries = folder / NAMES["single_file"], parts.family.layout(_plain(parts))
     metadata = card(parts, precision, settings) | {"trainer.parts": json.dumps(configurations(parts, settings))}
-    file = File("single_file", target, "", usage, metadata)
-    for entry in parts.family.layout(_plain(parts)):
+    held = {name.partition(".")[0] for entry in entries for name in entry.names}
+    file = File("single_file", target, "", _usage(parts, folder, held, settings), metadata)
+    for entry in entries:
         for name in entry.names:
             file.add(name, entry.key, entry.shape, entry.pack, entry.first(name))
     for mark in cards.marks(parts, settings):
         file.shapes[mark], file.constants[mark] = (0,), torch.empty(0)
     yield file
+
+
+def _usage(parts: Parts, folder: Path, held: set[str], settings: dict[str, str]) -> str:
+    """What to do with a single file that holds these parts."""
+    target, names = folder / NAMES["single_file"], parts.family.names
+    pipeline, config = parts.family.pipeline_class, f", config={str(folder / 'diffusers')!r}"
+    if held == {names.denoiser} and len(parts.modules()) > 1:
+        reader = f"{type(loaded(parts.denoiser)).__name__}.from_single_file({str(target)!r}{config}"
+        return f"put {target} into ComfyUI's models/diffusion_models, or {reader}, subfolder={names.folder!r})"
+    if not names.known:
+        return f"{pipeline}.from_single_file({str(target)!r}{config})"
+    usage = f"put {target} into ComfyUI's models/checkpoints, or {pipeline}.from_single_file({str(target)!r}"
+    if not cards.unlike_the_rest(parts, settings):
+        return f"{usage})"
+    usage += f"{config}), which brings the scheduler that the weights need"
+    if cards.is_flow(parts):
+        return f"{usage}; ComfyUI needs its ModelSamplingSD3 node, which tells it of straight lines"
+    if not names.marked:
+        usage += "; ComfyUI needs its ModelSamplingDiscrete node (" + ", ".join(cards.marks(parts, settings)) + ")"
+    return usage
 
 
 def _plain(parts: Parts) -> dict[str, nn.Module]:

@@ -78,7 +78,8 @@ def test_diffusers_draws_from_the_folder_what_training_ended_with(trained):
 def test_diffusers_draws_from_the_public_names_what_training_ended_with(trained):
     """Of Lumina its conversion knows the public model's widths alone: test_lumina2_names.py has them."""
     family, _, picture, _, exports = trained
-    folder = exports["diffusers"].path
+    folder, usage = exports["diffusers"].path, exports["single_file"].usage
+    assert "models/diffusion_models" in usage and f"{family.denoiser.CLASS.__name__}.from_single_file(" in usage
     if family is ZIMAGE:
         transformer = ZImageTransformer2DModel.from_single_file(
             exports["single_file"].path, config=folder, subfolder="transformer", torch_dtype=torch.float32
