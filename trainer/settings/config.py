@@ -99,7 +99,7 @@ class Memory(Section):
     )
     attention: Literal["auto", "sdpa", "xformers", "math"] = knob("auto", "attention backend")
     recompute_kernels: Literal["auto", "on", "off"] = knob(
-        "auto", "norms, activations and GEGLU whose backward recomputes from the input"
+        "auto", "norms, activations and gates whose backward recomputes from the input"
     )
     channels_last: Literal["auto", "on", "off"] = knob("auto", "memory layout of convolutions")
     compile: Literal["off", "blocks"] = knob("off", "torch.compile the repeated blocks")

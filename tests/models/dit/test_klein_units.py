@@ -7,6 +7,7 @@ from small_unet import FusedAdamW
 from torch import Tensor
 
 from trainer import units as schedule
+from trainer.memory import recompute_kernels
 from trainer.models.dit import klein_units
 from trainer.models.dit.klein import KLEIN
 from trainer.policy import Policy
@@ -153,3 +154,24 @@ def test_named_values_come_back_from_what_a_pipeline_calls_the_transformer_with(
     assert torch.equal(seen["hidden_states"], packed) and torch.equal(klein_units.answer(values["sample"]), packed)
     assert torch.equal(seen["img_ids"], Flux2KleinPipeline._prepare_latent_ids(values["sample"])[0])
     assert torch.equal(seen["txt_ids"], Flux2KleinPipeline._prepare_text_ids(values["text"])[0])
+
+
+def test_recompute_kernels_change_no_bit_and_keep_fewer_bytes(text):
+    parts, values = KLEIN.tiny(), given(text)
+    kept: list[Tensor] = []
+
+    def gradients() -> tuple[list[Tensor], int]:
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            answer = klein_units.call(parts.denoiser, values["sample"], values["timestep"], values)
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
+        return list(torch.autograd.grad(answer.square().mean(), list(parts.denoiser.parameters()))), sum(
+            storages.values()
+        )
+
+    plain, before = gradients()
+    undo = recompute_kernels.apply(parts.denoiser, Policy(recompute_kernels=True))
+    again, during = gradients()
+    undo()
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+    assert during < 0.85 * before and not any("forward" in part.__dict__ for part in parts.denoiser.modules())
