@@ -1,12 +1,13 @@
 """Every preset, family and mode planned, and a few of the rows for the README.
 
-    python -m benchmarks plans
+    python -m benchmarks plans [FAMILY ...]
 
 One line says what fits, with which settings, in how much memory and how fast (an estimate for a named card), or what
 stands in the way. Families are planned from their public configurations, each step as a pair of one photo and one class
 image; rehearsals are shared between presets, so the whole table costs little more than its smallest plans. All rows go
-to PLANS.md beside this file, those of `SHOWN` to the README; numbers there are only ever written by this command. A second
-table says how many times as fast several cards are, by what joins them; `--several` makes that one alone.
+to PLANS.md beside this file, those of `SHOWN` to the README; numbers there are only ever written by this command. Named
+families are planned anew, and rows of the others stay as they are. A second table says how many times as fast several cards
+are, by what joins them; `--several` makes that one alone.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from trainer.settings.config import Config
 
 BEGIN, END = "<!-- plan-table:begin -->", "<!-- plan-table:end -->"
 SEVERAL = "<!-- several-cards:begin -->", "<!-- several-cards:end -->"
-FAMILIES = ("sd1", "sd2", "sdxl")
+FAMILIES = ("sd1", "sd2", "sdxl", "sd35")
 MODES = ("full", "full+text", "lora", "lora+text")
 PLANS, README = Path(__file__).parent / "PLANS.md", Path(__file__).parent.parent / "README.md"
 COUNTS = (2, 4, 8)
@@ -52,21 +53,42 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks plans", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("families", nargs="*", metavar="FAMILY", help="default all: " + ", ".join(FAMILIES))
     parser.add_argument("--out", type=Path, default=PLANS, help="a page with markers; default benchmarks/PLANS.md")
     parser.add_argument("--no-readme", action="store_true", help="leave README.md alone")
     parser.add_argument("--several", action="store_true", help="only the table of several cards")
     given = parser.parse_args(argv)
-    several = together()
-    print(several)
-    insert(given.out, several, SEVERAL)
+    if unknown := set(given.families) - set(FAMILIES):
+        parser.error(f"no table has {', '.join(sorted(unknown))}")
+    if given.several or not given.families:
+        several = together()
+        print(several)
+        insert(given.out, several, SEVERAL)
     if given.several:
         return 0
-    made = table()
+    made = merged(kept(given.out), table(given.families)) if given.families else table()
     print(made)
     insert(given.out, made)
     if not given.no_readme and README.exists():
         insert(README, few(made))
     return 0
+
+
+def ways(family: str) -> tuple[str, ...]:
+    """The modes in which a family is trained."""
+    return MODES if models.family(family).trains_text else tuple(mode for mode in MODES if "+" not in mode)
+
+
+def merged(before: str, after: str) -> str:
+    """A table with the rows of the families in another one instead of its own, in the order of `FAMILIES`."""
+    head, rule, *anew = after.splitlines()
+    made = {_family(line) for line in anew}
+    lines = anew + [line for line in before.splitlines()[2:] if _family(line) not in made]
+    return "\n".join([head, rule, *sorted(lines, key=lambda line: FAMILIES.index(_family(line)))])
+
+
+def _family(line: str) -> str:
+    return line.split("|")[1].strip()
 
 
 def table(families: Iterable[str] = FAMILIES, modes: Iterable[str] = MODES) -> str:
@@ -80,7 +102,7 @@ def table(families: Iterable[str] = FAMILIES, modes: Iterable[str] = MODES) -> s
 
 def rows(families: Iterable[str], modes: Iterable[str]) -> Iterator[str]:
     for family in families:
-        for mode in modes:
+        for mode in (mode for mode in modes if mode in ways(family)):
             shared = None
             for preset in overlay.presets():
                 config = settings(family, mode, preset)

@@ -11,7 +11,14 @@ def test_the_readme_shows_rows_of_the_whole_table_as_they_are():
 
 def test_the_table_has_a_row_for_every_preset_model_and_mode():
     rows = plans.kept(plans.PLANS).splitlines()[2:]
-    assert len(rows) == len(plans.FAMILIES) * len(plans.MODES) * len(presets())
+    assert len(rows) == sum(len(plans.ways(family)) for family in plans.FAMILIES) * len(presets())
+
+
+def test_families_that_are_planned_anew_replace_their_own_rows_and_no_others():
+    head = "| model | mode |\n|---|---|"
+    before = f"{head}\n| sd1 | a |\n| sdxl | b |\n| sdxl | c |"
+    assert plans.merged(before, f"{head}\n| sdxl | d |") == f"{head}\n| sd1 | a |\n| sdxl | d |"
+    assert plans.merged(before, f"{head}\n| sd2 | d |").splitlines()[2:4] == ["| sd1 | a |", "| sd2 | d |"]
 
 
 def test_every_preset_is_shown_in_the_readme_and_there_are_ten_rows():
