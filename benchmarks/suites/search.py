@@ -77,6 +77,8 @@ WAYS: dict[str, list[str]] = {
     "class images 0.3, slow text, anchor 0.005": HALF + SLOW + _anchor(0.005),
     "word, class images 0.3, anchor 0.005": HALF + WORD + _anchor(0.005),
     "dco 0.03": NONE + _dco(0.03),
+    "dco 0.03, anchor 0.005": NONE + _dco(0.03) + _anchor(0.005),
+    "dco 0.03, word, anchor 0.005": NONE + WORD + _dco(0.03) + _anchor(0.005),
     "class images 0.3, noisy, anchor 0.005": HALF + _anchor(0.005) + ["--timesteps", "noisy"],
     "class images 0.3, clean, anchor 0.005": HALF + _anchor(0.005) + ["--timesteps", "clean"],
     "class images 0.3, anchor 0.005, 600": HALF + _anchor(0.005) + _steps(600),
