@@ -19,9 +19,9 @@ from pathlib import Path
 from safetensors import safe_open
 
 STEPS = 8
-LINE = (
+LINE = (  # whole micro-batches for each process, so that two add up to the bits of one
     f"--device cpu --max_train_steps {STEPS} --checkpointing_steps 1 --train_batch_size 1 --gradient_accumulation_steps 2 --ema "
-    "--num_class_images 4 --sample_steps 2 --num_validation_images 0 --no-watch --dashboard off --formats single_file "
+    "--no-with_prior_preservation --num_validation_images 0 --no-watch --dashboard off --formats single_file "
     "--precision fp32 --cache_dir {0}/cache --output_dir {0}/{1}"
 )
 

@@ -66,6 +66,8 @@ def test_two_processes_draw_the_class_of_one_to_the_bit(
         for name in ("one", "two")
     )
     assert one == two and len(one) >= (7 if by == "images" else 1)
+    # a photo on one card and its class half on the other: sums of the two, and products over one row instead of two
+    assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), rel=1e-5)
 
 
 def test_cards_that_die_end_the_run_in_their_name_and_it_goes_on_to_the_same_bits(
