@@ -5,7 +5,7 @@ pictures of 1024 pixels (arXiv 2403.03206, sections 3.1 and 5.3.2):
 
     s = 3 u / (1 + 2 u),  u = sigmoid(z),  z normal
 
-The loss is the velocity's, as in the paper and in diffusers' example with --precondition_outputs 0. That example's own default
+The loss is the velocity's, as in the paper and in diffusers' example with precondition_outputs 0. That example's own default
 weighs it by s^2, which its authors found to affect the results badly (diffusers, pull request 9086).
 """
 

@@ -177,7 +177,7 @@ def flow_line(scheme: str) -> Flags:
         "logit_std": Refused("noise levels are drawn as the family has them", "leave it out", ("1", "1.0")),
         "mode_scale": levels,
         "precondition_outputs": Refused(
-            "the loss is the velocity's, every noise level weighed alike", "use --precondition_outputs 0", ("0",)
+            "the loss is the velocity's, every noise level weighed alike", "set it to 0", ("0",)
         ),
         "max_sequence_length": Noted("prompts are read in the length that the family's pipeline has"),
         "text_encoder_out_layers": Noted("the layers are those of the family's pipeline"),
