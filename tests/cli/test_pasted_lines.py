@@ -168,7 +168,7 @@ LINES = [
     Line("ai-toolkit", "LoRA of SDXL", "python run.py job.yaml",
          LORA | {"lora.rank": 16, "lora.alpha": 16, "train.caption_dropout": 0.05, "run.output_dir": "out/mine",
                  "sample.num_validation_images": 0}),
-    Line("ai-toolkit", "Flux", "python run.py flux.yaml", refused=("is_flux", "Stable Diffusion 1.x, 2.x or XL")),
+    Line("ai-toolkit", "Flux", "python run.py flux.yaml", refused=("is_flux", "--model FOLDER --method lora")),
     Line("SimpleTuner", "any", "simpletuner train", refused=("SimpleTuner", "--method lora")),
     Line("SimpleTuner", "any, by its script", "accelerate launch simpletuner/train.py --model_family=sdxl --model_type=lora",
          refused=("SimpleTuner", "--method lora")),

@@ -61,7 +61,7 @@ def describe(wanted: Source | str) -> tuple[Family, Facts]:
     if family not in ("auto", found.name) and not (family == "sd1" and found.name == "demo"):
         raise ConfigError(
             f"{source} is {found.title}, not {family}",
-            f"leave --family out, or set it to {'sd1' if found is DEMO else found.name}",
+            f"leave --family out, or set it to {'sd1' if found.name == DEMO.name else found.name}",
         )
     own = facts.prediction_type
     if prediction_type not in ("auto", own):

@@ -145,18 +145,19 @@ def _write_beside(parts: Parts, place: Path, scheduler: dict[str, Any]) -> None:
         _json(place / folder / "config.json", config)
         index[folder] = ["diffusers" if own else "transformers", type(module).__name__]
     for name, tokenizer in zip(("tokenizer", "tokenizer_2", "tokenizer_3"), parts.tokenizers, strict=False):
-        if isinstance(tokenizer, CLIPTokenizer):
-            save_tokenizer(tokenizer, place / name)
-        else:
-            tokenizer.save_pretrained(place / name)
+        save_tokenizer(tokenizer, place / name)
         index[name] = ["transformers", type(tokenizer).__name__]
     _json(place / "scheduler" / "scheduler_config.json", scheduler | {"_diffusers_version": diffusers.__version__})
     index["scheduler"] = ["diffusers", scheduler["_class_name"]]
     _json(place / "model_index.json", parts.family.names.index | index)
 
 
-def save_tokenizer(tokenizer: CLIPTokenizer, place: Path) -> None:
-    """vocab.json, merges.txt and a tokenizer_config.json that old and new versions of transformers both read."""
+def save_tokenizer(tokenizer: Any, place: Path) -> None:
+    """As transformers writes it; CLIP's as vocab.json, merges.txt and a tokenizer_config.json that its old and new versions
+    both read."""
+    if not isinstance(tokenizer, CLIPTokenizer):
+        tokenizer.save_pretrained(place)
+        return
     place.mkdir(parents=True, exist_ok=True)
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     _json(place / "vocab.json", model["vocab"], indent=None)
