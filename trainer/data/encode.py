@@ -27,7 +27,7 @@ from trainer.files.store import Store, key, module_digest
 from trainer.machine.phase import Phase
 from trainer.machine.visit import visiting
 from trainer.models.base import Parts
-from trainer.models.vae import encode_pixels, latents_of
+from trainer.models.vae import encode_pixels
 from trainer.policy import Drawing
 from trainer.settings.config import Config
 
@@ -79,7 +79,7 @@ class Encoder:
             tokens,
             self.parts.family,
             square,
-            latents_of(self.parts.vae),
+            self.parts.latents,
             [photo.repeats for photo in class_images.photos] if class_images else [],
         )
 

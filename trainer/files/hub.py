@@ -59,16 +59,20 @@ def small(source: str, otherwise: str) -> Path:
     return fetch(source, None, ["config.json", "vae/config.json"], otherwise)
 
 
+def stem(part: str) -> str:
+    """What a part's file of weights is called in its folder of a model of diffusers, without the ending."""
+    return "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
+
+
 def weights(source: str, revision: str | None, variant: str | None, parts: Iterable[str]) -> Path:
     """Fetch the safetensors files of `parts` too; the snapshot folder."""
     dot = f".{variant}" if variant else ""
     patterns = [
         pattern
         for part in parts
-        for stem in ["model" if part.startswith("text_encoder") else "diffusion_pytorch_model"]
         for pattern in (
-            f"{part}/{stem}{dot}.safetensors",
-            f"{part}/{stem}{dot}-*-of-*.safetensors",
+            f"{part}/{stem(part)}{dot}.safetensors",
+            f"{part}/{stem(part)}{dot}-*-of-*.safetensors",
             f"{part}/*.safetensors.index*.json",
         )
     ]

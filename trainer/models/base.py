@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from trainer.models.vae import Latents, latents_of
+from trainer.models.vae import Latents, factor_of, latents_of, worked_on
 from trainer.objective.noise import Noise
 from trainer.settings.config import Model
 from trainer.units import Unit
@@ -82,7 +82,7 @@ class Names:
     """What a family and its parts are called, here and by the programs that read exports.
 
     denoiser:      the first word of its units and parameters, in checkpoints too; the other parts are vae, text, text_2
-    folders:       by part, its folder in a model of diffusers; stems: its file of weights there, without the ending
+    folders:       by part, its folder in a model of diffusers
     index:         what model_index.json says beside the parts
     adapters:      by part, what kohya's keys of its adapters begin with
     bases:         kohya's names of the base model; architectures: ModelSpec's. A pair: of models that predict noise, and of
@@ -97,7 +97,6 @@ class Names:
 
     denoiser: str
     folders: Mapping[str, str]
-    stems: Mapping[str, str]
     index: Mapping[str, Any]
     adapters: Mapping[str, str]
     bases: tuple[str, str]
@@ -150,7 +149,7 @@ class Facts:
     @property
     def divides(self) -> int:
         """What sides of pictures are multiples of, where the denoiser is to halve them as often as it does."""
-        return factor_of(self.configs.get("vae", {})) * _patch(self.denoiser)
+        return factor_of(self.configs.get("vae", {})) * worked_on(self.denoiser)
 
     def asdict(self) -> dict[str, Any]:
         return {
@@ -215,7 +214,7 @@ class Parts:
     @property
     def divides(self) -> int:
         """What sides of pictures are multiples of, as `Facts.divides` has it."""
-        return self.latents.factor * _patch({} if self.denoiser is None else dict(_config(self.denoiser)))
+        return self.latents.factor * worked_on({} if self.denoiser is None else dict(_config(self.denoiser)))
 
     @property
     def side(self) -> int | None:
@@ -234,20 +233,6 @@ def loaded(module: nn.Module | None) -> nn.Module:
     """A part of a model, for who needs it and has seen to it that it was loaded."""
     assert module is not None, "this part of the model was not loaded"
     return module
-
-
-def factor_of(config: Mapping[str, Any]) -> int:
-    """Pixels along the side of a latent pixel of a VAE with this configuration; where it does not say, the public models'."""
-    return 2 ** (len(config.get("block_out_channels", [0] * 4)) - 1) * _patch(config | {"block_out_channels": [0]})
-
-
-def _patch(config: Mapping[str, Any]) -> int:
-    """Latent pixels along the side of what a part works on as one: a UNet's deepest pixel, a transformer's patch. Where
-    it does not say, as the public UNets have it."""
-    patch = config.get("patch_size", config.get("all_patch_size"))
-    if patch is None:
-        return 2 ** (len(config.get("block_out_channels", [0] * 4)) - 1)
-    return patch if isinstance(patch, int) else patch[0]
 
 
 def _config(module: nn.Module | None) -> Any:

@@ -18,19 +18,20 @@ from trainer.files import hub
 from trainer.files.regular import json_object
 from trainer.files.safetensors_stream import Header, header
 from trainer.models import clip_skip, windows
-from trainer.models.base import Facts, Family, Source, factor_of
+from trainer.models.base import Facts, Family, Source
 from trainer.models.dit import recognise as transformers
 from trainer.models.sd import recognise as stable
 from trainer.models.sd.sd1 import DEMO, SD1
 from trainer.models.sd.sd2 import SD2
 from trainer.models.sd.sdxl import SDXL
 from trainer.models.sound import AGAIN, WHAT_WORKS, understood
+from trainer.models.vae import factor_of
 from trainer.settings.config import Config
 
 ZERO_TERMINAL_SNR = {
     "rescale_betas_zero_snr": True,
     "timestep_spacing": "trailing",
-}  # of a scheduler of diffusersfrom trainer.settings.config import Config
+}  # of a scheduler of diffusers
 
 FLOW = {
     "_class_name": "DPMSolverMultistepScheduler",  # diffusers' pipelines of UNets cannot draw with FlowMatchEuler...

@@ -12,9 +12,10 @@ one of four times the channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,15 +49,33 @@ class Latents:
 
 def latents_of(vae: nn.Module) -> Latents:
     """The kind of latents that `vae` makes."""
-    config = vae.config
-    factor = 2 ** (len(config.block_out_channels) - 1)
+    config, factor = vae.config, factor_of(vae.config)
     if not hasattr(vae, "bn"):
-        return Latents(
-            factor, config.latent_channels, config.scaling_factor, getattr(config, "shift_factor", None) or 0.0
-        )
+        return Latents(factor, config.latent_channels, config.scaling_factor, config.get("shift_factor") or 0.0)
     mean, variance = (each.float()[:, None, None] for each in (vae.bn.running_mean, vae.bn.running_var))
     scale = 1 / (variance + config.batch_norm_eps).sqrt()
-    return Latents(2 * factor, 4 * config.latent_channels, scale, mean, packed=True)
+    return Latents(factor, 4 * config.latent_channels, scale, mean, packed=True)
+
+
+def factor_of(config: Mapping[str, Any]) -> int:
+    """Pixels along the side of a latent pixel of a VAE with this configuration; where it does not say, the public models'."""
+    return _halved(config) * (_patch(config) or 1)
+
+
+def worked_on(config: Mapping[str, Any]) -> int:
+    """Latent pixels along the side of what a denoiser works on as one: a transformer's patch, or a UNet's deepest pixel."""
+    return _patch(config) or _halved(config)
+
+
+def _halved(config: Mapping[str, Any]) -> int:
+    """By how much a part's levels divide the sides of what goes through it; where it names none, as the public models'."""
+    return 2 ** (len(config.get("block_out_channels", [0] * 4)) - 1)
+
+
+def _patch(config: Mapping[str, Any]) -> int | None:
+    """Pixels along the side of a patch that a part takes as one, where it has patches."""
+    patch = config.get("patch_size", config.get("all_patch_size"))
+    return patch if patch is None or isinstance(patch, int) else patch[0]
 
 
 @torch.no_grad()
@@ -88,7 +107,7 @@ def _tiles(vae: nn.Module, tile: int | None) -> Iterator[None]:
     if tile is None:
         yield
         return
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    factor = _halved(vae.config)
     before = vae.use_tiling, vae.tile_sample_min_size, vae.tile_latent_min_size
     tile = max(tile // (4 * factor), 1) * 4 * factor
     vae.use_tiling, vae.tile_sample_min_size, vae.tile_latent_min_size = True, tile, tile // factor

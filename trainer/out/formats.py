@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from trainer.files import hub
 from trainer.models import adapters
 from trainer.models.base import Parts, loaded, persistent
 from trainer.out import card as cards
@@ -98,7 +99,7 @@ def _diffusers(parts: Parts, folder: Path, precision: str, settings: dict[str, s
         file = File(
             "diffusers",
             target,
-            f"{names.folders[model]}/{names.stems[model]}.safetensors",
+            f"{names.folders[model]}/{hub.stem(names.folders[model])}.safetensors",
             usage,
             card(parts, precision, settings, original=False),
         )

@@ -74,7 +74,6 @@ class Disk(Protocol):
 class Transformer:
     """One family.
 
-    folder:   where its public configurations lie, below `assets/models`
     encoders: class of each text encoder, by its folder in a model of diffusers; the last ones may be missing in a model
     schedule: (scheduler's configuration, size of pictures) -> what noises the latents
     fits:     of a denoiser's configuration of the right class, what speaks against the family; empty where nothing does
@@ -88,7 +87,6 @@ class Transformer:
     title: str
     words: tuple[str, ...]
     defaults: Defaults
-    folder: str
     pipeline_class: str
     export_gb: float
     names: Names
@@ -118,7 +116,7 @@ class Transformer:
     def config(self, part: str) -> Settings:
         """The public configuration of a part, by its folder, or of the "scheduler"."""
         file = "scheduler_config.json" if part == "scheduler" else "config.json"
-        return json.loads(resources.files("trainer").joinpath(f"assets/models/{self.folder}/{part}/{file}").read_text())
+        return json.loads(resources.files("trainer").joinpath(f"assets/models/{self.name}/{part}/{file}").read_text())
 
     def configurations(self) -> dict[str, Settings]:
         """All of them, by part."""

@@ -18,6 +18,7 @@ from transformers import Qwen3ForCausalLM
 from trainer.models.base import Defaults, Names
 from trainer.models.dit import klein_names, klein_text, klein_units
 from trainer.models.dit.family import Transformer
+from trainer.models.sd.family import TINY_VAE
 from trainer.objective.noise import Flow
 
 PIXELS = 16  # along the side of a token
@@ -62,13 +63,11 @@ KLEIN = Transformer(
     title="FLUX.2 klein base",
     words=("klein", "flux.2", "flux2"),
     defaults=DEFAULTS,
-    folder="klein",
     pipeline_class="Flux2KleinPipeline",
     export_gb=16.0,
     names=Names(
         denoiser="transformer",
         folders={"transformer": "transformer", "vae": "vae", "text": "text_encoder"},
-        stems={"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text": "model"},
         index={"is_distilled": False},
         adapters={"transformer": "lora_unet"},
         bases=("flux_2_klein_4b", "flux_2_klein_4b"),  # musubi-tuner's word
@@ -96,13 +95,7 @@ KLEIN = Transformer(
             "timestep_guidance_channels": 16,
             "axes_dims_rope": [4, 4, 4, 4],
         },
-        "vae": {
-            "block_out_channels": [16, 16, 16, 16],
-            "layers_per_block": 1,
-            "norm_num_groups": 8,
-            "latent_channels": 8,
-            "sample_size": 64,
-        },
+        "vae": TINY_VAE | {"latent_channels": 8},
         "text_encoder": {
             "vocab_size": 320,
             "hidden_size": 16,

@@ -59,7 +59,6 @@ SD35 = Transformer(
     title="Stable Diffusion 3.5",
     words=("sd3", "stable-diffusion-3", "3.5-medium"),
     defaults=DEFAULTS,
-    folder="sd35",
     pipeline_class="StableDiffusion3Pipeline",
     export_gb=15.9,
     names=Names(
@@ -70,13 +69,6 @@ SD35 = Transformer(
             "text": "text_encoder",
             "text_2": "text_encoder_2",
             "text_3": "text_encoder_3",
-        },
-        stems={
-            "transformer": "diffusion_pytorch_model",
-            "vae": "diffusion_pytorch_model",
-            "text": "model",
-            "text_2": "model",
-            "text_3": "model",
         },
         index={
             "text_encoder_3": [None, None],

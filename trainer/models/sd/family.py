@@ -39,7 +39,6 @@ CLASSES = {
 NAMES = Names(  # of 1.x
     denoiser="unet",
     folders={"unet": "unet", "vae": "vae", "text": "text_encoder", "text_2": "text_encoder_2"},
-    stems={"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text": "model", "text_2": "model"},
     index={
         "safety_checker": [None, None],
         "feature_extractor": [None, None],

@@ -21,6 +21,7 @@ from transformers import Gemma2Model
 from trainer.models.base import Defaults, Names
 from trainer.models.dit.family import Transformer
 from trainer.models.dit.nextdit import lumina2_names, lumina2_text, lumina2_units
+from trainer.models.sd.family import TINY_VAE
 from trainer.objective.noise import Flow
 
 PATCH = 16  # pixels along the side of a token
@@ -61,13 +62,11 @@ LUMINA2 = Transformer(
     title="Lumina Image 2.0",
     words=("lumina",),
     defaults=DEFAULTS,
-    folder="lumina2",
     pipeline_class="Lumina2Pipeline",
     export_gb=10.6,
     names=Names(
         denoiser="transformer",
         folders={"transformer": "transformer", "vae": "vae", "text": "text_encoder"},
-        stems={"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text": "model"},
         index={},
         adapters={"transformer": "lora_unet"},
         bases=("lumina2", "lumina2"),  # kohya's word
@@ -95,7 +94,7 @@ LUMINA2 = Transformer(
             "axes_dim_rope": [4, 2, 2],
             "cap_feat_dim": 32,
         },
-        "vae": {"block_out_channels": [16, 16, 16, 16], "layers_per_block": 1, "norm_num_groups": 8, "sample_size": 64},
+        "vae": TINY_VAE,
         "text_encoder": {
             "vocab_size": 400,
             "hidden_size": 32,

@@ -20,6 +20,7 @@ from transformers import Qwen3Model
 from trainer.models.base import Defaults, Names
 from trainer.models.dit.family import Transformer
 from trainer.models.dit.nextdit import zimage_names, zimage_text, zimage_units
+from trainer.models.sd.family import TINY_VAE
 from trainer.objective.noise import Flow
 
 DEFAULTS = Defaults(
@@ -59,13 +60,11 @@ ZIMAGE = Transformer(
     title="Z-Image",
     words=("z-image", "zimage", "z_image"),
     defaults=DEFAULTS,
-    folder="zimage",
     pipeline_class="ZImagePipeline",
     export_gb=20.5,
     names=Names(
         denoiser="transformer",
         folders={"transformer": "transformer", "vae": "vae", "text": "text_encoder"},
-        stems={"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text": "model"},
         index={},
         adapters={"transformer": "lora_unet"},
         bases=("zimage", "zimage"),
@@ -89,7 +88,7 @@ ZIMAGE = Transformer(
             "cap_feat_dim": 32,
             "axes_dims": [4, 2, 2],
         },
-        "vae": {"block_out_channels": [16, 16, 16, 16], "layers_per_block": 1, "norm_num_groups": 8, "sample_size": 64},
+        "vae": TINY_VAE,
         "text_encoder": {
             "vocab_size": 320,
             "hidden_size": 32,
