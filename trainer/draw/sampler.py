@@ -21,9 +21,8 @@ from trainer.settings.config import Config
 from trainer.step.standin import StandIn
 from trainer.units import EXACT
 
-Texts = Mapping[
-    str, Mapping[str, Tensor]
-]  # prompt -> the family's text values, such as {"text": (L, C), "pooled": (P,)}
+# prompt -> the family's text values, such as {"text": (L, C), "pooled": (P,)}
+Texts = Mapping[str, Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)

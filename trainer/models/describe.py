@@ -28,11 +28,7 @@ from trainer.models.sound import AGAIN, WHAT_WORKS, understood
 from trainer.models.vae import factor_of
 from trainer.settings.config import Config
 
-ZERO_TERMINAL_SNR = {
-    "rescale_betas_zero_snr": True,
-    "timestep_spacing": "trailing",
-}  # of a scheduler of diffusers
-
+ZERO_TERMINAL_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}  # of a scheduler of diffusers
 FLOW = {
     "_class_name": "DPMSolverMultistepScheduler",  # diffusers' pipelines of UNets cannot draw with FlowMatchEuler...
     "num_train_timesteps": 1000,

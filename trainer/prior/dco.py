@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -62,10 +63,14 @@ class Deck:
         made = noised_rows(self.dataset, self.objective, [example], own, self.caption_dropout)
         return made if self.losses is None else replace(made, reference=self.losses[place, number][None])
 
+    @cached_property
+    def places(self) -> dict[int, int]:
+        """The place of an example by its identity."""
+        return {id(example): place for place, example in enumerate(self.examples)}
+
     def rows(self, examples: Sequence[Example], generator: torch.Generator) -> MicroBatch:
-        places = {id(example): place for place, example in enumerate(self.examples)}
         numbers = torch.randint(self.count, (len(examples),), generator=generator).tolist()
-        return concat([self.row(places[id(e)], n) for e, n in zip(examples, numbers, strict=True)])
+        return concat([self.row(self.places[id(e)], n) for e, n in zip(examples, numbers, strict=True)])
 
 
 def decks(dataset: Dataset, objective: Objective, config: Config) -> tuple[Deck, Deck | None]:

@@ -82,7 +82,7 @@ class Candidate:
 
 def pieces(word: str, tokenizer) -> list[str]:
     """The tokens that `word` becomes inside a prompt, without the marks of words."""
-    return [_plain(token) or token for token in tokenizer.tokenize(_inside(word, tokenizer)) if _plain(token)]
+    return [plain for token in tokenizer.tokenize(_inside(word, tokenizer)) if (plain := _plain(token))]
 
 
 def _plain(token: str) -> str:

@@ -6,56 +6,26 @@ import subprocess
 import sys
 import time
 
+import dit_job
 import pytest
 import torch
 from diffusers import DiffusionPipeline, Flux2Transformer2DModel
+from dit_job import CLOSE, LORA, apart, drawn
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_run import events, of, words
 
 from trainer.errors import ConfigError
 from trainer.events import Exported, Finished, Sampled, Step
-from trainer.models import adapters
 from trainer.models.dit.klein import KLEIN
-from trainer.out import export
-from trainer.policy import Policy
-from trainer.settings.config import Lora
-from trainer.step.engine import Engine
-
-FULL, LORA = ("diffusers", "single_file"), ("lora_diffusers", "lora_kohya")
-LOOK = {"num_inference_steps": 2, "guidance_scale": 3.0, "height": 64, "width": 64, "output_type": "pt"}
-CLOSE = 2 / 255  # folding an adapter in fp32 rounds differently from adding it
-
-
-def drawn(pipeline) -> torch.Tensor:
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline(prompt="a photo of sks dog", generator=torch.Generator().manual_seed(0), **LOOK).images[0]
-
-
-def apart(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one - other).abs().max())
 
 
 @pytest.fixture(scope="module", params=["full", "lora", "dora"])
 def trained(request, tmp_path_factory):
     """(method, picture of the trained modules, picture before training, exports by format)."""
-    parts, method = KLEIN.tiny(), request.param
+    parts = KLEIN.tiny()
     parts.vae.bn.running_mean.copy_(torch.linspace(-1, 1, 32))  # buffers that a file must hold
-    before = drawn(KLEIN.pipeline(parts))
-    if method != "full":
-        settings = Lora(rank=4, alpha=8, targets=[*KLEIN.defaults.targets])
-        adapters.inject(parts, settings, dora=method == "dora")
-    engine = Engine(KLEIN.units(parts), Policy(), "cpu")
-    generator = torch.Generator().manual_seed(1)
-    sample, target = (torch.randn(1, 32, 4, 4, generator=generator) for _ in range(2))
-    given = {"sample": sample, "timestep": torch.tensor([500.0])} | KLEIN.encode_text(parts, ["a photo of sks dog"])
-    for _ in range(2):  # an adapter's first matrix learns from the second step on
-        engine.step([given], lambda prediction, _: (prediction.float() - target).square().mean(), 3e-2)
-    adapters.dropout(parts, False)
-    picture, formats = drawn(KLEIN.pipeline(parts)), FULL if method == "full" else (*LORA, *FULL)
-    folder = tmp_path_factory.mktemp("out")
-    made = [e for e in export.write(parts, engine.master, folder, formats, "fp32") if isinstance(e, Exported)]
-    return method, picture, before, dict(zip(formats, made, strict=True))
+    return request.param, *dit_job.trained(parts, request.param, tmp_path_factory.mktemp("out"))
 
 
 def test_the_steps_are_seen(trained):
