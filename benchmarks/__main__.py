@@ -16,6 +16,7 @@ SUITES = {
     "fidelity": "update error against fp32 master AdamW, by weight format and learning rate",
     "formats": "training quality on the built-in model, by weight and moment format",
     "scaling": "batch, resolution, model size",
+    "footprint": "RAM of a whole job of a real-size model on this CPU, planned and used (flags='--weights ...')",
     "peers": "the same job through diffusers, kohya and OneTrainer (name=checkout ...)",
     "scripts": "diffusers' own tests of its scripts, against our command (diffusers=checkout)",
     "compatibility": "what people bring and where they take it, as the tests show",
@@ -31,7 +32,8 @@ OTHERS = {
 }
 MODELS = {"sd15": "sd1", "sd21": "sd2", "sdxl": "sdxl"}
 TAKE_PRESET = ("presets", "peers")
-TAKE_WORDS = ("planner", "peers", "quality", "search", "formats", "scripts")
+TAKE_WORDS = ("planner", "peers", "quality", "search", "formats", "scripts", "footprint")
+ANY_FAMILY = ("footprint",)
 
 
 def main(words: list[str] | None = None) -> int:
@@ -46,7 +48,7 @@ def main(words: list[str] | None = None) -> int:
     if words and words[0] in OTHERS:
         return _package(f"benchmarks.{words[0]}").main(words[1:])
     parser.add_argument("words", nargs="*", help="further words of a suite, such as diffusers=/path/to/checkout")
-    parser.add_argument("--model", default="sd1", help="sd1 (sd15), sd2 or sdxl; peers: demo, too")
+    parser.add_argument("--model", default="sd1", help="sd1 (sd15), sd2 or sdxl; peers: demo, too; footprint: any family")
     parser.add_argument("--preset", help="for suites that run presets")
     parser.add_argument("--tiny", action="store_true", help="a tiny model: under a minute on two CPU cores")
     parser.add_argument("--repeats", type=int, help="timed runs of each row; default 5 (peers: 2), with --tiny 2")
@@ -76,8 +78,9 @@ def main(words: list[str] | None = None) -> int:
 def _check(given: argparse.Namespace, error: type) -> None:
     """Refuse what cannot be run, or would have no effect, before anything is built."""
     presets = _package("settings.overlay").presets()
-    if given.model not in (*MODELS, *MODELS.values()) and (given.model, given.suite) != ("demo", "peers"):
-        raise error(f"--model {given.model} cannot be built here.", "Choose sd1 (sd15), sd2 (sd21) or sdxl.")
+    known = [f.name for f in _package("models").FAMILIES] if given.suite in ANY_FAMILY else [*MODELS.values()]
+    if given.model not in (*MODELS, *known) and (given.model, given.suite) != ("demo", "peers"):
+        raise error(f"--model {given.model} cannot be built here.", f"Choose one of {', '.join(known)}.")
     if given.preset and given.suite not in TAKE_PRESET:
         raise error(f"{given.suite} runs no preset.", f"Leave --preset out; {' and '.join(TAKE_PRESET)} take one.")
     if given.preset and given.preset not in presets:

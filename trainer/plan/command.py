@@ -29,20 +29,25 @@ LETTERS = {"weights": "W", "base weights": "B", "corrections": "C", "moments": "
 
 
 def main(config: Config, as_json: bool = False) -> int:
-    """Print it; with `as_json` one line at the end. The exit code."""
+    """Print it; with `as_json` one line that programs read, and nothing else. The exit code."""
     config = config.model_copy(deep=True)
     facts = facts_for(config)
     machine = at_hand(config, torch.device("cpu" if config.run.device == "cpu" else "cuda"), facts)
     machine = supposed(config, machine)
     made = draft(config, facts, machine)
+    if as_json:
+        print(json.dumps(made.as_json()))
+    else:
+        show(made, config, facts, machine)
+    return 0 if made.refusal is None else 2
+
+
+def show(made: Plan, config: Config, facts: Facts, machine: Machine) -> None:
     print(table(made))
     if config.run.cards > 1 and made.steps_per_second is not None:
         print(against_one(made, draft(_on_one(config), facts, machine)))
     if made.refusal is not None:
         print(f"error: {made.refusal.what}\n  fix: {made.refusal.fix}")
-    if as_json:
-        print(json.dumps(made.as_json()))
-    return 0 if made.refusal is None else 2
 
 
 def supposed(config: Config, machine: Machine) -> Machine:

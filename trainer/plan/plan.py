@@ -109,4 +109,5 @@ class Plan:
             "vram_peak_bytes": self.vram_peak_bytes, "ram_peak_bytes": self.ram_peak_bytes, "disk_bytes": self.disk_bytes,
             "step_tensor_bytes": self.step_tensor_bytes, "steps_per_second": self.steps_per_second,
             "settings": self.settings, "phases": phases,
+            "refusal": None if self.refusal is None else {"what": self.refusal.what, "fix": self.refusal.fix},
         }  # fmt: skip
