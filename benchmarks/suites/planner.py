@@ -1,5 +1,6 @@
 """Planned against measured bytes of one pair step, technique by technique. The word
-`simulate` adds plans of the real-size model, which need no card and are not measured.
+`simulate` adds plans of the real-size model, which need no card and are not measured; `whole` measures a whole job
+on a CPU instead (harness/footprint.py).
 
 On a card the measurement is torch's `max_memory_allocated` for a real-size model with random weights; on a CPU it is the
 allocator's own log for a tiny one, card and host told apart by who asked. The plan never sees the measurement: it is the
@@ -29,7 +30,7 @@ from trainer.plan import rehearse
 from trainer.policy import Policy
 from trainer.step.engine import Engine
 
-from ..harness import work
+from ..harness import footprint, work
 from ..harness.timing import Options, guarded
 
 MIXED = Policy(weights="24bit", moments="8bit", compute=torch.bfloat16, recompute_kernels=True, channels_last=True)
@@ -54,6 +55,9 @@ ON_HOST = (HOST, "aten::linspace")  # the latter is the objective's table of noi
 
 
 def suite(options: Options) -> Iterator[dict]:
+    if "whole" in options.words:
+        yield from footprint.rows(options)
+        return
     for name, policy in CASES.items():
         yield guarded({"model": options.model, "case": name}, partial(row, options, name, policy))
     if "simulate" in options.words:

@@ -22,7 +22,7 @@ def test_every_suite_on_the_help_page_takes_options_and_gives_rows():
 @pytest.mark.parametrize(
     "words,fix",
     [
-        (["ladder", "--model", "sd9"], "Choose sd1"),
+        (["ladder", "--model", "sd9"], "Choose one of sd1"),
         (["ladder", "--preset", "12gb"], "Leave --preset out"),
         (["presets", "--preset", "9gb"], "Choose one of 4gb, 6gb"),
         (["ladder", "word"], "Leave them out"),

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from trainer.files import regular
+from trainer.files.mapped import forget
 
 DTYPES = {
     torch.float16: "F16",
@@ -143,6 +144,7 @@ class Writer:
             data = piece.to("cpu", dtype).view(torch.uint8).numpy()
             self.file.write(data.data)
             self.missing_bytes -= data.nbytes
+            forget(piece)  # a table of words alone may have a gigabyte of a file's pages
 
     def __enter__(self) -> Writer:
         return self

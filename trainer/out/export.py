@@ -229,6 +229,7 @@ def _compare(file: File, path: Path, values: Iterator[tuple[str, Tensor]]) -> Ge
             stored = written[key].reshape(-1)[first : first + value.numel()]
             for expected, found in zip(value.split(PIECE), stored.split(PIECE), strict=True):
                 worst = max(worst, _difference(expected.cpu().float(), found, name, f"{path} ({key})"))
+                forget(expected, found)
         yield
     assert not left, f"never written: {list(left)[:3]}"
     return worst

@@ -1,8 +1,8 @@
 """RAM of a whole job of a real-size model on this machine's CPU: what `plan` says before it, and the resident set while it ran.
 
 Random weights in 16 bits are written as a folder of diffusers (they have the footprint of trained ones), then the command a
-person would type is planned and run: two pair steps at few pixels, so that an hour is enough. `words` may name further flags
-after `flags=`, parted by spaces, and leave text encoders out with `without=text_encoder_3`.
+person would type is planned and run: two steps of one photo at few pixels, so that minutes are enough. `words` may name other
+flags after `flags=`, parted by spaces, and leave text encoders out with `without=text_encoder_3`.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from trainer.models import Parts
 from trainer.models import family as family_of
 from trainer.readers import log
 
-from ..harness import jobs, work
-from ..harness.timing import Options, guarded, release
+from . import jobs, work
+from .timing import Options, guarded, release
 
 LEAN = "--weights 16bit_sr --moments 4bit --max_grad_norm 0 --mixed_precision bf16 --checkpointing blocks"
 FLAGS = "--device cpu --no-with_prior_preservation --max_train_steps 2 --num_validation_images 0"
 HOURS = 2
 
 
-def suite(options: Options) -> Iterator[dict]:
+def rows(options: Options) -> Iterator[dict]:
     asked = dict(word.split("=", 1) for word in options.words if "=" in word)
     with jobs.workplace() as place:
         folder = Path(place)
