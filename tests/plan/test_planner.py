@@ -104,7 +104,7 @@ def test_the_json_line_has_exactly_the_promised_fields(facts, capsys):
     plan = draft(facts, memory__vram_gb=4.0)
     line = json.loads(json.dumps(plan.as_json()))
     assert list(line) == ["model", "mode", "preset", "budget_bytes", "fits", "vram_peak_bytes", "ram_peak_bytes", "disk_bytes",
-                          "step_tensor_bytes", "steps_per_second", "settings", "phases"]  # fmt: skip
+                          "step_tensor_bytes", "steps_per_second", "settings", "phases", "refusal"]  # fmt: skip
     assert all(list(phase) == ["name", "vram_bytes", "ram_bytes", "parts"] for phase in line["phases"])
     assert line["vram_peak_bytes"] == max(phase["vram_bytes"] for phase in line["phases"])
 
