@@ -72,7 +72,6 @@ TESTED_IN = {
     "objective/objective": "objective/loss",
     "out/export": "out/formats",
     "out/marks": "out/card out/metadata",
-    "plan/planner": "plan/calibration",
     "plan/simulate": "plan/phases plan/pretend",
     "plan/solver": "policy",
     "readers/report": "readers/view/figures readers/view/page readers/view/usage",

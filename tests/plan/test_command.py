@@ -10,7 +10,7 @@ import torch
 
 from trainer.errors import ConfigError
 from trainer.plan import cards, command
-from trainer.plan.calibration import GIB
+from trainer.plan.calibration import ASSUMED, GIB, Value, gib
 from trainer.plan.inputs import Machine
 from trainer.plan.plan import PhasePlan, Plan
 from trainer.policy import Drawing, Policy
@@ -56,6 +56,19 @@ def test_the_table_has_a_line_for_every_phase_and_says_what_was_chosen_and_what_
     assert "steps a second" not in text and "1.50 steps a second on a RTX 3050" in command.table(
         replace(PLAN, steps_per_second=1.5)
     )
+
+
+def test_the_assumed_numbers_have_upper_ends_and_measured_ones_are_called_so():
+    text = command.table(PLAN)
+    tensors = [p.vram_bytes - sum(p.parts.get(k, 0) for k in ASSUMED.overhead(0)) for p in PLAN.phases]
+    assert "context 0.65 GiB, workspaces 0.25 GiB, the allocator's share 6 %" in text
+    assert f"the plan takes {gib(max(map(ASSUMED.upper.process, tensors)))}" in text
+    seen = replace(ASSUMED, context=replace(ASSUMED.context, here=True), flops=Value(1e12, True, "", here=True))
+    text = command.table(replace(PLAN, constants=seen, steps_per_second=1.5))
+    assert "workspaces and the allocator's share are assumed" in text and "context 0.65" not in text
+    assert "rates of this card" in text
+    every = {name: replace(value, here=True) for name, value in ASSUMED.values().items()}
+    assert "were measured on this card" in command.table(replace(PLAN, constants=replace(ASSUMED, **every)))
 
 
 def test_without_a_model_the_plan_is_the_demos_and_with_a_preset_stable_diffusions():

@@ -14,7 +14,7 @@ from trainer.policy import Drawing, Policy
 
 
 def phase(name: str, tensors: int) -> PhasePlan:
-    extra = calibration.overhead(tensors)
+    extra = calibration.ASSUMED.overhead(tensors)
     return PhasePlan(name, tensors + sum(extra.values()), GIB, {"standing": tensors} | extra)
 
 
@@ -26,7 +26,7 @@ PLAN = Plan(
 
 
 def test_a_plan_is_held_against_what_happened_and_a_deviation_makes_a_report_line():
-    planned = {p.name: p.vram_bytes - sum(p.parts[k] for k in calibration.overhead(0)) for p in PLAN.phases}
+    planned = {p.name: p.vram_bytes - sum(p.parts[k] for k in calibration.ASSUMED.overhead(0)) for p in PLAN.phases}
     text, notices = measured.compare(PLAN, {"train": int(planned["train"] * 1.01)})
     assert "train" in text
     assert notices == []
@@ -45,7 +45,7 @@ def test_workspaces_that_libraries_take_from_the_allocator_are_no_deviation():
 def test_a_probe_corrects_the_phases_it_measured_and_no_others():
     after = measured.corrected(PLAN, {"train": 3 * GIB})
     train = next(p for p in after.phases if p.name == "train")
-    assert train.vram_bytes == 3 * GIB + sum(calibration.overhead(3 * GIB).values())
+    assert train.vram_bytes == 3 * GIB + sum(calibration.ASSUMED.overhead(3 * GIB).values())
     assert [p for p in after.phases if p.name != "train"] == [p for p in PLAN.phases if p.name != "train"]
     assert "Measured by the probe" in next(iter(after.events())).text
     assert "does not fit" in measured.corrected(PLAN, {"train": 4 * GIB}).warnings[0]

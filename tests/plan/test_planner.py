@@ -68,7 +68,7 @@ def test_sdxl_with_adam_on_the_card_fits_two_cards_of_12_gb_and_not_one(parts):
         assert sum(h.weights.home.nbytes + h.state.home.nbytes for h in engine.holdings) / GIB > 12
     with rehearse.engine(parts("sdxl"), shared, text=False, team=Rehearsed(0, 2)) as engine:
         step = rehearse.train(parts("sdxl"), engine, rehearse.Shapes((1024, 1024), rows=1, instances=1), text=False)
-    assert step.card_peak + sum(calibration.overhead(step.card_peak).values()) < 11.2 * GIB
+    assert step.card_peak + sum(calibration.ASSUMED.overhead(step.card_peak).values()) < 11.2 * GIB
     numbers = sum(holding.n for holding in engine.holdings)
     # half of the fp32 sums come here and half of the 16-bit weights, but for what fills slices up and the norms
     assert timeline.link_bytes(step.timeline) == pytest.approx(numbers * (4 + 2) / 2, rel=0.01)
@@ -155,7 +155,9 @@ def test_all_phases_of_a_run_are_planned(facts):
 def test_the_step_is_counted_without_context_and_workspaces(facts):
     plan = draft(facts)
     train = next(phase for phase in plan.phases if phase.name == "train")
-    assert train.vram_bytes == plan.step_tensor_bytes + sum(calibration.overhead(plan.step_tensor_bytes).values())
+    assert train.vram_bytes == plan.step_tensor_bytes + sum(
+        calibration.ASSUMED.overhead(plan.step_tensor_bytes).values()
+    )
 
 
 class Greedy(Rehearsals):

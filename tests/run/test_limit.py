@@ -40,6 +40,7 @@ def test_a_budget_is_enforced_on_a_device_with_or_without_a_number(card, device,
 def test_the_budget_leaves_the_context_out_of_the_allocators_share():
     assert limit.fraction(12 * GIB, 24 * GIB) == pytest.approx((12 - 0.42) / 24)
     assert limit.fraction(99 * GIB, 24 * GIB) == 1.0
+    assert limit.fraction(12 * GIB, 24 * GIB, GIB) == pytest.approx(11 / 24), "the context as it was measured here"
     assert "CPU" in limit.enforce(12 * GIB, "cpu").text
 
 

@@ -7,7 +7,8 @@ with card, driver, torch version and date in its `source`, and `measured=True`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -15,9 +16,14 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Value:
+    """upper: as far as an expert's guess goes for consumer cards, where the amount is one; here: measured on the very card
+    that the plan is for."""
+
     amount: float
     measured: bool
     source: str
+    upper: float | None = None
+    here: bool = False
 
 
 STUDY = "assumed, not measured; shared study of September 2026, sections 1.1 and 8"
@@ -25,14 +31,16 @@ H200 = "H200, driver 580, torch 2.11.0+cu130, Python 3.12 on a Xeon, 26 November
 
 CONTEXT_BYTES = Value(
     0.42 * GIB, False, f"CUDA context and loaded kernels, headless Linux: {STUDY}. An H200, with more multiprocessors than any "
-    "card this is for, took 0.61, and 0.69 once cuBLAS and cuDNN had loaded theirs"
+    "card this is for, took 0.61, and 0.69 once cuBLAS and cuDNN had loaded theirs",
+    upper=0.65 * GIB,
 )  # fmt: skip
 WORKSPACE_BYTES = Value(
     0.24 * GIB, True, "cuBLAS and cuDNN workspaces: by so much, at most, torch had handed out more at the peak of an SD 1.5 step "
     f"than its tensors take, of seven ways to hold it (0.09 where units are recomputed); {H200}",
+    upper=0.25 * GIB,
 )  # fmt: skip
 ALLOCATOR_SHARE = Value(
-    0.04, False, f"rounding and fragmentation of the caching allocator, share of live tensors: {STUDY}"
+    0.04, False, f"rounding and fragmentation of the caching allocator, share of live tensors: {STUDY}", upper=0.06
 )
 MARGIN_BYTES = Value(
     0.125 * GIB, False, "left free of what a card has free when a plan is made, for a screen that grows: assumed"
@@ -68,18 +76,84 @@ MESSAGE_SECONDS = Value(
     "what a message between cards takes beside its bytes: assumed, some tens of microseconds of NCCL's own kernels",
 )
 
-VALUES = {
-    name: value for name, value in globals().copy().items() if isinstance(value, Value)
-}  # for `plan`, which says under its estimates what of them is assumed
+
+@dataclass(frozen=True)
+class Constants:
+    """The numbers that a card's probe can replace. flops, bus: of a second; None: the published rates of a card's name."""
+
+    context: Value = CONTEXT_BYTES
+    workspaces: Value = WORKSPACE_BYTES
+    allocator: Value = ALLOCATOR_SHARE
+    launch: Value = LAUNCH_SECONDS
+    duplex: Value = DUPLEX_SHARE
+    flops: Value | None = None
+    bus: Value | None = None
+
+    def overhead(self, tensor_bytes: int) -> dict[str, int]:
+        """Kind -> bytes beside `tensor_bytes` of live tensors, for a process that has a CUDA context."""
+        return {
+            "context": int(self.context.amount),
+            "workspaces": int(self.workspaces.amount),
+            "allocator": int(self.allocator.amount * tensor_bytes),
+        }
+
+    def process(self, tensor_bytes: int) -> int:
+        """Bytes of the whole process."""
+        return tensor_bytes + sum(self.overhead(tensor_bytes).values())
+
+    @property
+    def upper(self) -> Constants:
+        """With what was not measured here as large as it is guessed to be at most."""
+        return replace(
+            self,
+            **{
+                name: replace(value, amount=max(value.amount, value.upper))
+                for name, value in self.values().items()
+                if value.upper is not None and not value.here
+            },
+        )
+
+    def values(self) -> dict[str, Value]:
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def said(self, here: bool) -> list[str]:
+        """In words: what was measured on this card, or what was not."""
+        known = {name for name, value in self.values().items() if value.here}
+        return [words for name, words in WORDS.items() if (name in known) is here]
 
 
-def overhead(tensor_bytes: int) -> dict[str, int]:
-    """Kind -> bytes beside `tensor_bytes` of live tensors, for a process that has a CUDA context."""
-    return {
-        "context": int(CONTEXT_BYTES.amount),
-        "workspaces": int(WORKSPACE_BYTES.amount),
-        "allocator": int(ALLOCATOR_SHARE.amount * tensor_bytes),
-    }
+WORDS = {
+    "context": "context",
+    "workspaces": "workspaces",
+    "allocator": "the allocator's share",
+    "flops": "arithmetic",
+    "bus": "the bus",
+    "duplex": "both ways of it at once",
+    "launch": "the host's time for an operator",
+}
+ASSUMED = Constants()
+
+
+def worse(found: Sequence[Constants]) -> Constants:
+    """What several cards that follow one plan are planned with: of each number the one that costs most."""
+
+    def most(values: Iterable[Value]) -> Value:
+        return max(values, key=lambda value: value.amount)
+
+    def least(values: Sequence[Value | None]) -> Value | None:
+        known = [value for value in values if value is not None]
+        return min(known, key=lambda value: value.amount) if len(known) == len(values) else None
+
+    return Constants(
+        most(each.context for each in found),
+        most(each.workspaces for each in found),
+        most(each.allocator for each in found),
+        most(each.launch for each in found),
+        min((each.duplex for each in found), key=lambda value: value.amount),
+        least([each.flops for each in found]),
+        least([each.bus for each in found]),
+    )
 
 
 def gib(size: int | float | None) -> str:

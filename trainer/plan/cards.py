@@ -259,20 +259,32 @@ def joined(card: Card, wanted: str = "auto") -> Link:
     return LINKS[wanted]
 
 
-def seconds(work: Watched, card: Card, recorded: bool = False, link: Link | None = None) -> float:
+def seconds(
+    work: Watched,
+    card: Card,
+    recorded: bool = False,
+    link: Link | None = None,
+    constants: calibration.Constants = calibration.ASSUMED,
+) -> float:
     """Estimated time of a simulated step on `card`, played back on its clocks; `recorded`: as a CUDA graph; `link`: to others."""
-    return timeline.seconds(work.timeline, speeds(card, recorded, link))
+    return timeline.seconds(work.timeline, speeds(card, recorded, link, constants))
 
 
-def speeds(card: Card, recorded: bool = False, link: Link | None = None) -> timeline.Speeds:
-    """What of its published rates a card is expected to reach. Of a recorded step the host queues nothing but its start."""
-    link = link or joined(card)
+def speeds(
+    card: Card,
+    recorded: bool = False,
+    link: Link | None = None,
+    constants: calibration.Constants = calibration.ASSUMED,
+) -> timeline.Speeds:
+    """What was measured of a card, and what it is expected to reach of its published rates. Of a recorded step the host
+    queues nothing but its start."""
+    link, flops, bus = link or joined(card), constants.flops, constants.bus
     return timeline.Speeds(
-        card.tflops * 1e12 * calibration.MATMUL_EFFICIENCY.amount,
+        card.tflops * 1e12 * calibration.MATMUL_EFFICIENCY.amount if flops is None else flops.amount,
         card.bandwidth * 1e9 * calibration.BANDWIDTH_EFFICIENCY.amount,
-        card.bus * 1e9,
-        calibration.DUPLEX_SHARE.amount,
-        0.0 if recorded else calibration.LAUNCH_SECONDS.amount,
+        card.bus * 1e9 if bus is None else bus.amount,
+        constants.duplex.amount,
+        0.0 if recorded else constants.launch.amount,
         calibration.KERNEL_SECONDS.amount,
         link.rate * 1e9,
         link.through_host,

@@ -99,20 +99,39 @@ def table(plan: Plan) -> str:
         f"tensors of the step alone: {gib(plan.step_tensor_bytes)}"
     )
     if plan.steps_per_second is not None:
+        rates = "published rates" if plan.constants.flops is None else "rates of this card"
         lines.append(
             f"speed: about {plan.steps_per_second:.2f} steps a second on a {plan.card} - "
-            "an estimate from counted arithmetic and published rates, not measured"
+            f"an estimate from counted arithmetic and {rates}, not measured"
         )
     if plan.together is not None:
         lines.append(exchanged(plan.together))
-    unmeasured = [name for name, value in calibration.VALUES.items() if not value.measured]
-    if plan.vram_peak_bytes and unmeasured:
-        lines.append(
-            "context, workspaces and the allocator's share are assumed, not measured (trainer/plan/calibration.py)"
-        )
+    if plan.vram_peak_bytes:
+        lines.append(beside(plan))
     lines += [f"note: {text}" for text in plan.assumptions]
     lines += [f"warning: {text}" for text in plan.warnings]
     return "\n".join(lines)
+
+
+def beside(plan: Plan) -> str:
+    """What of the numbers beside the tensors was measured on this card, and what the assumed ones may come to."""
+    constants, upper = plan.constants, plan.constants.upper
+    unseen = [kind for kind in ("context", "workspaces", "allocator") if not constants.values()[kind].here]
+    if not unseen:
+        return "context, workspaces and the allocator's share were measured on this card"
+    words = ", ".join(_amount(kind, upper.values()[kind].amount) for kind in unseen)
+    tensors = [p.vram_bytes - sum(p.parts.get(kind, 0) for kind in constants.overhead(0)) for p in plan.phases]
+    most = max(map(upper.process, tensors))
+    return (
+        f"{' and '.join(', '.join(calibration.WORDS[kind] for kind in unseen).rsplit(', ', 1))} "
+        f"{'are' if len(unseen) > 1 else 'is'} assumed, not measured on this card (trainer/plan/calibration.py); "
+        f"at the upper ends of what they may be ({words}) the plan takes {gib(most)}"
+    )
+
+
+def _amount(kind: str, amount: float) -> str:
+    size = f"{100 * amount:.0f} %" if kind == "allocator" else gib(amount)
+    return f"{calibration.WORDS[kind]} {size}"
 
 
 def _on_one(config: Config) -> Config:

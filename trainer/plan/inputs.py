@@ -17,7 +17,7 @@ from trainer.kernels import choice
 from trainer.machine import convolutions
 from trainer.models import Facts
 from trainer.plan import calibration, cards
-from trainer.plan.calibration import gib
+from trainer.plan.calibration import ASSUMED, Constants, gib
 from trainer.settings.config import Config
 from trainer.settings.effect import prior_is_on
 
@@ -36,6 +36,7 @@ class Machine:
     capability: tuple[int, int] | None = None
     no_kernels: str = ""
     convolutions: convolutions.Way = "plain"
+    constants: Constants = ASSUMED
 
     @property
     def bf16(self) -> bool:
@@ -93,6 +94,7 @@ def smallest(machines: Sequence[Machine]) -> Machine:
         capability=min((m.capability for m in machines if m.capability), default=None),
         no_kernels=next((m.no_kernels for m in machines if m.no_kernels), ""),
         convolutions=min((m.convolutions for m in machines), key=ways.index),
+        constants=calibration.worse([m.constants for m in machines]),
     )
 
 

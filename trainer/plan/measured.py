@@ -26,7 +26,7 @@ def compare(plan: Plan, actual: Mapping[str, int]) -> tuple[str, list[Notice]]:
         measured = actual.get(phase.name, 0)
         if not measured:
             continue
-        planned = phase.vram_bytes - sum(phase.parts.get(kind, 0) for kind in calibration.overhead(0))
+        planned = phase.vram_bytes - sum(phase.parts.get(kind, 0) for kind in plan.constants.overhead(0))
         apart = measured - planned
         if (
             apart > 0
@@ -74,7 +74,7 @@ def corrected(plan: Plan, peaks: Mapping[str, int]) -> Plan:
     phases = []
     for phase in plan.phases:
         if phase.name in peaks:
-            tensors, extra = peaks[phase.name], calibration.overhead(peaks[phase.name])
+            tensors, extra = peaks[phase.name], plan.constants.overhead(peaks[phase.name])
             phase = replace(phase, vram_bytes=tensors + sum(extra.values()), parts={"measured": tensors} | extra)
         phases.append(phase)
     after = replace(plan, phases=tuple(phases), warnings=())

@@ -40,9 +40,16 @@ PHOTOS = 5  # DreamBooth's three to six, where the folder is not known
 class Rehearsals:
     """Rehearsals of one configuration, each done once."""
 
-    def __init__(self, config: Config, parts: Parts, kind: str, bf16: bool = True):
+    def __init__(
+        self,
+        config: Config,
+        parts: Parts,
+        kind: str,
+        bf16: bool = True,
+        constants: calibration.Constants = calibration.ASSUMED,
+    ):
         parts = read_as(parts, config.model)
-        self.config, self.parts, self.kind = config, parts, kind
+        self.config, self.parts, self.kind, self.constants = config, parts, kind, constants
         # the least approximate first; fp16 has too small a range for a VAE
         self.vae_dtypes = (torch.float32, torch.bfloat16) if bf16 else (torch.float32,)
         self.text = config.train.train_text_encoder
@@ -84,7 +91,7 @@ class Rehearsals:
         return self.steps[policy]
 
     def step_bytes(self, policy: Policy) -> int:
-        return _process(self.step_tensors(policy))
+        return self.constants.process(self.step_tensors(policy))
 
     def step_tensors(self, policy: Policy) -> int:
         return self.work(policy).card_peak + self._recording(policy)
@@ -109,7 +116,7 @@ class Rehearsals:
         sibling = self.steps.get(replace(policy, gradients="card"))
         if sibling is not None:
             bounds.append(sibling.card_peak - self.standing[_eager(policy)].trained)
-        return _process(max(bounds))
+        return self.constants.process(max(bounds))
 
     def residents(self, policy: Policy, budget: int) -> Iterator[int]:
         """Numbers of units to keep on the card, largest first: the largest that should fit, then somewhat fewer."""
@@ -118,8 +125,8 @@ class Rehearsals:
             small = Drawing(tile=self.config.memory.vae_tile or TILE, vae_dtype=self.vae_dtypes[-1])
             vae = max(self._vae(small, decode=True), self._vae(small, decode=False))
             early = max(0 if self.text else self._encode(), self._draw(policy, 1), vae)
-            empty = max(empty, _process(early))
-        spare = (budget - empty) / (1 + calibration.ALLOCATOR_SHARE.amount)
+            empty = max(empty, self.constants.process(early))
+        spare = (budget - empty) / (1 + self.constants.allocator.amount)
         best, kept = 0, 0
         for count, block in enumerate(standing.blocks, 1):
             kept += block
@@ -138,7 +145,7 @@ class Rehearsals:
         work = self.work(policy)
         own = _own(work) + self._recording(policy)
         factor = 1
-        while factor < 8 and _process(work.card_kept + 2 * factor * own) <= budget:
+        while factor < 8 and self.constants.process(work.card_kept + 2 * factor * own) <= budget:
             factor *= 2
         return batch * factor
 
@@ -180,7 +187,7 @@ class Rehearsals:
         parts = {kind: size for kind, size in parts.items() if size}
         if self.kind == "cpu":
             return PhasePlan(name, 0, ram + tensors, parts)
-        return PhasePlan(name, _process(tensors), ram, parts | calibration.overhead(tensors))
+        return PhasePlan(name, self.constants.process(tensors), ram, parts | self.constants.overhead(tensors))
 
     def _fit_drawing(self, policy: Policy, budget: int | None) -> Drawing:
         """The least approximate way for the VAE, and the largest batch of pictures, that fit the budget. The optimizer state
@@ -195,13 +202,13 @@ class Rehearsals:
 
         def vae_fits(way: Drawing) -> bool:
             decoding, encoding = self._vae(way, decode=True), self._vae(way, decode=False)
-            return _process(max(standing.weights + decoding, early + encoding)) <= room
+            return self.constants.process(max(standing.weights + decoding, early + encoding)) <= room
 
         def fits(way: Drawing) -> bool:
             stays = standing.weights if way.park else standing.card
             own = stays + max(self._draw(policy, way.batch), self._vae(way, decode=True))
             limit = room if way.park else min(room, self.step_bytes(policy))
-            return _process(max(own, self._draw_base(policy, way.batch))) <= limit
+            return self.constants.process(max(own, self._draw_base(policy, way.batch))) <= limit
 
         tiles = [asked] if asked else [None, TILE, TILE // 2]
         kinds = [(dtype, tile) for dtype in self.vae_dtypes for tile in tiles]
@@ -317,10 +324,6 @@ def _cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def _own(watched: Watched) -> int:
     return watched.card_peak - watched.card_kept
-
-
-def _process(tensors: int) -> int:
-    return tensors + sum(calibration.overhead(tensors).values())
 
 
 def _standing(made: Engine, policy: Policy, summed: bool) -> Standing:

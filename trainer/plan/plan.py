@@ -12,6 +12,7 @@ from typing import Any
 
 from trainer.errors import ConfigError
 from trainer.events import Event, Notice, PlanReady
+from trainer.plan.calibration import ASSUMED, Constants
 from trainer.policy import Drawing, Policy
 
 
@@ -76,6 +77,7 @@ class Plan:
     assumptions: tuple[str, ...] = ()  # what the numbers rest on, where somebody should know
     refusal: ConfigError | None = field(default=None, compare=False)
     together: Together | None = None  # where a plan is for several cards
+    constants: Constants = ASSUMED  # what its sizes hold beside tensors, and its speed beside published rates
 
     @property
     def vram_peak_bytes(self) -> int:

@@ -18,7 +18,7 @@ from trainer.errors import ConfigError
 from trainer.kernels import choice
 from trainer.models import Facts, check_text
 from trainer.plan import cards, solver, timeline
-from trainer.plan.calibration import gib
+from trainer.plan.calibration import Constants, gib
 from trainer.plan.inputs import Machine, assumptions, at_hand, budget_bytes
 from trainer.plan.phases import Rehearsals
 from trainer.plan.plan import PhasePlan, Plan, Together
@@ -45,7 +45,9 @@ def draft(config: Config, facts: Facts, machine: Machine, rehearsals: Rehearsals
 
 def _draft(config: Config, facts: Facts, machine: Machine, rehearsals: Rehearsals | None) -> Plan:
     check_text(facts.family, config)
-    rehearsals = rehearsals or Rehearsals(config, facts.family.build_meta(facts), machine.kind, bf16=machine.bf16)
+    if rehearsals is None:
+        parts = facts.family.build_meta(facts)
+        rehearsals = Rehearsals(config, parts, machine.kind, machine.bf16, machine.constants)
     budget = budget_bytes(config, machine)
     start = solver.base(config, machine.kind, machine.computes)
     ladder = solver.rungs(config, start)
@@ -54,7 +56,8 @@ def _draft(config: Config, facts: Facts, machine: Machine, rehearsals: Rehearsal
     found, phases, drawing = _place(config, ladder, budget, rehearsals)
     work = rehearsals.work(found.policy)
     card = machine.card if machine.kind == "cuda" else None
-    if config.memory.cuda_graphs is None and card is not None and _waits_for_host(work, card) and rehearsals.repeats():
+    may = config.memory.cuda_graphs is None and rehearsals.repeats()
+    if may and card is not None and _waits_for_host(work, card, machine.constants):
         found, phases = _recorded(found, phases, budget, rehearsals)
     result = Plan(
         model=config.model.name or rehearsals.parts.source,
@@ -67,11 +70,12 @@ def _draft(config: Config, facts: Facts, machine: Machine, rehearsals: Rehearsal
         phases=phases,
         step_tensor_bytes=rehearsals.step_tensors(found.policy),
         disk_bytes=rehearsals.disk(found.policy),
-        steps_per_second=None if card is None else 1 / _seconds(config, work, card, found.policy),
+        steps_per_second=None if card is None else 1 / _seconds(config, work, card, found.policy, machine.constants),
         card=card.name if card else "",
         explanation="",
         assumptions=assumptions(config, machine, found.policy.math),
-        together=_together(config, work, card, found.policy) if config.run.cards > 1 else None,
+        together=_together(config, work, card, found.policy, machine.constants) if config.run.cards > 1 else None,
+        constants=machine.constants,
     )
     result = replace(result, explanation=explain(result, found, rehearsals))
     asked = asked_for(config)
@@ -122,23 +126,33 @@ def _solve(
     )
 
 
-def _seconds(config: Config, work: Watched, card: cards.Card, policy: Policy, link: cards.Link | None = None) -> float:
-    return cards.seconds(work, card, policy.cuda_graphs, link or cards.joined(card, config.run.link))
+def _seconds(
+    config: Config,
+    work: Watched,
+    card: cards.Card,
+    policy: Policy,
+    constants: Constants,
+    link: cards.Link | None = None,
+) -> float:
+    return cards.seconds(work, card, policy.cuda_graphs, link or cards.joined(card, config.run.link), constants)
 
 
-def _together(config: Config, work: Watched, card: cards.Card | None, policy: Policy) -> Together:
+def _together(config: Config, work: Watched, card: cards.Card | None, policy: Policy, constants: Constants) -> Together:
     sent = timeline.link_bytes(work.timeline)
     if card is None:
         return Together(config.run.cards, "", sent)
     link = cards.joined(card, config.run.link)
     boundless = replace(link, rate=float("inf"), through_host=False)
-    shown = _seconds(config, work, card, policy) - _seconds(config, work, card, policy, boundless)
+    shown = _seconds(config, work, card, policy, constants, link) - _seconds(
+        config, work, card, policy, constants, boundless
+    )
     return Together(config.run.cards, link.source, sent, sent / (link.rate * 1e9), max(shown, 0.0))
 
 
-def _waits_for_host(work: Watched, card: cards.Card) -> bool:
+def _waits_for_host(work: Watched, card: cards.Card, constants: Constants) -> bool:
     """Whether the card would wait for Python, for more than a thirtieth of a step."""
-    return cards.seconds(work, card, recorded=True) < 0.97 * cards.seconds(work, card)
+    recorded, eager = (cards.seconds(work, card, recorded=each, constants=constants) for each in (True, False))
+    return recorded < 0.97 * eager
 
 
 def _recorded(

@@ -38,7 +38,7 @@ def nearest(config: Config, made: Plan, machine: Machine, facts: Facts) -> Itera
         for key, value in changes.items():
             section, _, name = key.partition("__")
             setattr(getattr(other, section), name, value)
-        rehearsals = Rehearsals(other, facts.family.build_meta(facts), machine.kind, bf16=machine.bf16)
+        rehearsals = Rehearsals(other, facts.family.build_meta(facts), machine.kind, machine.bf16, machine.constants)
         start = solver.base(other, machine.kind, machine.computes)
         _, policy = solver.rungs(other, start)[-1]
         phases, _ = rehearsals.all(policy, made.budget_bytes)

@@ -13,31 +13,31 @@ from statistics import median
 import torch
 
 from trainer.events import Event, Notice, Step
-from trainer.plan import calibration
-from trainer.plan.calibration import gib
+from trainer.plan.calibration import CONTEXT_BYTES, gib
 
 CLIFF = 3.0  # times the median of earlier steps
 FULL = 0.7  # of the card, in our hands: the presets' own limits are 0.77 to 0.95 of it, and the desktop has the rest
 
 
-def enforce(budget_bytes: int | None, device: torch.device | str) -> Notice:
-    """Limit the process to its budget, so that a 12 GB preset on a larger card behaves as on a 12 GB card."""
+def enforce(budget_bytes: int | None, device: torch.device | str, context: float = CONTEXT_BYTES.amount) -> Notice:
+    """Limit the process to its budget, so that a 12 GB preset on a larger card behaves as on a 12 GB card. `context`: bytes
+    of it that are not torch's to give."""
     device = torch.device(device)
     if device.type != "cuda" or budget_bytes is None:
         return Notice(
             "No VRAM budget is enforced: the run is on a CPU." if device.type != "cuda" else "No VRAM budget was set."
         )
     total = torch.cuda.get_device_properties(device).total_memory
-    share = fraction(budget_bytes, total)
+    share = fraction(budget_bytes, total, context)
     # accelerate says "cuda", and this one call of torch refuses a device without a number
     number = torch.cuda.current_device() if device.index is None else device.index
     torch.cuda.set_per_process_memory_fraction(share, number)
     return Notice(f"The process limits itself to {gib(budget_bytes)} of {gib(total)} of VRAM.")
 
 
-def fraction(budget_bytes: int, total_bytes: int) -> float:
+def fraction(budget_bytes: int, total_bytes: int, context: float = CONTEXT_BYTES.amount) -> float:
     """The share of the card that torch's allocator may take: the budget less the CUDA context, which is not its."""
-    return min(1.0, max(0.0, (budget_bytes - calibration.CONTEXT_BYTES.amount) / total_bytes))
+    return min(1.0, max(0.0, (budget_bytes - context) / total_bytes))
 
 
 class Spills:

@@ -74,7 +74,7 @@ def announce(run: Run) -> Iterator[Event]:
     yield PhotosScanned(photos.summary, paths, photos.ignored, list(photos.problems), list(photos.lines()))
     yield from (*moved, *run.notices)
     yield from run.plan.events()
-    yield limit.enforce(run.plan.budget_bytes, run.device)
+    yield limit.enforce(run.plan.budget_bytes, run.device, run.plan.constants.context.amount)
 
 
 def work(run: Run, controls: Controls) -> Stage[str]:
