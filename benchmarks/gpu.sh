@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything worth knowing on one CUDA machine, in order of risk, in two calls:
 #
-#   benchmarks/gpu.sh first  [FOLDER]   does it run: versions, tests for a card, the demo, plans against memory, profile, ladder
+#   benchmarks/gpu.sh first  [FOLDER]   does it run: versions, tests for a card, the probe, the demo, plans against memory, profile, ladder
 #   benchmarks/gpu.sh second [FOLDER]   how good is it: presets under their caps, peers, SDXL, kernels, sizes
 #
 # Rows are written as they are measured, so a time-out loses only the tail. What a machine without internet needs carried to
@@ -43,6 +43,7 @@ measure() {  # as `part`, for a suite and its options
 if [[ $call == first ]]; then
     part    versions   60 trainer doctor
     part    tests     120 pytest -q --maxfail 12 -n 4 -m gpu tests
+    part    probe      60 trainer plan --preset 12gb --family sd1
     part    demo       90 trainer --preset 12gb --output_dir "$(mktemp -d)/run" --no-watch
     measure planner    90 planner --model sd1
     measure profile    60 profile --model sd1

@@ -21,7 +21,6 @@ from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from trainer import memory
-from trainer.data.batches import MicroBatch
 from trainer.machine import host
 from trainer.models import family
 from trainer.models.base import Parts
@@ -120,26 +119,9 @@ def real_step(
 ) -> tuple[Callable[[], object], Engine]:
     memory.prepare(parts.denoiser, policy, device)
     engine = Engine(made.units(parts), policy, device)
-    micro = [filled(parts, shapes, device) for _ in range(shapes.accumulation)]
+    micro = [rehearse.filled(rehearse.batch(parts, shapes, text=False), device) for _ in range(shapes.accumulation)]
     objective = Objective(parts.noise())
     return lambda: rehearse.run_step(engine, micro, objective, shapes.accumulation), engine
-
-
-def filled(parts: Parts, shapes: rehearse.Shapes, device: torch.device, *, text: bool = False) -> MicroBatch:
-    """A rehearsal's micro-batch with zeros in it, on a real device; prompts are as long as they can be."""
-    batch = rehearse.batch(parts, shapes, text)
-
-    def real(tensor: Tensor) -> Tensor:
-        return torch.full(tensor.shape, tensor.dtype == torch.bool, dtype=tensor.dtype, device=device)
-
-    values, mask = {name: real(value) for name, value in batch.values.items()}, batch.mask
-    return replace(
-        batch,
-        values=values,
-        target=real(batch.target),
-        weights=real(batch.weights),
-        mask=None if mask is None else real(mask),
-    )
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """The doctor on what is there: packages against what was tested, and the disk."""
 
+import time
+from dataclasses import asdict
 from importlib import metadata
 from types import SimpleNamespace
 
@@ -7,7 +9,8 @@ import pytest
 import torch
 
 from trainer.cli import installed
-from trainer.machine import releases
+from trainer.machine import known, releases
+from trainer.machine.probe import Seen
 from trainer.settings.overlay import load
 
 
@@ -101,7 +104,7 @@ def test_disk_names_the_folder_it_looked_at_and_makes_none(config, tmp_path):
 
 
 @pytest.fixture
-def cards(monkeypatch):
+def cards(monkeypatch, tmp_path):
     """Makes torch see these cards: (name, GiB) each."""
 
     def cards(*them: tuple[str, float]) -> None:
@@ -109,6 +112,8 @@ def cards(monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(them))
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties[index])
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: properties[device.index].name)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         total = [each.total_memory for each in properties]
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (total[index], total[index]))
         monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
@@ -118,7 +123,27 @@ def cards(monkeypatch):
 
 def test_one_card_is_called_the_card(config, cards):
     cards(("RTX 3060", 12))
-    assert [line.name for line in installed.card(config)] == ["card", "video memory", "bf16"]
+    assert [line.name for line in installed.card(config)] == ["card", "video memory", "bf16", "measured"]
+
+
+def test_what_plans_know_of_a_card_is_shown_with_its_age(config, cards, monkeypatch):
+    cards(("RTX 3060", 12))
+    *_, line = installed.card(config)
+    assert line.state == "off" and "nothing yet" in line.detail
+    seen = Seen(1, 2**29, 0, 0, 40e12, 50e12, 60e12, 20e9, 24e9, 15e9)
+    of = known.versions(torch.device("cuda", 0)) | {"work": "any"}
+    now = time.time()
+    monkeypatch.setattr(known.time, "time", lambda: now - 3 * 3600)
+    known.keep(of, {"seen": asdict(seen), "launch": 2e-5})
+    monkeypatch.undo()
+    cards(("RTX 3060", 12))
+    *_, line = installed.card(config)
+    assert line.state == "ok" and line.detail.startswith("3 hours ago: context 0.50 GiB") and "20.0 GB/s" in line.detail
+
+
+@pytest.mark.parametrize("seconds,words", [(5, "5 seconds"), (150, "2 minutes"), (7300, "2 hours"), (10**6, "11 days")])
+def test_an_age_is_told_in_the_largest_unit_of_which_there_are_two(seconds, words):
+    assert installed.age(seconds) == words
 
 
 def test_of_several_cards_each_has_its_lines_and_how_to_use_them_together(config, cards):

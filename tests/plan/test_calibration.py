@@ -32,7 +32,7 @@ def test_the_upper_ends_are_an_experts_for_what_is_assumed_and_leave_alone_what_
 def test_what_was_measured_on_this_card_is_said_apart_from_what_was_not():
     assert ASSUMED.said(here=True) == [] and len(ASSUMED.said(here=False)) == len(calibration.WORDS)
     known = replace(ASSUMED, context=SEEN, bus=Value(20e9, True, "this card", here=True))
-    assert known.said(here=True) == ["context", "the bus"]
+    assert known.said(here=True) == ["context 0.50 GiB", "the bus 20.0 GB/s"]
     assert "workspaces" in known.said(here=False) and "the bus" not in known.said(here=False)
 
 

@@ -1,5 +1,6 @@
 """What a plan is made for: a card that is here is asked, one that is named is believed, and what is neither is said."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,8 @@ from trainer.errors import ConfigError
 from trainer.machine import convolutions
 from trainer.models import family
 from trainer.plan import calibration, cards
-from trainer.plan.calibration import GIB
+from trainer.plan.calibration import ASSUMED, GIB, MIB
+from trainer.plan.here import learned
 from trainer.plan.inputs import Machine, assumptions, at_hand, budget_bytes, convolved, smallest, unlike
 from trainer.settings import overlay
 
@@ -113,6 +115,7 @@ def driver(monkeypatch):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: {1: (7 * GIB, 8 * GIB)}[index])
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda index: {1: 0}[index])
         monkeypatch.setattr(choice, "trial", lambda index: {1: ""}[index])
+        monkeypatch.setattr(learned, "learn", lambda config, facts, device, dtype: {CARD: ASSUMED}[device])
 
     return put
 
@@ -149,6 +152,42 @@ def test_fp16_that_was_asked_for_and_gives_no_numbers_is_refused(driver, monkeyp
     with pytest.raises(ConfigError) as refused:
         at_hand(overlay.load({"train.mixed_precision": "fp16"}), CARD, family("sd1").public())
     assert "GTX 1660" in refused.value.what and "--mixed_precision" in refused.value.fix
+
+
+def test_a_card_that_was_measured_is_planned_with_its_own_numbers_and_the_plan_says_which(driver, monkeypatch):
+    driver("NVIDIA GeForce RTX 6060", (12, 0))
+    asked = []
+    seen = replace(
+        ASSUMED,
+        context=calibration.Value(CONTEXT + 100 * MIB, True, "", here=True),
+        flops=calibration.Value(50e12, True, "", here=True),
+        date="27 November 2026",
+    )
+    monkeypatch.setattr(learned, "learn", lambda config, facts, device, dtype: asked.append((device, dtype)) or seen)
+    config, facts = overlay.load({"preset": "8gb"}), family("sd1").public()
+    machine = at_hand(config, CARD, facts)
+    assert asked == [(CARD, torch.bfloat16)] and machine.constants == seen
+    assert machine.free_vram_bytes == 7 * GIB + CONTEXT + 100 * MIB, "which this process holds already"
+    said = " ".join(assumptions(config, machine, machine.computes))
+    assert "Measured on this card (27 November 2026): context 0.52 GiB, arithmetic 50 TFLOP/s." in said
+    assert "Assumed: workspaces, the allocator's share, the bus" in said
+    assert "is estimated" not in said, "its speed was measured"
+    config.run.card = "RTX 3060"
+    assert at_hand(config, CARD, facts).constants == ASSUMED, "another card than the one that is here"
+
+
+def test_a_card_that_cannot_be_measured_is_planned_as_before_and_that_is_said(driver, monkeypatch):
+    def refuse(*words):
+        raise ConfigError("cuda:1 could not be measured: it took more than 120 s", "wait")
+
+    driver("NVIDIA GeForce RTX 6060", (12, 0))
+    monkeypatch.setattr(learned, "learn", refuse)
+    config = overlay.load({"preset": "8gb"})
+    machine = at_hand(config, CARD, family("sd1").public())
+    assert machine.constants == ASSUMED
+    assert "is assumed: cuda:1 could not be measured: it took more than 120 s." in " ".join(
+        assumptions(config, machine, machine.computes)
+    )
 
 
 def test_cards_of_different_size_are_planned_for_as_the_least_of_all_and_that_is_said():

@@ -6,6 +6,7 @@ import importlib
 import os
 import platform
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -105,6 +106,25 @@ def _one_card(index: int, which: str) -> Iterator[Line]:
         yield Line(f"other programs{which}", "off", held, "close them, or choose a smaller --vram_gb")
     bf16 = major >= 8
     yield Line(f"bf16{which}", "ok" if bf16 else "off", "works" if bf16 else "not on this card: fp16 is used")
+    yield _learned(torch.device("cuda", index), which)
+
+
+def _learned(device: Any, which: str) -> Line:
+    """What plans know of a card, and how old that is."""
+    from trainer.plan.here import learned
+
+    if (found := learned.latest(device)) is None:
+        return Line(f"measured{which}", "off", "nothing yet: the first plan or run takes some seconds for that")
+    constants, made = found
+    return Line(f"measured{which}", "ok", f"{age(time.time() - made)} ago: {', '.join(constants.said(here=True))}")
+
+
+def age(seconds: float) -> str:
+    """In the largest unit of which there are two."""
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{int(seconds // size)} {unit}"
+    return f"{int(seconds)} seconds"
 
 
 def _together(cards: list[Any]) -> Line:

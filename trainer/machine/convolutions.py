@@ -9,6 +9,7 @@ finite numbers the card has to compute in fp32.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,6 +46,17 @@ def finite(shape: Shape, dtype: torch.dtype, device: torch.device) -> bool:
     out = torch.nn.functional.conv2d(hidden, weight, padding=1)
     pull = torch.full_like(out, 1 / out[0, 0].numel() ** 0.5)
     return all(bool(x.isfinite().all()) for x in (out, *torch.autograd.grad(out, (hidden, weight), pull)))
+
+
+@contextmanager
+def searching(on: bool = True) -> Iterator[None]:
+    """Inside, where it is `on`, cuDNN times its algorithms on each new shape and takes the fastest (its benchmark mode)."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = on or before
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def trial(

@@ -7,7 +7,7 @@ with card, driver, torch version and date in its `source`, and `measured=True`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 
 GIB = 1 << 30
@@ -88,6 +88,8 @@ class Constants:
     duplex: Value = DUPLEX_SHARE
     flops: Value | None = None
     bus: Value | None = None
+    searches: bool = False  # whether cuDNN's search for faster algorithms pays, in memory that is planned
+    date: str = ""  # when it was measured
 
     def overhead(self, tensor_bytes: int) -> dict[str, int]:
         """Kind -> bytes beside `tensor_bytes` of live tensors, for a process that has a CUDA context."""
@@ -115,12 +117,14 @@ class Constants:
 
     def values(self) -> dict[str, Value]:
         found = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in found.items() if value is not None}
+        return {name: value for name, value in found.items() if isinstance(value, Value)}
 
     def said(self, here: bool) -> list[str]:
-        """In words: what was measured on this card, or what was not."""
-        known = {name for name, value in self.values().items() if value.here}
-        return [words for name, words in WORDS.items() if (name in known) is here]
+        """In words: what was measured on this card, with its number, or what was not."""
+        known = {name: value.amount for name, value in self.values().items() if value.here}
+        if not here:
+            return [words for name, words in WORDS.items() if name not in known]
+        return [f"{WORDS[name]} {SHOWN[name](amount)}" for name, amount in known.items()]
 
 
 WORDS = {
@@ -131,6 +135,15 @@ WORDS = {
     "bus": "the bus",
     "duplex": "both ways of it at once",
     "launch": "the host's time for an operator",
+}
+SHOWN: dict[str, Callable[[float], str]] = {
+    "context": lambda amount: gib(amount),
+    "workspaces": lambda amount: gib(amount),
+    "allocator": lambda amount: f"{100 * amount:.0f} %",
+    "flops": lambda amount: f"{amount / 1e12:.3g} TFLOP/s",
+    "bus": lambda amount: f"{amount / 1e9:.1f} GB/s",
+    "duplex": lambda amount: f"{amount:.2f} of that",
+    "launch": lambda amount: f"{amount * 1e6:.0f} us",
 }
 ASSUMED = Constants()
 
@@ -153,6 +166,8 @@ def worse(found: Sequence[Constants]) -> Constants:
         min((each.duplex for each in found), key=lambda value: value.amount),
         least([each.flops for each in found]),
         least([each.bus for each in found]),
+        all(each.searches for each in found),
+        found[0].date,
     )
 
 

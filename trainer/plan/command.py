@@ -119,7 +119,9 @@ def beside(plan: Plan) -> str:
     unseen = [kind for kind in ("context", "workspaces", "allocator") if not constants.values()[kind].here]
     if not unseen:
         return "context, workspaces and the allocator's share were measured on this card"
-    words = ", ".join(_amount(kind, upper.values()[kind].amount) for kind in unseen)
+    words = ", ".join(
+        f"{calibration.WORDS[kind]} {calibration.SHOWN[kind](upper.values()[kind].amount)}" for kind in unseen
+    )
     tensors = [p.vram_bytes - sum(p.parts.get(kind, 0) for kind in constants.overhead(0)) for p in plan.phases]
     most = max(map(upper.process, tensors))
     return (
@@ -127,11 +129,6 @@ def beside(plan: Plan) -> str:
         f"{'are' if len(unseen) > 1 else 'is'} assumed, not measured on this card (trainer/plan/calibration.py); "
         f"at the upper ends of what they may be ({words}) the plan takes {gib(most)}"
     )
-
-
-def _amount(kind: str, amount: float) -> str:
-    size = f"{100 * amount:.0f} %" if kind == "allocator" else gib(amount)
-    return f"{calibration.WORDS[kind]} {size}"
 
 
 def _on_one(config: Config) -> Config:

@@ -16,8 +16,9 @@ from trainer.errors import ConfigError
 from trainer.kernels import choice
 from trainer.machine import convolutions
 from trainer.models import Facts
-from trainer.plan import calibration, cards
+from trainer.plan import calibration, cards, solver
 from trainer.plan.calibration import ASSUMED, Constants, gib
+from trainer.plan.here import learned
 from trainer.settings.config import Config
 from trainer.settings.effect import prior_is_on
 
@@ -26,7 +27,7 @@ from trainer.settings.effect import prior_is_on
 class Machine:
     """What a plan is made for. card: named, or found; None where its rates are unknown. Bytes: None where nobody knows.
     Of the card that is here - capability: its own word for what it can; no_kernels: why Triton builds none for it, empty where
-    it does; convolutions: how those in fp16 come out right, where fp16 is what it would compute in."""
+    it does; convolutions: how those in fp16 come out right, where fp16 is what it would compute in; constants: as measured."""
 
     kind: str = "cuda"  # or "cpu"
     card: cards.Card | None = None
@@ -37,6 +38,7 @@ class Machine:
     no_kernels: str = ""
     convolutions: convolutions.Way = "plain"
     constants: Constants = ASSUMED
+    unmeasured: str = ""  # why the card that is here could not be measured
 
     @property
     def bf16(self) -> bool:
@@ -69,16 +71,36 @@ def at_hand(config: Config, device: torch.device, facts: Facts | None = None) ->
     found = look(index)
     card = card or cards.match(found.name) or cards.estimated(found)
     made = Machine("cuda", card, min(free + mine, total), ram, total, found.capability, choice.trial(index))
-    asked = config.train.mixed_precision
-    if facts is None or asked in ("no", "bf16") or (made.bf16 and asked != "fp16"):
+    if facts is None:
         return made
-    way = convolutions.trial([*convolved(config, facts)], torch.device("cuda", index))
+    made = _convolving(config, facts, made, found.name, torch.device("cuda", index))
+    return made if config.run.card else _learned(config, facts, made, torch.device("cuda", index))
+
+
+def _convolving(config: Config, facts: Facts, made: Machine, name: str, device: torch.device) -> Machine:
+    """With the way in which convolutions in fp16 come out right, where fp16 is what the run would compute in."""
+    asked = config.train.mixed_precision
+    if asked in ("no", "bf16") or (made.bf16 and asked != "fp16"):
+        return made
+    way = convolutions.trial([*convolved(config, facts)], device)
     if way == "none" and asked == "fp16":
         raise ConfigError(
-            f"Convolutions on this {found.name} give no numbers in fp16 (NaN), whatever algorithm cuDNN takes.",
+            f"Convolutions on this {name} give no numbers in fp16 (NaN), whatever algorithm cuDNN takes.",
             "Leave out --mixed_precision: the run then computes in fp32. A newer driver and torch may help.",
         )
     return replace(made, convolutions=way)
+
+
+def _learned(config: Config, facts: Facts, made: Machine, device: torch.device) -> Machine:
+    """With what the card says of itself when it is tried; with assumptions where that does not come off."""
+    computes = solver.base(config, made.kind, made.computes).math
+    try:
+        known = learned.learn(config, facts, device, computes)
+    except (ConfigError, RuntimeError) as refusal:
+        return replace(made, unmeasured=next(iter(str(refusal).splitlines()), type(refusal).__name__))
+    more = int(known.context.amount) - int(ASSUMED.context.amount)  # of what this process holds already
+    assert made.free_vram_bytes is not None and made.total_vram_bytes is not None, "the card is here"
+    return replace(made, constants=known, free_vram_bytes=min(made.free_vram_bytes + more, made.total_vram_bytes))
 
 
 def smallest(machines: Sequence[Machine]) -> Machine:
@@ -95,6 +117,7 @@ def smallest(machines: Sequence[Machine]) -> Machine:
         no_kernels=next((m.no_kernels for m in machines if m.no_kernels), ""),
         convolutions=min((m.convolutions for m in machines), key=ways.index),
         constants=calibration.worse([m.constants for m in machines]),
+        unmeasured=next((m.unmeasured for m in machines if m.unmeasured), ""),
     )
 
 
@@ -173,6 +196,11 @@ def assumptions(config: Config, machine: Machine, computes: torch.dtype) -> tupl
         found.append(
             f"Planned for {gib(budget)} instead of {asked:g} GiB, because only {gib(free)} are free on the card{of}."
         )
-    if machine.card is not None and machine.card.source.startswith("estimated"):
+    if known := machine.constants.said(here=True):
+        others = ", ".join(machine.constants.said(here=False))
+        found.append(f"Measured on this card ({machine.constants.date}): {', '.join(known)}. Assumed: {others}.")
+    if machine.unmeasured:
+        found.append(f"What context, bus and arithmetic take is assumed: {machine.unmeasured.rstrip('.')}.")
+    if machine.card is not None and machine.constants.flops is None and machine.card.source.startswith("estimated"):
         found.append(f"The speed of {machine.card.name} is {machine.card.source}.")
     return tuple(found)

@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainer import memory
 from trainer.data.batches import MicroBatch
@@ -105,6 +105,21 @@ def batch(parts: Parts, shapes: Shapes, text: bool) -> MicroBatch:
     target = torch.empty(values["sample"].shape, device="meta")
     mask = torch.empty_like(target[:, :1]) if shapes.masked else None
     return MicroBatch(values, target, torch.empty(shapes.rows, device="meta"), mask, shapes.instances, ())
+
+
+def filled(made: MicroBatch, device: torch.device) -> MicroBatch:
+    """A micro-batch of zeros in the shapes of `made`, on a real device; prompts are as long as they can be."""
+
+    def real(tensor: Tensor) -> Tensor:
+        return torch.full(tensor.shape, tensor.dtype == torch.bool, dtype=tensor.dtype, device=device)
+
+    return replace(
+        made,
+        values={name: real(value) for name, value in made.values.items()},
+        target=real(made.target),
+        weights=real(made.weights),
+        mask=None if made.mask is None else real(made.mask),
+    )
 
 
 def _keep(tracker: Tracker, made: Engine) -> None:

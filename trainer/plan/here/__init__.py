@@ -1,0 +1,1 @@
+"""The machine that a plan is for, as far as it was measured and not assumed."""
