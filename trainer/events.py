@@ -158,7 +158,7 @@ class CheckpointSaved(Event):
     path: str
     size_bytes: int
     seconds: float
-    kind: str = "interval"  # "interval" | "last" | "best" | "asked"
+    kind: str = "interval"  # "interval" | "last" | "best" | "asked" | "moved"
 
 
 @dataclass(frozen=True)

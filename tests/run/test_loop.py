@@ -19,11 +19,18 @@ def no_preview(step):
     yield Notice(f"preview after step {step}")
 
 
-def ran(trained, habits=None, preview=no_preview, controls=None, during=lambda event: None, drawn=()):
+def holds():
+    return ""
+    yield
+
+
+def ran(trained, habits=None, preview=no_preview, controls=None, during=lambda event: None, drawn=(), outgrown=holds):
     """(events, why it ended early). drawn: the steps whose previews are there"""
     habits = habits or Habits()
     save = lambda kind: saving.save(trained, kind, habits)  # noqa: E731
-    steps = loop.run(trained, habits, controls or Controls(), save, preview, drawn=lambda step: step in drawn)
+    steps = loop.run(
+        trained, habits, controls or Controls(), save, preview, drawn=lambda step: step in drawn, outgrown=outgrown
+    )
     found = []
     while True:
         try:
@@ -39,6 +46,22 @@ def test_all_steps_are_taken_and_habits_kept_but_not_after_the_last(trained):
     assert [event.step for event in of(Step, found)] == [1, 2, 3, 4]
     assert [(event.step, event.kind) for event in of(CheckpointSaved, found)] == [(2, "interval")]
     assert [event.text for event in of(Notice, found)] == ["preview after step 2"]
+
+
+def test_a_plan_is_looked_at_behind_everything_else_of_a_step_and_never_behind_the_last(trained):
+    asked = []
+
+    def outgrown():
+        asked.append(trained.step)
+        yield Notice("looked")
+        return "too large" if trained.step == 3 else ""
+
+    found, stopped = ran(trained, Habits(save_every=3), outgrown=outgrown)
+    assert stopped == "too large" and asked == [1, 2, 3] and trained.step == 3
+    assert [event.step for event in of(Step, found)] == [1, 2, 3]
+    assert [type(event).__name__ for event in found][-3:] == ["Step", "CheckpointSaved", "Notice"]
+    _, stopped = ran(trained)
+    assert stopped == "" and trained.step == 4 and asked == [1, 2, 3]
 
 
 def test_losses_are_read_one_step_late_but_before_their_step_is_saved(trained):

@@ -9,7 +9,18 @@ from collections.abc import Iterator
 import torch
 
 from trainer.errors import ConfigError, Diverged
-from trainer.events import CheckpointSaved, Controls, Event, Finished, Notice, PhaseEnded, Stage, Step, watched
+from trainer.events import (
+    CheckpointSaved,
+    Controls,
+    Event,
+    Finished,
+    Notice,
+    PhaseEnded,
+    PlanReady,
+    Stage,
+    Step,
+    watched,
+)
 from trainer.files import disk
 from trainer.plan import measured
 from trainer.run.prepare import Run
@@ -58,6 +69,8 @@ class Ending:
     def _see(self, event: Event) -> None:
         if isinstance(event, (Step, CheckpointSaved)):  # a run resumed at its end takes no step
             self.step = event.step
+        if isinstance(event, PlanReady):
+            self.peaks.pop("train", None)  # of a plan that did not hold
         if isinstance(event, PhaseEnded):
             self.peaks[event.phase] = max(self.peaks.get(event.phase, 0), event.vram_peak_bytes)
 

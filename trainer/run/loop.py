@@ -23,10 +23,11 @@ def run(
     save: Callable[[str], Iterator[Event]],
     preview: Callable[[int], Iterator[Event]],
     drawn: Callable[[int], bool],
+    outgrown: Callable[[], Stage[str]],
 ) -> Stage[str]:
     """Train until all steps are taken or somebody asks to stop; on the way `save(kind)` and `preview(step)`, as the habits
-    are, and the guard's readings. `drawn(step)` says whether the previews of a step are all there. Returns why training
-    ended early, or nothing."""
+    are, and the guard's readings. `drawn(step)` says whether the previews of a step are all there, `outgrown()` whether
+    training is to go on by another plan. Returns why it ended early, or nothing."""
     guard, late, stopped = trained.guard, Late(trained.total, trained.engine.device), ""
     team = trained.engine.team  # what one process is asked, all do; what people look at, the first one makes
 
@@ -71,6 +72,8 @@ def run(
             pause, leave = team.any(controls.pause, controls.quit)
         if leave:
             stopped = "asked to stop"
+        if not stopped and trained.step < trained.total:
+            stopped = yield from outgrown()
     yield from late.settle()
     return stopped
 

@@ -19,7 +19,7 @@ from trainer.errors import ConfigError
 from trainer.events import Notice
 from trainer.guard import held
 from trainer.machine.team import Team, join
-from trainer.models import adapters
+from trainer.models import Facts, adapters
 from trainer.out import checkpoint
 from trainer.plan import inputs, planner
 from trainer.plan.plan import Plan
@@ -32,9 +32,19 @@ from trainer.settings.effect import prior_is_on
 from trainer.step import optim
 
 
+@dataclass(frozen=True)
+class Basis:
+    """What a plan is made of, before it settles what nobody had chosen."""
+
+    config: Config
+    facts: Facts
+    machine: inputs.Machine
+
+
 @dataclass
 class Run:
-    """What every stage is handed, whole. Of it `plan` alone changes, which a probe corrects by measuring; notices are added."""
+    """What every stage is handed, whole. Of it change `plan`, which measuring corrects, and where one is found too large,
+    once, the settings that follow from it and the checkpoint to go on from; notices are added."""
 
     config: Config
     photos: PhotoSet
@@ -44,6 +54,9 @@ class Run:
     folder: Path
     team: Team
     resume: Path | None  # the checkpoint to go on from
+    basis: Basis
+    outgrown: bool = False  # whether this plan is the second one, because the first did not hold
+    carried: Path | None = None  # the checkpoint that was written for going over to it
     notices: list[Notice] = field(default_factory=list)
 
     @property
@@ -101,11 +114,10 @@ def prepare(config: Config) -> Run:
     if resume is not None:
         settle.as_begun(config, checkpoint.says(resume))
     machines = team.gather(inputs.at_hand(config, device, facts))
-    plan = planner.plan(config, facts, device, inputs.smallest(machines))
+    basis = Basis(config.model_copy(deep=True), facts, inputs.smallest(machines))
+    plan = planner.plan(config, facts, device, basis.machine)
     memory.check(plan.policy)
-    for key, value in plan.settings.items():
-        if "." in key and value is not None and not config.chosen(key) and config.value(key) != value:
-            config.settle(key, value, overlay.PLANNER)
+    obey(config, plan)
     notices = [Notice(text, level="warning") for text in (*mended, *odd, *photos.problems)]
     notices += [Notice(text) for text in photos.advice]
     if differ := inputs.unlike(machines):
@@ -120,7 +132,14 @@ def prepare(config: Config) -> Run:
                               "towards the base model; weight decay is off."))  # fmt: skip
     if spared is not None:
         notices.append(Notice(held.said(spared)))
-    return Run(config, photos, spared, plan, device, folder, team, resume, notices)
+    return Run(config, photos, spared, plan, device, folder, team, resume, basis, notices=notices)
+
+
+def obey(config: Config, plan: Plan) -> None:
+    """What nobody chose is as the plan has it."""
+    for key, value in plan.settings.items():
+        if "." in key and value is not None and not config.chosen(key) and config.value(key) != value:
+            config.settle(key, value, overlay.PLANNER)
 
 
 def _libraries(config: Config) -> None:

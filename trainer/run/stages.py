@@ -32,8 +32,10 @@ from trainer.models import Parts
 from trainer.out import as_diffusers, by_name, export, inversion
 from trainer.out.metadata import metadata
 from trainer.out.strength import Between
-from trainer.run import assemble, limit, loop, probe, resuming, saving
+from trainer.plan.plan import Plan
+from trainer.run import assemble, limit, loop, resuming, saving
 from trainer.run.ending import Ending, Quit
+from trainer.run.measured import again, probe
 from trainer.run.prepare import Run, prepare
 from trainer.run.trained import Trained
 from trainer.settings import overlay
@@ -78,7 +80,17 @@ def announce(run: Run) -> Iterator[Event]:
 
 
 def work(run: Run, controls: Controls) -> Stage[str]:
-    """Everything that takes time. Returns why training ended early, or nothing."""
+    """Everything that takes time; once more by another plan, where the first does not hold. Returns why training ended early,
+    or nothing."""
+    stopped, plan = yield from attempt(run, controls)
+    if plan is not None:
+        yield from again.go_on(run, plan)
+        stopped, _ = yield from attempt(run, controls)
+    return stopped
+
+
+def attempt(run: Run, controls: Controls) -> Stage[tuple[str, Plan | None]]:
+    """All of a run by one plan. Returns why training ended early, or nothing, and the plan that it is to go on with."""
 
     def unless_asked_to_quit(event: Event) -> None:
         """Until there is something to save; finished class images and caches stay for the next time."""
@@ -86,21 +98,24 @@ def work(run: Run, controls: Controls) -> Stage[str]:
             raise Quit
 
     trained, painter = yield from watched(get_ready(run), unless_asked_to_quit)
-    if run.config.run.probe:
+    if run.config.run.probe and not run.outgrown:
         yield from probe.measure(run, trained, painter)
     if trained.guard is not None:
         trained.guard.controls = controls
     if run.resume:
         yield from saving.resume(trained, run.resume)
+        again.arrived(run, trained)
     elif trained.guard is not None:
         yield from trained.guard.begin()
     # asked in the middle of reading the base model, there is nothing yet that later readings could be compared with
     if run.team.any(controls.quit)[0]:
         raise Quit
     run.team.wait()
-    stopped = yield from train(run, trained, painter, controls)
-    yield from trained.first(finish(run, trained, painter, controls))
-    return stopped
+    watch = again.Watch(run, trained)
+    stopped = yield from train(run, trained, painter, controls, watch)
+    if watch.plan is None:
+        yield from trained.first(finish(run, trained, painter, controls))
+    return stopped, watch.plan
 
 
 def finish(run: Run, trained: Trained, painter: Painter, controls: Controls) -> Stage[None]:
@@ -122,8 +137,9 @@ def get_ready(run: Run) -> Stage[tuple[Trained, Painter]]:
     return (yield from assemble.trained(run, painter, cached, keep))
 
 
-def train(run: Run, trained: Trained, painter: Painter, controls: Controls) -> Stage[str]:
-    """All steps, or until somebody or the guard ends it early; then says why."""
+def train(run: Run, trained: Trained, painter: Painter, controls: Controls, watch: again.Watch) -> Stage[str]:
+    """All steps, or until somebody, the guard or `watch` ends it early; then says why."""
+    memory.allocator.release()  # what was cached before is none of a step's
     phase, spills = Phase("train", run.device), limit.Spills(run.device)
     yield phase.start(trained.total, f"{trained.total} steps")
     first, begun, images = trained.step, time.perf_counter(), 0
@@ -140,8 +156,15 @@ def train(run: Run, trained: Trained, painter: Painter, controls: Controls) -> S
         save=lambda kind: keep(run, trained, painter.parts, kind),
         preview=lambda step: draw(run, painter, step),
         drawn=lambda step: drawn(_shown(run), run.folder / "samples", step),
+        outgrown=watch,
     )
-    stopped = yield from watched(steps, see)
+    try:
+        stopped = yield from watched(steps, see)
+        if watch.plan is not None:
+            yield from trained.first(saving.save(trained, "moved", run.habits))
+            again.put_down(run, trained)
+    except torch.OutOfMemoryError as failure:
+        stopped = yield from watch.broke_off(failure)
     seconds = time.perf_counter() - begun
     detail = f"{trained.step - first} steps, {images / max(seconds, 1e-9):.2f} images a second"
     yield phase.end(detail + (f"; stopped: {stopped}" if stopped else ""))

@@ -5,7 +5,7 @@ import torch
 from tiny_run import prepared
 
 from trainer.events import outcome
-from trainer.run.probe import probes
+from trainer.run.measured.probe import probes
 from trainer.run.stages import get_ready
 
 
