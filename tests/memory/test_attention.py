@@ -8,6 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer.errors import ConfigError
+from trainer.machine import attending
 from trainer.memory import attention, recompute_kernels
 from trainer.models import STABLE, family
 from trainer.policy import Policy
@@ -196,6 +197,57 @@ def test_xformers_is_refused_with_a_fix_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "xformers", None)
     with pytest.raises(ConfigError, match=r"pip install .* xformers"):
         attention.resolve("xformers")
+
+
+SHAPE = attention.Shape(1, 2, 64, 77, 16)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def order():
+    before = torch._C._get_sdp_priority_order()
+    yield lambda: [SDPBackend(kernel) for kernel in torch._C._get_sdp_priority_order()]
+    torch._C._set_sdp_priority_order(before)
+
+
+def test_where_only_one_kernel_takes_a_call_nothing_is_chosen(order):
+    """As on every CPU."""
+    before = order()
+    assert attention.choose(SHAPE, torch.float32, CPU) == (attention.ORDER, "")
+    assert attention.settle([SHAPE], torch.float32, CPU) == attention.verify([SHAPE], torch.float32, CPU)
+    assert attention.settle([], torch.float32, CPU) == [] and order() == before
+
+
+@pytest.fixture
+def cudnn_wins(monkeypatch):
+    flash, cudnn = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION)
+    seen = [attending.Timed(flash, 3e-3, 9, 9), attending.Timed(cudnn, 2e-3, 9, 9)]
+    monkeypatch.setattr(attending, "timed", lambda size, dtype, meter, kernels: seen)
+
+
+def test_the_fastest_kernel_comes_first_for_the_whole_run_and_that_is_said(order, cudnn_wins):
+    said = attention.settle([SHAPE], torch.float32, CPU)
+    assert said[-1].startswith("attention: cuDNN comes first, 1.50 times as fast here as flash for 64 x 77 tokens")
+    assert order()[:2] == [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION] and order()[3] == SDPBackend.MATH
+
+
+def test_a_fast_kernel_that_is_wrong_is_left_alone(order, cudnn_wins, monkeypatch):
+    orders, verify = [], attention.verify
+
+    def wrong(kinds, dtype, device, name="sdpa", order=attention.ORDER):
+        orders.append(order[0])
+        if order[0] == SDPBackend.CUDNN_ATTENTION:
+            raise ConfigError("the cuDNN attention kernel is wrong", "another version")
+        return verify(kinds, dtype, device, name)
+
+    before = order()
+    monkeypatch.setattr(attention, "verify", wrong)
+    assert len(attention.settle([SHAPE], torch.float32, CPU)) == 1 and order() == before
+    assert orders == [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
+
+
+def test_who_asked_for_another_attention_gets_it(order, cudnn_wins):
+    assert len(attention.settle([SHAPE], torch.float32, CPU, "math")) == 1 and order()[0] != SDPBackend.CUDNN_ATTENTION
 
 
 def test_forbidding_math_is_undone_completely():

@@ -176,6 +176,14 @@ def test_a_card_that_was_measured_is_planned_with_its_own_numbers_and_the_plan_s
     assert at_hand(config, CARD, facts).constants == ASSUMED, "another card than the one that is here"
 
 
+def test_a_search_for_algorithms_is_said_where_shapes_stay_the_same():
+    machine = Machine("cuda", cards.find("RTX 3060"), constants=replace(ASSUMED, searches=True), capability=(8, 6))
+    config = overlay.load({"preset": "8gb", "data.buckets": False})
+    assert "cuDNN searches" in " ".join(assumptions(config, machine, torch.bfloat16))
+    config.data.buckets = True
+    assert "cuDNN searches" not in " ".join(assumptions(config, machine, torch.bfloat16))
+
+
 def test_a_card_that_cannot_be_measured_is_planned_as_before_and_that_is_said(driver, monkeypatch):
     def refuse(*words):
         raise ConfigError("cuda:1 could not be measured: it took more than 120 s", "wait")

@@ -1,6 +1,7 @@
 """The loop: what happens when, and why it ends."""
 
 import pytest
+import torch
 from tiny_run import of, prepared
 
 from trainer.events import CheckpointSaved, Controls, Notice, Step, outcome
@@ -62,6 +63,20 @@ def test_a_plan_is_looked_at_behind_everything_else_of_a_step_and_never_behind_t
     assert [type(event).__name__ for event in found][-3:] == ["Step", "CheckpointSaved", "Notice"]
     _, stopped = ran(trained)
     assert stopped == "" and trained.step == 4 and asked == [1, 2, 3]
+
+
+@pytest.mark.parametrize("searches", [True, False])
+def test_cudnn_searches_in_steps_alone_and_only_where_that_pays(trained, searches):
+    seen, trained.searches = [], searches
+    watching = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda module, given: seen.append(torch.backends.cudnn.benchmark)
+    )
+    try:
+        _, stopped = ran(trained, during=lambda event: seen.append(None if torch.backends.cudnn.benchmark else event))
+    finally:
+        watching.remove()
+    flags = {flag for flag in seen if isinstance(flag, bool)}
+    assert stopped == "" and flags == {searches} and None not in seen
 
 
 def test_losses_are_read_one_step_late_but_before_their_step_is_saved(trained):

@@ -108,6 +108,10 @@ class Meter:
         free, _ = torch.cuda.mem_get_info(self.device)
         return max(self.before - free - torch.cuda.memory_reserved(self.device), 0)
 
+    def held(self) -> int:
+        """Bytes that torch has handed out."""
+        return torch.cuda.memory_allocated(self.device) if self.card else 0
+
     def most(self, act: Callable[[], object]) -> int:
         """Bytes that torch handed out for `act`, at its worst moment."""
         if not self.card:

@@ -5,8 +5,9 @@ silently whenever no fused kernel accepts the inputs. So the kernels to choose f
 math, and before training `verify` compares the chosen one with math on the run's real shapes, gradients included.
 
 Saves: SD 1.5 512 px pair 5470 -> 2182 MiB of activations and gradients (computed).
-Costs: nothing; it is also faster. Combines with everything. attention = math is for comparisons.
-Exact: within rounding of the dtype (the order of sums differs); gradients of flash are not deterministic on CUDA.
+Costs: nothing; it is also faster. Combines with everything. attention = math is for comparisons. With auto the kernels are
+timed on a card for the run's largest shape, and the fastest of those that keep no more than the plan counts comes first.
+Exact: within rounding of the dtype (the order of sums differs); gradients of none of them are deterministic on CUDA.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from trainer.errors import ConfigError
-from trainer.machine import libraries
+from trainer.machine import attending, libraries
+from trainer.machine.probe import Meter
 from trainer.policy import Policy
 from trainer.settings.config import Memory
 
@@ -167,8 +169,42 @@ def shapes(denoiser: nn.Module, batch: int, height: int, width: int, text_tokens
     return sorted(found, key=lambda s: -s.batch * s.heads * s.queries * s.keys)
 
 
+def choose(shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[list[SDPBackend], str]:
+    """The order in which kernels are taken for a run whose largest call is `shape`, and in words why it is not ORDER."""
+    size = (shape.batch, shape.heads, shape.queries, shape.keys, shape.head_dim)
+    found = [*attending.timed(size, dtype, Meter(device), ORDER)]
+    best = attending.fastest(found)
+    if best is None:
+        return ORDER, ""
+    times = found[0].seconds / best.seconds
+    words = f"attention: {NAMES[best.kernel]} comes first, {times:.2f} times as fast here as {NAMES[found[0].kernel]} for {shape}"
+    return [best.kernel, *(kernel for kernel in ORDER if kernel != best.kernel)], words
+
+
+def prefer(order: list[SDPBackend]) -> None:
+    """From now on kernels are taken in this order, by all SDPA calls of the process."""
+    torch._C._set_sdp_priority_order([kernel.value for kernel in (*order, SDPBackend.MATH)])
+
+
+def settle(kinds: list[Shape], dtype: torch.dtype, device: torch.device, attention: str = "sdpa") -> list[str]:
+    """As `verify`, largest first, but the fastest kernel comes first from now on, where it is right as well."""
+    order, why = choose(kinds[0], dtype, device) if kinds and attention == "sdpa" else (ORDER, "")
+    if not why:
+        return verify(kinds, dtype, device, attention)
+    try:
+        facts = verify(kinds, dtype, device, attention, order)
+    except ConfigError:  # fast and wrong
+        return verify(kinds, dtype, device, attention)
+    prefer(order)
+    return [*facts, why]
+
+
 def verify(
-    kinds: Iterable[Shape], dtype: torch.dtype, device: torch.device | str, attention: str = "sdpa"
+    kinds: Iterable[Shape],
+    dtype: torch.dtype,
+    device: torch.device | str,
+    attention: str = "sdpa",
+    order: list[SDPBackend] = ORDER,
 ) -> list[str]:
     """Run the chosen kernel on real shapes, both ways, and compare one head with math in fp32, for SAMPLE of its queries:
     all scores of SD 2 at 768 px would be 340 MB a tensor, beside a budget. -> facts for the log.
@@ -178,7 +214,7 @@ def verify(
     attention, device, facts = resolve(attention), torch.device(device), []
     if device.type == "meta":
         return facts
-    restore_flags = _forbid_math() if attention == "sdpa" and device.type == "cuda" else None
+    restore_flags = _forbid_math(order) if attention == "sdpa" and device.type == "cuda" else None
     try:
         for shape in kinds:
             facts.append(_verify_one(shape, dtype, device, attention))
@@ -234,8 +270,8 @@ def _verify_one(shape: Shape, dtype: torch.dtype, device: torch.device, attentio
     return f"attention {shape}: {kernel}, within {worst:.1e} of math in fp32, gradients included"
 
 
-def _forbid_math() -> Callable[[], None]:
-    """Fused kernels only, in ORDER, for all SDPA calls of the process. Returns the undo."""
+def _forbid_math(order: list[SDPBackend] = ORDER) -> Callable[[], None]:
+    """Fused kernels only, in this order, for all SDPA calls of the process. Returns the undo."""
     flags = torch.backends.cuda
     switches = {
         flags.enable_math_sdp: flags.math_sdp_enabled(),
@@ -243,15 +279,15 @@ def _forbid_math() -> Callable[[], None]:
         flags.enable_mem_efficient_sdp: flags.mem_efficient_sdp_enabled(),
         flags.enable_cudnn_sdp: flags.cudnn_sdp_enabled(),
     }
-    order = torch._C._get_sdp_priority_order()
+    before = torch._C._get_sdp_priority_order()
     for switch in switches:
         switch(switch is not flags.enable_math_sdp)
-    torch._C._set_sdp_priority_order([kernel.value for kernel in (*ORDER, SDPBackend.MATH)])
+    prefer(order)
 
     def undo() -> None:
         for switch, value in switches.items():
             switch(value)
-        torch._C._set_sdp_priority_order(order)
+        torch._C._set_sdp_priority_order(before)
 
     return undo
 

@@ -199,6 +199,9 @@ def assumptions(config: Config, machine: Machine, computes: torch.dtype) -> tupl
     if known := machine.constants.said(here=True):
         others = ", ".join(machine.constants.said(here=False))
         found.append(f"Measured on this card ({machine.constants.date}): {', '.join(known)}. Assumed: {others}.")
+    if machine.constants.searches and not config.data.buckets:
+        found.append("cuDNN searches for its fastest algorithms for the convolutions of a step, which pays on this card and takes "
+                     "no more than the workspaces that are planned.")  # fmt: skip
     if machine.unmeasured:
         found.append(f"What context, bus and arithmetic take is assumed: {machine.unmeasured.rstrip('.')}.")
     if machine.card is not None and machine.constants.flops is None and machine.card.source.startswith("estimated"):

@@ -154,6 +154,7 @@ def trained(run: Run, painter: Painter, cached: Cached, keep: Keep) -> Stage[tup
         },
         Average(engine.slices(), train.ema_decay) if train.ema and engine.exchange.keeps else None,
     )
+    made.searches = run.plan.constants.searches and not config.data.buckets  # shapes that stay the same
     made.guard = _guard(run, made, painter, cached) if config.guard.watch and run.team.leads else None
     torch.manual_seed(train.seed)  # what dropout draws from, whatever a judge drew when it was made
     return made, painter
@@ -178,7 +179,8 @@ def _attention(run: Run, parts: Parts, dataset: Dataset) -> Iterator[Event]:
     kinds = {
         kind: None for size in dataset.groups for kind in memory.attention.shapes(parts.denoiser, rows, *size, text)
     }
-    yield Notice("\n".join(memory.attention.verify(kinds, policy.math, run.device, policy.attention)))
+    ready = memory.attention.settle if run.basis.config.memory.attention == "auto" else memory.attention.verify
+    yield Notice("\n".join(ready([*kinds], policy.math, run.device, policy.attention)))
     memory.allocator.release()
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 from trainer.data.batches import share
 from trainer.events import Controls, Event, Notice, Stage, while_wanted
+from trainer.machine import convolutions
 from trainer.run.habits import Habits
 from trainer.run.late import Late, Pending
 from trainer.run.trained import Trained
@@ -86,7 +87,8 @@ def one_step(trained: Trained, late: Late) -> Iterator[Event]:
     drawn, team = trained.batches.step(), trained.engine.team
     micro = [batch.to(trained.engine.device) for batch in share(drawn, team.rank, team.size)]
     loss = trained.objective.of_step(micro, trained.batches.accumulation)
-    result = trained.engine.step([batch.values for batch in micro], loss, rates)
+    with convolutions.searching(trained.searches):
+        result = trained.engine.step([batch.values for batch in micro], loss, rates)
     trained.step += 1
     if trained.engine.replay is not None and (why := trained.engine.replay.news()):
         yield Notice(

@@ -40,6 +40,7 @@ class Trained:
     guard: Guard | None = None
     step: int = 0
     resumed: Path | None = None  # the checkpoint this is equal to, until the next step
+    searches: bool = False  # whether cuDNN looks for its fastest algorithms in a step
 
     def __post_init__(self) -> None:
         self.engine.exchange.offers["average"] = lambda k: self._average.values[self.engine.units[k].name]

@@ -50,6 +50,7 @@ def takes(monkeypatch):
             return again.planned(run.plan) + int(beyond * MIB)
 
         monkeypatch.setattr(again, "taken", taken)
+        monkeypatch.setattr(again, "NOISE", 0)
         return looked
 
     return put
@@ -118,6 +119,7 @@ def test_a_step_that_finds_no_memory_begins_again_by_a_smaller_plan(place, card,
 
     monkeypatch.setattr(again, "taken", taken)
     monkeypatch.setattr(again, "SLACK", 3 * MIB)
+    monkeypatch.setattr(again, "NOISE", 0)
     found = events(place, *MORE, run="no-memory")
     assert of(Finished, found)[0].status == "done"
     assert [step.step for step in of(Step, found)] == [1, 1, 2, 3, 4], "nothing of what broke off is kept"

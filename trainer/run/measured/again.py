@@ -35,19 +35,20 @@ from trainer.settings import overlay
 
 OUTGROWN = "the plan does not hold"  # why training ended, before it goes on by another plan
 STEP = 2  # of a process, behind which it is looked
-SLACK = 64 * MIB  # more than a step that found no memory needs at least: how much more is not known
+NOISE = 64 * MIB  # by which a card's account may be off, as others come and go; a plan's margin is twice that
+SLACK = 2 * NOISE  # more than a step that found no memory needs at least: how much more is not known
 ASKED = re.compile(r"allocate ([\d.]+) (GiB|MiB|KiB|bytes)")
 
 
 def taken(run: Run) -> int:
-    """Bytes that the process has taken of the card at most since its phase began; 0 without a card. What it had when the
-    plan was made and has no more, and torch does not hold, is counted as its own."""
+    """Bytes that the process has of the card; 0 without one. What was free when the plan was made and is not, and torch does
+    not hold, is counted as its own."""
     if run.device.type != "cuda":
         return 0
     reserved, context = torch.cuda.memory_reserved(run.device), run.plan.constants.context.amount
     if (had := run.basis.machine.free_vram_bytes) is not None:
         context = max(context, min(had - torch.cuda.mem_get_info(run.device)[0] - reserved, 2 * GIB))
-    return torch.cuda.max_memory_reserved(run.device) + int(context)
+    return reserved + int(context)
 
 
 class Watch:
@@ -58,6 +59,8 @@ class Watch:
 
     def __call__(self) -> Stage[str]:
         """Why training is to end here, for another plan; empty where the plan holds."""
+        if self.trained.step == self.at - 1:
+            memory.allocator.release()  # what loading and the search for algorithms left, so that one step's own is seen
         if self.trained.step != self.at or self.run.outgrown:
             return ""
         most = max(self.run.team.gather(taken(self.run)))
@@ -75,7 +78,7 @@ class Watch:
 
     def _larger(self, most: int, when: str) -> Stage[str]:
         budget = self.run.plan.budget_bytes
-        if budget is None or most <= budget:
+        if budget is None or most <= budget + NOISE:
             return ""
         yield Notice(
             f"{when} the run takes {gib(most)} of {gib(budget)}, and {gib(planned(self.run.plan))} were planned."
