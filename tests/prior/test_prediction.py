@@ -17,11 +17,13 @@ from trainer.prior import prediction
 FAMILIES = [SD1, SD2, SDXL]
 
 
-def ensure(parts, folder, config=None, draws=6, latents=2, **more):
+def ensure(parts, folder, config=None, draws=6, latents=2, photos=None, **more):
     config = config or settings(folder)
-    texts = finish(encode_prompts(parts, ["a photo of a dog", ""], "cpu"))[1]
+    words = ["a photo of a dog", "a photo of a car", "a photo of a tree", ""]
+    texts = finish(encode_prompts(parts, words, "cpu"))[1]
     painter = Painter(parts, Look((64, 64)), Drawing(**more), torch.device("cpu"), texts)
-    return finish(prediction.ensure(painter, config, folder, draws=draws, latents=latents, sample_steps=2))
+    made = prediction.ensure(painter, config, folder, draws=draws, latents=latents, sample_steps=2, photos=photos)
+    return finish(made)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,7 @@ def test_the_loss_of_the_untouched_model_is_zero_on_them(parts, tmp_path):
     _, made = ensure(parts, tmp_path)
     draws = [made[i] for i in range(len(made))]
     values = {"sample": torch.stack([d.sample for d in draws]), "timestep": torch.stack([d.timestep for d in draws])}
-    values |= parts.family.encode_text(parts, [made.prompt] * len(draws))
+    values |= parts.family.encode_text(parts, [made.prompt(0)] * len(draws))
     with torch.no_grad():
         error = parts.family.denoise(parts, values) - torch.stack([d.target for d in draws])
     assert error.square().mean() < 1e-6
@@ -126,3 +128,35 @@ def test_predictions_made_in_half_precision_leave_the_model_as_it_was(parts, tmp
     before = next(parts.denoiser.parameters()).clone()
     ensure(parts, tmp_path, denoiser_dtype=torch.bfloat16, draws=2, latents=1)
     assert torch.equal(next(parts.denoiser.parameters()), before)
+
+
+def test_others_prompts_share_the_latents_and_bring_their_own_answers(parts, tmp_path):
+    words = tmp_path / "words.txt"
+    words.write_text("a photo of a car\na photo of a tree\n")
+    config = settings(tmp_path, prior__others=0.5, prior__others_prompts=str(words))
+    _, made = ensure(parts, tmp_path, config, draws=8, latents=4)
+    assert made.prompts == ("a photo of a car", "a photo of a dog", "a photo of a tree", "a photo of a dog")
+    for index in (2, 5):
+        draw, prompt = made[index], made.prompt(index)
+        values = parts.family.encode_text(parts, [prompt])
+        values |= {"sample": draw.sample[None], "timestep": draw.timestep[None]}
+        with torch.no_grad():
+            assert torch.allclose(draw.target, parts.family.denoise(parts, values)[0], atol=2e-3, rtol=1e-3)
+    _, plain = ensure(parts, tmp_path, draws=8, latents=4)
+    assert set(plain.prompts) == {"a photo of a dog"}
+    assert torch.equal(plain.latents[1], made.latents[1])  # the class's own are the same beside others
+
+
+def test_with_contrast_latents_of_the_class_are_the_photos_and_nothing_is_drawn_for_them(parts, tmp_path):
+    photos = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    config = settings(tmp_path, prior__contrast=0.5)
+    events, made = ensure(parts, tmp_path, config, draws=4, latents=4, photos=photos)
+    assert torch.equal(made.latents[[0, 2]], photos[:2].half())
+    assert next(event.total for event in events if isinstance(event, PhaseStarted)) == 2 * 2 + 4
+    _, drawn = ensure(parts, tmp_path, draws=4, latents=4)
+    assert torch.equal(drawn.latents[[1, 3]], made.latents[[1, 3]])
+    _, others = ensure(parts, tmp_path, config, draws=4, latents=4, photos=photos + 1)  # another subject
+    assert not torch.equal(others.latents[0], made.latents[0])
+    whole = settings(tmp_path, prior__contrast=1.0)
+    _, none = ensure(parts, tmp_path, whole, draws=4, latents=4, photos=photos)
+    assert torch.equal(none.latents, photos[[0, 1, 2, 0]].half())

@@ -7,8 +7,8 @@ class_images.json in the run's folder has each with its words. The prompts are t
 person's own file; that of the class itself is left out.
 
 Saves: what the class half alone lets go.
-Costs: so many pictures more to draw once, and so much of the class half that no longer holds the class. Not with prior by
-       prediction, which has no pictures.
+Costs: so many pictures more to draw once, and so much of the class half that no longer holds the class. Prior by prediction
+       has so many of its latents of other prompts, and draws no picture more.
 Exact: class images are the same, bit for bit, with and without others beside them.
 """
 

@@ -9,6 +9,11 @@ prior preservation regresses onto the noise of 200 pictures, whose irreducible e
 target is the model's own answer, so its loss starts at zero and only measures drift. All draws are made before
 training and cached: no second model on the card.
 
+With `prior.others` a share of the latents is of other prompts, and the base model's answers to those are kept as well: what
+is neither subject nor class then stays without a picture of it. With `prior.contrast` a share of those of the class are the
+photos themselves, read with the class prompt: one and the same noised photo is then to be the subject under the one prompt and
+what the base model makes of it under the other, so that nothing but the identifier can tell them apart.
+
 Where training rescales the schedule to zero terminal SNR, the untouched model is told the timestep of its own schedule
 that is as noisy; its last one where there is none.
 """
@@ -28,11 +33,12 @@ from trainer.data.photos import class_prompt
 from trainer.draw.painter import Brush, Painter
 from trainer.draw.sampler import Look, noise_of
 from trainer.events import Notice, Stage
-from trainer.files.store import Store, key
+from trainer.files.store import Store, checksum, key
 from trainer.machine.phase import Phase
 from trainer.machine.team import ALONE, Team
 from trainer.objective.loss import Objective
 from trainer.objective.noise import Noise, golden
+from trainer.prior import others
 from trainer.settings.config import Config
 
 LATENTS = 50  # class latents; each is noised many times, and every draw brings new noise and a new target
@@ -52,9 +58,10 @@ class Draw:
 
 @dataclass(frozen=True)
 class Predictions:
-    """latents: (M, C, h, w) fp16, scaled; timesteps: (K,); targets: (K, C, h, w) fp16. Draw k noises latent k mod M."""
+    """latents: (M, C, h, w) fp16, scaled, of as many prompts; timesteps: (K,); targets: (K, C, h, w) fp16. Draw k noises latent
+    k mod M."""
 
-    prompt: str
+    prompts: tuple[str, ...]
     noise: Noise
     seed: int
     latents: Tensor
@@ -70,6 +77,10 @@ class Predictions:
 
     def __getitem__(self, index: int) -> Draw:
         return Draw(self.sample(index, self.timesteps[index]), self.timesteps[index], self.targets[index].float())
+
+    def prompt(self, index: int) -> str:
+        """What draw `index` shows."""
+        return self.prompts[index % len(self.prompts)]
 
     def sample(self, index: int, timestep: Tensor) -> Tensor:
         """x_t of draw `index`, (C, h, w) fp32: made again from its seed rather than stored, the same bits each time."""
@@ -88,10 +99,11 @@ class PredictedRows:
 
     def take(self, count: int, generator: torch.Generator) -> MicroBatch:
         known = self.predictions
-        draws = [known[int(torch.randint(len(known), (1,), generator=generator))] for _ in range(count)]
+        numbers = [int(torch.randint(len(known), (1,), generator=generator)) for _ in range(count)]
+        draws = [known[number] for number in numbers]
         timesteps = torch.stack([draw.timestep for draw in draws])
         values = {"sample": torch.stack([draw.sample for draw in draws]).float(), "timestep": timesteps}
-        values |= self.dataset.conditions([known.prompt] * count, [None] * count)
+        values |= self.dataset.conditions([known.prompt(number) for number in numbers], [None] * count)
         target = torch.stack([draw.target for draw in draws]).float()
         return MicroBatch(values, target, self.objective.weights(timesteps), None, 0, ("predicted prior",) * count)
 
@@ -110,14 +122,16 @@ def ensure(
     draws: int = DRAWS,
     latents: int = LATENTS,
     sample_steps: int = SAMPLE_STEPS,
+    photos: Tensor | None = None,
     team: Team = ALONE,
 ) -> Stage[Predictions]:
     """Predictions made now or found in `folder`; one with fewer draws than wanted is continued, not made again.
     A team makes them together, and has those of one process.
 
-    painter: draws with the untouched model; knows the embeddings of `class_prompt(config)` and ""
+    painter: draws with the untouched model; knows the embeddings of `class_prompt(config)`, of other prompts and of ""
+    photos: their scaled latents, (N, C, h, w), where the class's are to be told from them
     """
-    parts, prompt = painter.parts, class_prompt(config)
+    parts, prompts = painter.parts, _prompts(config, painter.parts.family.name, latents)
     side = config.data.resolution or parts.family.resolution
     look = Look((side, side), sample_steps, config.prior.guidance_scale, sampler="ddim")
     noise, seed = parts.noise(config.train.zero_terminal_snr, look.size), config.prior.class_seed or 0
@@ -125,7 +139,7 @@ def ensure(
     facts = {
         "model": parts.digest,
         "predicts": parts.prediction_type,
-        "prompt": prompt,
+        "prompt": class_prompt(config),
         "seed": seed,
         "size": side,
         "steps": look.steps,
@@ -135,36 +149,68 @@ def ensure(
     }
     if config.train.zero_terminal_snr:
         facts["levels"] = "zero terminal SNR"
+    if config.prior.others:
+        facts["prompts"] = prompts
+    of_photos = {} if photos is None else _of_photos(config, prompts, len(photos))
+    if photos is not None:
+        facts["photos"] = [checksum({"latents": photos}), *of_photos]
     name = key(kind="predictions 1", **facts)
     found = team.tell(store.get(name, ("latents", "timesteps", "targets")) if team.leads else None)
     if store.remade:
         yield Notice("Damaged predictions in the cache are made again.")
     have = 0 if found is None else len(found["timesteps"])
     if have >= draws:
-        made = Predictions(prompt, noise, seed, found["latents"], found["timesteps"][:draws], found["targets"][:draws])
+        made = Predictions(prompts, noise, seed, found["latents"], found["timesteps"][:draws], found["targets"][:draws])
         yield Notice(f"Prior by prediction: {draws} predictions reused ({made.size_bytes / 2**20:.1f} MiB).")
         return made
     phase = Phase("class images", painter.device)
-    sampling = latents * look.steps if found is None else 0
+    fresh = [i for i in range(latents) if i not in of_photos]
+    sampling = len(fresh) * look.steps if found is None else 0
     yield phase.start(sampling + draws - have, f"{draws - have} predictions of the base model, no pictures")
-    with replace(painter, look=look).on_card([prompt]) as brush:
+    with replace(painter, look=look).on_card(prompts) as brush:
         if found is None:
 
             def clean_ones(rows: range) -> Stage[Tensor]:
-                done = rows.start * look.steps
-                return brush.latents([prompt] * len(rows), [seed + i for i in rows], phase, done)
+                some = [fresh[i] for i in rows]
+                return brush.latents(
+                    [prompts[i] for i in some], [seed + i for i in some], phase, rows.start * look.steps
+                )
 
-            clean = yield from _together(team, range(latents), painter.drawing.batch, clean_ones)
+            clean: dict[int, Tensor] = {} if photos is None else {i: photos[n] for i, n in of_photos.items()}
+            if fresh:
+                drawn = yield from _together(team, range(len(fresh)), painter.drawing.batch, clean_ones)
+                clean |= dict(zip(fresh, drawn, strict=True))
             found = {
-                "latents": clean.half(),
+                "latents": torch.stack([clean[i] for i in range(latents)]).half(),
                 "timesteps": torch.empty(0, dtype=torch.int64),
-                "targets": torch.empty(0, *clean.shape[1:], dtype=torch.float16),
+                "targets": torch.empty(0, *clean[0].shape, dtype=torch.float16),
             }
-        made = yield from _more(brush, Predictions(prompt, noise, seed, **found), draws, phase, team)
+        made = yield from _more(brush, Predictions(prompts, noise, seed, **found), draws, phase, team)
     if team.leads:
         store.put(name, {"latents": made.latents, "timesteps": made.timesteps, "targets": made.targets})
     yield phase.end(f"{draws - have} predictions made, {have} reused: {made.size_bytes / 2**20:.1f} MiB")
     return made
+
+
+def _prompts(config: Config, family: str, latents: int) -> tuple[str, ...]:
+    """Of each latent; those of other prompts lie evenly among those of the class."""
+    count = round(latents * config.prior.others)
+    words = (
+        [word for word, n in others.shares(others.prompts(config, family), count).items() for _ in range(n)]
+        if count
+        else []
+    )
+    mixed = [class_prompt(config)] * latents
+    for number, word in enumerate(words):
+        mixed[number * latents // count] = word
+    return tuple(mixed)
+
+
+def _of_photos(config: Config, prompts: tuple[str, ...], photos: int) -> dict[int, int]:
+    """Which of the class's latents are which photo's, evenly among them."""
+    mine = [i for i, prompt in enumerate(prompts) if prompt == class_prompt(config)]
+    count = round(len(mine) * config.prior.contrast)
+    return {mine[n * len(mine) // count]: n % photos for n in range(count)}
 
 
 def _more(brush: Brush, made: Predictions, draws: int, phase: Phase, team: Team) -> Stage[Predictions]:
@@ -175,7 +221,7 @@ def _more(brush: Brush, made: Predictions, draws: int, phase: Phase, team: Team)
         samples = torch.stack([made.sample(i, timesteps[i]) for i in rows])
         known = brush.painter.parts.noise(size=brush.painter.look.size)
         told = known.as_strong_as(made.noise, timesteps[rows.start : rows.stop])
-        found = brush.predict(samples, told, [made.prompt] * len(rows))
+        found = brush.predict(samples, told, [made.prompt(i) for i in rows])
         yield phase.progress(phase.total - (draws - rows.stop))
         return found.half().cpu()
 

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from trainer import memory, models
+from trainer.data import crops
 from trainer.data import photos as data
 from trainer.data.batches import Batches, ClassRows, Draws, PriorRows
 from trainer.data.dataset import Dataset, Example
@@ -87,7 +89,12 @@ def class_images(run: Run, painter: Painter) -> Stage[Keep]:
         rows = config.train.max_train_steps * config.train.train_batch_size * config.train.gradient_accumulation_steps
         draws = min(prediction.DRAWS, max(rows, 16))  # a short run cannot use more
         latents = min(prediction.LATENTS, draws // 4)
-        return (yield from prediction.ensure(painter, config, run.cache, draws=draws, latents=latents, team=run.team))
+        photos = (yield from run.team.in_turn(_squares(run, painter.parts))) if config.prior.contrast else None
+        return (
+            yield from prediction.ensure(
+                painter, config, run.cache, draws=draws, latents=latents, photos=photos, team=run.team
+            )
+        )
     found = yield from images.ensure(
         painter, config, images.folder_for(painter.parts, config, run.cache), team=run.team
     )
@@ -99,11 +106,21 @@ def class_images(run: Run, painter: Painter) -> Stage[Keep]:
     return found
 
 
+def _squares(run: Run, parts: Parts) -> Stage[Tensor]:
+    """The photos' scaled latents, cut as class images are: (N, C, H/f, W/f), fp32."""
+    encoder = Encoder.of(parts, run.config, run.plan.drawing, run.device)
+    views = [(photo, crops.center(photo.size, run.look.size)) for photo in run.photos.photos]
+    examples = yield from encoder.images(views)
+    return parts.latents.scaled(torch.stack([example.mean for example in examples]).float())
+
+
 def cache(run: Run, parts: Parts, keep: Keep) -> Stage[Cached]:
     """Photos, class images and prompts as the encoders have them; where the guard watches, some are kept back."""
     config, encoder = run.config, Encoder.of(parts, run.config, run.plan.drawing, run.device)
     shown = keep if isinstance(keep, PhotoSet) else None
     words = [*drawn_prompts(config), *([run.spared.prompt] if run.spared else [])]
+    if isinstance(keep, Predictions):
+        words += dict.fromkeys(keep.prompts)
     dataset = yield from encoder.dataset(run.photos, shown, config, words)
     if not config.guard.watch:
         return Cached(dataset, [], [])

@@ -49,6 +49,7 @@ def _rules(config: Config) -> Iterator[tuple[bool, str, str, str]]:
     fix = "--with_prior_preservation and --class_name"
     yield not prior_is_on(config) and config.prior.by != "dco", "prior.by", "prior preservation is off", fix
     yield not config.prior.others, "prior.others_prompts", "no pictures of other prompts are trained on", "--others 0.5"
+    yield config.prior.by != "prediction", "prior.contrast", "the prior is not by prediction", "--by prediction"
     yield config.prior.by != "dco", "prior.temperature", "the loss is the plain one", "--by dco"
     yield data.crop != "random", "data.crop_variants", "crops are not random", "--crop random"
     yield data.buckets, "data.crop", "buckets cut no squares", ""

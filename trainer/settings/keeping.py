@@ -6,7 +6,6 @@ from pathlib import Path
 
 from trainer.errors import ConfigError
 from trainer.settings.config import Config
-from trainer.settings.effect import prior_is_on
 
 
 def check(config: Config) -> None:
@@ -22,11 +21,6 @@ def others(class_images: int, share: float) -> int:
 
 def _others(config: Config) -> None:
     prior = config.prior
-    if prior.others and prior.by == "prediction" and prior_is_on(config):
-        raise ConfigError(
-            "prior.others draws pictures of other prompts, and prior by prediction reads none",
-            "use --by images, or leave --others out",
-        )
     if prior.others_prompts and not Path(prior.others_prompts).is_file():
         raise ConfigError(f"there is no file {prior.others_prompts}", "name a text file with a prompt on each line")
 

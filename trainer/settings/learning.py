@@ -45,6 +45,13 @@ class Prior(Section):
         le=0.9,
     )
     others_prompts: str | None = knob(None, "text file with those prompts, one a line; default a broad list that ships")
+    contrast: float = knob(
+        0.0,
+        "of prior by prediction: share of the class's latents that are the photos, read with the class prompt, so that only the "
+        "identifier tells the subject",
+        ge=0,
+        le=1,
+    )
     anchor: float = knob(
         0.0,
         "share of the way back to the base model's weights after each update, at the full rate; 0.003 is mild",

@@ -117,7 +117,8 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(place, whole):
 
 @pytest.mark.parametrize("method", ["lora", "dora"])
 def test_adapters_learn_beside_predictions_of_the_base_model(place, method):
-    found = events(place, "--prior.by", "prediction", *SAVING, "--method", method, model="klein", run=method)
+    kept = ["--prior.by", "prediction", "--contrast", "0.5", "--others", "0.5"]
+    found = events(place, *kept, *SAVING, "--method", method, model="klein", run=method)
     assert of(Finished, found)[-1].status == "done"
     assert {made.format for made in of(Exported, found)} == {"lora diffusers", "lora kohya"}
 

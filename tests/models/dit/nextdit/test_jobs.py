@@ -140,7 +140,8 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(place, whole):
 
 @pytest.mark.parametrize(("name", "method"), [("lumina2", "lora"), ("lumina2", "full"), ("zimage", "dora")])
 def test_a_run_learns_beside_predictions_of_the_base_model(place, name, method):
-    found = events(place, "--prior.by", "prediction", *SAVING, "--method", method, model=name, run=f"{name}-{method}")
+    kept = ["--prior.by", "prediction", "--contrast", "0.5", "--others", "0.5"]
+    found = events(place, *kept, *SAVING, "--method", method, model=name, run=f"{name}-{method}")
     assert of(Finished, found)[-1].status == "done"
 
 
