@@ -34,6 +34,11 @@ class Unit:
     run: Callable[..., Tensor | tuple[Tensor, ...]]
 
 
+def new(module: nn.Module) -> bool:
+    """Whether what learns in `module` is new to the model, so that there is nothing to hold it to: a word's own rows."""
+    return any(getattr(each, "NEW", False) for each in module.modules())
+
+
 @contextmanager
 def still(dropouts: Iterable[nn.Module]) -> Iterator[None]:
     """These switched off, for whoever only looks: dropout changes what is seen, and draws from training's random numbers."""

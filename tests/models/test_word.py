@@ -8,16 +8,14 @@ from trainer.errors import ConfigError
 from trainer.models import SD1, SDXL, word
 from trainer.out import inversion
 from trainer.out.export import again
-from trainer.policy import Policy
+from trainer.policy import AdamHyper, Policy
 from trainer.run.assemble import make_engine
 
 
-def engine_of(family, tmp_path, **more):
+def engine_of(family, tmp_path, policy=Policy()):
     parts = family.tiny()
-    made = settings(
-        tmp_path, train__train_text_encoder=True, train__text_part="identifier", data__identifier="sks", **more
-    )
-    return parts, made, make_engine(made, parts, Policy(), torch.device("cpu"))
+    made = settings(tmp_path, train__train_text_encoder=True, train__text_part="identifier", data__identifier="sks")
+    return parts, made, make_engine(made, parts, policy, torch.device("cpu"))
 
 
 def step(parts, engine, rates):
@@ -40,6 +38,19 @@ def test_only_the_words_own_rows_learn_of_the_text_encoders(family, tmp_path):
     step(parts, engine, {"text": 1e-2, "text_2": 1e-2})
     moved = {name for name, value in engine.master() if not torch.equal(value, before[name])}
     assert moved == set(known)
+
+
+def test_an_anchor_does_not_hold_the_word(tmp_path):
+    """It would be pulled back at its own rate, which is many times the denoiser's, and mean nothing."""
+    found = {}
+    for anchor in (0.0, 50.0):
+        policy = Policy(hyper=AdamHyper(weight_decay=0.0, anchor=anchor))
+        parts, made, engine = engine_of(SD1, tmp_path, policy)
+        step(parts, engine, {"text": 1e-2, "unet": 1e-3})
+        found[anchor] = dict(engine.master())
+    ((name, _),) = word.words(parts).items()
+    assert torch.equal(found[0.0][name], found[50.0][name])
+    assert not torch.equal(found[0.0]["unet.conv_in.weight"], found[50.0]["unet.conv_in.weight"])
 
 
 def test_before_a_step_the_model_is_the_one_it_was(tmp_path):

@@ -22,8 +22,7 @@ def ensure(parts, folder, config=None, draws=6, latents=2, photos=None, **more):
     words = ["a photo of a dog", "a photo of a car", "a photo of a tree", ""]
     texts = finish(encode_prompts(parts, words, "cpu"))[1]
     painter = Painter(parts, Look((64, 64)), Drawing(**more), torch.device("cpu"), texts)
-    made = prediction.ensure(painter, config, folder, draws=draws, latents=latents, sample_steps=2, photos=photos)
-    return finish(made)
+    return finish(prediction.ensure(painter, config, folder, prediction.Amount(draws, latents, 2), photos))
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 Weight decay shrinks weights towards 0, which is nobody's model; decayed towards w0 they stay near what they knew, and
 only what the photos ask for again and again moves them (L2-SP, arXiv 1802.01483; for personalisation arXiv 2505.19519). No
 class image and no second model is needed. The share of a step is `prior.anchor` at the full learning rate and follows the
-rate; weight decay towards 0 is off with it.
+rate; weight decay towards 0 is off with it. A word that learns alone (models/word.py) is not held: it is the subject's.
 
 w0 is not kept twice: it lies in the model's file (files/mapped.py), is gathered unit by unit in 16 bits where the optimizer
 writes the unit, and read by the same kernel. Where nothing leaves the card anyway it stays there.

@@ -33,6 +33,8 @@ Trained = Callable[[], Iterable[tuple[str, Tensor]]]
 class Word(nn.Module):
     """An embedding whose rows at `ids` are parameters. weight: (V, D) frozen; rows: (K, D)."""
 
+    NEW = True  # units.new: no anchor holds a name to what it meant before it was given
+
     def __init__(self, embedding: nn.Embedding, ids: list[int]):
         super().__init__()
         self.weight, self.ids = embedding.weight, ids

@@ -41,10 +41,21 @@ from trainer.objective.noise import Noise, golden
 from trainer.prior import others
 from trainer.settings.config import Config
 
-LATENTS = 50  # class latents; each is noised many times, and every draw brings new noise and a new target
-DRAWS = 1000  # distinct (x_t, t, target) triples; an 800-step run sees half of them
-SAMPLE_STEPS = 25
 NOISE_SEED = 1 << 32  # draws' noise must not be the noise that began a trajectory
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much is made beforehand.
+
+    draws:   distinct (x_t, t, target) triples; an 800-step run sees half of them
+    latents: each is noised many times, and every draw brings new noise and a new target
+    steps:   of a trajectory
+    """
+
+    draws: int = 1000
+    latents: int = 50
+    steps: int = 25
 
 
 @dataclass(frozen=True)
@@ -118,10 +129,7 @@ def ensure(
     painter: Painter,
     config: Config,
     folder: Path,
-    *,
-    draws: int = DRAWS,
-    latents: int = LATENTS,
-    sample_steps: int = SAMPLE_STEPS,
+    amount: Amount = Amount(),
     photos: Tensor | None = None,
     team: Team = ALONE,
 ) -> Stage[Predictions]:
@@ -131,9 +139,10 @@ def ensure(
     painter: draws with the untouched model; knows the embeddings of `class_prompt(config)`, of other prompts and of ""
     photos: their scaled latents, (N, C, h, w), where the class's are to be told from them
     """
+    draws, latents = amount.draws, amount.latents
     parts, prompts = painter.parts, _prompts(config, painter.parts.family.name, latents)
     side = config.data.resolution or parts.family.resolution
-    look = Look((side, side), sample_steps, config.prior.guidance_scale, sampler="ddim")
+    look = Look((side, side), amount.steps, config.prior.guidance_scale, sampler="ddim")
     noise, seed = parts.noise(config.train.zero_terminal_snr, look.size), config.prior.class_seed or 0
     store = Store(Path(folder) / "predictions")
     facts = {

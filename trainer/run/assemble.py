@@ -31,7 +31,7 @@ from trainer.models import Parts, learning
 from trainer.objective.loss import Objective
 from trainer.policy import Policy
 from trainer.prior import dco, identifier, images, manifest, others, prediction
-from trainer.prior.prediction import PredictedRows, Predictions
+from trainer.prior.prediction import Amount, PredictedRows, Predictions
 from trainer.run import resuming
 from trainer.run.prepare import Run
 from trainer.run.trained import Trained
@@ -87,14 +87,10 @@ def class_images(run: Run, painter: Painter) -> Stage[Keep]:
     painter = replace(painter, drawing=replace(drawing, batch=batch, park=False))
     if config.prior.by == "prediction":
         rows = config.train.max_train_steps * config.train.train_batch_size * config.train.gradient_accumulation_steps
-        draws = min(prediction.DRAWS, max(rows, 16))  # a short run cannot use more
-        latents = min(prediction.LATENTS, draws // 4)
+        draws = min(Amount.draws, max(rows, 16))  # a short run cannot use more
+        amount = Amount(draws, min(Amount.latents, draws // 4))
         photos = (yield from run.team.in_turn(_squares(run, painter.parts))) if config.prior.contrast else None
-        return (
-            yield from prediction.ensure(
-                painter, config, run.cache, draws=draws, latents=latents, photos=photos, team=run.team
-            )
-        )
+        return (yield from prediction.ensure(painter, config, run.cache, amount, photos, run.team))
     found = yield from images.ensure(
         painter, config, images.folder_for(painter.parts, config, run.cache), team=run.team
     )

@@ -22,7 +22,7 @@ from trainer.memory.anchor import Anchor, Desk
 from trainer.memory.stream import Block, Traffic
 from trainer.policy import Policy
 from trainer.step.ranks.share import Runs, Share
-from trainer.units import Unit
+from trainer.units import Unit, new
 
 
 @dataclass(frozen=True)
@@ -279,8 +279,8 @@ def hold(
     ]
     if anchored:
         desk = None if policy.anchor_stays else Desk(max(holding.share.count for holding in found), traffic)
-        for holding, base in zip(found, loaded, strict=True):
-            if holding.n:
+        for unit, holding, base in zip(units, found, loaded, strict=True):
+            if holding.n and not new(unit.module):
                 holding.anchor = Anchor(
                     partial(_gather, holding.trained, holding.share, base), holding.share.count, traffic, desk
                 )
