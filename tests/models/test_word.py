@@ -12,9 +12,10 @@ from trainer.policy import AdamHyper, Policy
 from trainer.run.assemble import make_engine
 
 
-def engine_of(family, tmp_path, policy=Policy()):
+def engine_of(family, tmp_path, **hyper):
     parts = family.tiny()
     made = settings(tmp_path, train__train_text_encoder=True, train__text_part="identifier", data__identifier="sks")
+    policy = Policy(hyper=AdamHyper(**hyper))
     return parts, made, make_engine(made, parts, policy, torch.device("cpu"))
 
 
@@ -44,8 +45,7 @@ def test_an_anchor_does_not_hold_the_word(tmp_path):
     """It would be pulled back at its own rate, which is many times the denoiser's, and mean nothing."""
     found = {}
     for anchor in (0.0, 50.0):
-        policy = Policy(hyper=AdamHyper(weight_decay=0.0, anchor=anchor))
-        parts, made, engine = engine_of(SD1, tmp_path, policy)
+        parts, _, engine = engine_of(SD1, tmp_path, weight_decay=0.0, anchor=anchor)
         step(parts, engine, {"text": 1e-2, "unet": 1e-3})
         found[anchor] = dict(engine.master())
     ((name, _),) = word.words(parts).items()
