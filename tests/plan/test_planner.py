@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from trainer.errors import ConfigError
 from trainer.files.safetensors_stream import PIECE_BYTES
 from trainer.machine.team import Rehearsed
 from trainer.models import family
@@ -330,6 +331,16 @@ def test_an_adapter_with_dropout_is_not_replayed(facts):
     fast = Machine("cuda", cards.find("RTX 4090"))
     plain, drops = (draft(facts, fast, train__method="lora", lora__dropout=share) for share in (0.0, 0.1))
     assert plain.policy.cuda_graphs and not drops.policy.cuda_graphs
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [({"run__cards": 2}, "on 2"), ({"train__method": "lora", "lora__dropout": 0.1}, "lora.dropout")],
+    ids=["two cards", "dropout"],
+)
+def test_replaying_that_was_asked_for_and_cannot_be_is_refused(facts, held, said):
+    with pytest.raises(ConfigError, match=said):
+        draft(facts, Machine("cuda", cards.find("RTX 4090")), memory__cuda_graphs=True, **held)
 
 
 def test_rehearsals_answer_with_a_value_and_change_nothing_of_themselves(facts):

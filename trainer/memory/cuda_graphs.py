@@ -9,8 +9,8 @@ Saves: nothing; it is about speed.
 Costs: what a step takes beside weights and state stays reserved between steps, and is about a quarter larger; whoever
        else computes (pictures, the guard, a step of a new shape) has it given back first, and recording anew takes half a
        second. All must stay on the card: not with stream, boundaries = ram or gradients = ram. Not with compile, nor with
-       optimizers other than adamw, which count on the host. Steps that draw random numbers (dropout) and runs on several
-       cards stay eager.
+       optimizers other than adamw, which count on the host; not with steps that draw random numbers (dropout), nor on
+       several cards. The planner leaves it out there, and asked for it is refused.
 Exact: yes, bit for bit: the same kernels in the same order.
 """
 
@@ -51,6 +51,20 @@ def check(policy: Policy) -> None:
         raise ConfigError(
             f"memory.cuda_graphs cannot be combined with train.optimizer = {policy.optimizer!r}, which counts its steps on the host.",
             "Use --optimizer adamw, or --cuda_graphs off.",
+        )
+
+
+def check_run(cards: int, draws: bool) -> None:
+    """What a policy does not say of its run. draws: whether a step draws random numbers."""
+    if cards > 1:
+        raise ConfigError(
+            f"memory.cuda_graphs records the steps of one card, and this run is on {cards}, which tell each other their gradients.",
+            "Leave out --cuda_graphs, or train on one card.",
+        )
+    if draws:
+        raise ConfigError(
+            "memory.cuda_graphs cannot be combined with lora.dropout: random numbers of a recording are not those of a step.",
+            "Leave out --cuda_graphs, or set --dropout 0.",
         )
 
 

@@ -16,6 +16,7 @@ import torch
 from trainer import memory
 from trainer.errors import ConfigError
 from trainer.kernels import choice
+from trainer.memory import cuda_graphs
 from trainer.models import Facts, check_text
 from trainer.plan import cards, solver, timeline
 from trainer.plan.calibration import Constants, gib
@@ -55,6 +56,8 @@ def _draft(config: Config, facts: Facts, machine: Machine, rehearsals: Rehearsal
         ladder, budget = ladder[:1], None
     found, phases, drawing = _place(config, ladder, budget, rehearsals)
     work = rehearsals.work(found.policy)
+    if found.policy.cuda_graphs:
+        cuda_graphs.check_run(config.run.cards, rehearsals.draws)
     card = machine.card if machine.kind == "cuda" else None
     may = config.memory.cuda_graphs is None and rehearsals.repeats()
     if may and card is not None and _waits_for_host(work, card, machine.constants):

@@ -75,7 +75,7 @@ class Engine:
         self.shelves: list[dict[str, Tensor]] = []  # host memory of boundaries, by micro-batch
         self.routes: dict[tuple[bool, ...], Route] = {}
         self.learning: tuple[bool, ...] = ()  # which units' parameters require gradients now
-        repeats = policy.cuda_graphs and team.size == 1 and not any(self.runner.draws)
+        repeats = policy.cuda_graphs and not any(self.runner.draws)
         self.replay = replay.Replay(self.updates, self.abandon) if repeats and self.device.type == "cuda" else None
 
     # one step
