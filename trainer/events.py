@@ -65,7 +65,7 @@ class RunStarted(Event):
     run_dir: str
     config: dict[str, Any]  # the fully resolved settings, nested by section
     provenance: dict[str, str]  # "train.learning_rate" -> "sd1 default" | "preset 12gb" | "file x.toml" | "flag"
-    device: str  # "NVIDIA GeForce RTX 3060" or "CPU (2 threads)"
+    device: str  # "NVIDIA GeForce RTX 3060" or "2 x CPU (1 threads)"
     model: str
     versions: dict[str, str]
     resumed_from: str = ""

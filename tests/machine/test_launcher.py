@@ -13,6 +13,15 @@ def test_a_launcher_says_how_many_there_are_and_which_one_this_is(monkeypatch):
     assert (launcher.expected(), launcher.rank()) == (4, 2)
 
 
+def test_one_process_where_accelerate_was_asked_for_more_is_said(monkeypatch):
+    assert launcher.left_alone() == ""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # which it sets for more than one
+    assert "--cards 2" in launcher.left_alone()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert launcher.left_alone() == ""
+
+
 def test_what_a_person_can_mend_ends_with_the_same_code_on_several_cards(capfd):
     assert launcher.launch(2, ["--instance_data_dir", "no such folder", "--class_name", "dog", "--device", "cpu"]) == 2
     assert "no such folder" in capfd.readouterr().err

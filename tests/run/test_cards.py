@@ -33,6 +33,8 @@ def test_two_processes_leave_the_checkpoint_of_one_to_the_bit(tmp_path: Path, mo
     assert launcher.launch(2, words.format(tmp_path, "two").split()) == 0
     one, two = tmp_path / "one", tmp_path / "two"
     assert losses(one) == losses(two) and len(losses(two)) == 2
+    begun = [json.loads((run / "log.jsonl").read_text().splitlines()[0]) for run in (one, two)]
+    assert [row["device"] for row in begun] == ["CPU (1 threads)", "2 x CPU (1 threads)"]
     policies = [json.loads((run / "step-000002/state.json").read_text())["policy"]["shard"] for run in (one, two)]
     assert policies == ["off", "state"]
     for name in ("engine", "random", "ema"):
@@ -53,9 +55,9 @@ def test_two_processes_draw_the_class_of_one_to_the_bit(
     # Sums are cut by threads: one process with two threads and two processes with one each differ in the last bit.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     words = SMALL.replace("--no-with_prior_preservation", f"--by {by} --num_class_images 6 --sample_steps 2")
-    words = words.replace("{0}/cache", "{0}/{1}-cache").replace("_steps 2 --train", "_steps 1 --train")
-    for name, cards in (("one", 1), ("two", 2)):
-        assert launcher.launch(cards, words.format(tmp_path, name).split()) == 0
+    words = words.replace("{0}/cache", "{0}/{1}-cache")
+    for name, cards, shard in (("one", 1, "off"), ("two", 2, "state"), ("replicated", 2, "off")):
+        assert launcher.launch(cards, [*words.format(tmp_path, name).split(), "--shard", shard]) == 0
     folder = {"images": "class_images", "prediction": "predictions"}[by]
     # A file of tensors is compared by what it holds: safetensors writes the words of its header in any order.
     one, two = (
@@ -68,6 +70,7 @@ def test_two_processes_draw_the_class_of_one_to_the_bit(
     assert one == two and len(one) >= (7 if by == "images" else 1)
     # a photo on one card and its class half on the other: sums of the two, and products over one row instead of two
     assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), rel=1e-5)
+    assert kills.same(tmp_path / "two/step-000002", tmp_path / "replicated/step-000002")
 
 
 def test_cards_that_die_end_the_run_in_their_name_and_it_goes_on_to_the_same_bits(

@@ -46,7 +46,7 @@ def train(command: Command) -> int:
 
     def events() -> Iterator[Event]:
         yield from (Notice(what, fix, "warning") for what, fix in _libraries())
-        yield from (Notice(text) for text in notices)
+        yield from (Notice(text) for text in (*notices, *filter(None, [launcher.left_alone()])))
         from trainer.run import stages  # torch and diffusers take seconds, which a screen may already fill
 
         for event in stages.run(config, controls):

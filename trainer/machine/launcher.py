@@ -24,6 +24,15 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def left_alone() -> str:
+    """What accelerate did not say: on CPUs it begins one process, whatever --num_processes asks for (more it leaves to MPI)."""
+    if expected() > 1 or os.environ.get("ACCELERATE_USE_CPU") != "True" or "MASTER_ADDR" not in os.environ:
+        return ""
+    return (
+        "accelerate launch began one process, as it does on CPUs whatever --num_processes says; --cards 2 begins two."
+    )
+
+
 def require(cards: int, device: str) -> None:
     """ConfigError where fewer than `cards` are there: the processes would be started, and none of them could say why it failed."""
     import torch

@@ -67,7 +67,7 @@ def announce(run: Run) -> Iterator[Event]:
         str(run.folder),
         config.model_dump(),
         dict(config.provenance),
-        device_name(run.device),
+        device_name(run.device, run.team.size),
         config.model.name,
         resuming.versions(),
         str(run.resume or ""),
@@ -220,7 +220,7 @@ def write(run: Run, trained: Trained, parts: Parts) -> Stage[None]:
         yield Notice(f"Files of an earlier export, with other weights, are in {older} now.")
 
 
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU ({torch.get_num_threads()} threads)"
+def device_name(device: torch.device, cards: int) -> str:
+    """Cards that differ are named by a notice of the plan."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({torch.get_num_threads()} threads)"
+    return name if cards == 1 else f"{cards} x {name}"
