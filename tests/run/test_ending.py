@@ -10,6 +10,7 @@ from tiny_run import prepared
 
 from trainer.errors import ConfigError, Diverged
 from trainer.events import CheckpointSaved, Controls, PhaseEnded, Step
+from trainer.machine.team import Team
 from trainer.run.ending import Ending, Quit
 
 
@@ -71,6 +72,14 @@ def test_what_stops_a_run_short_becomes_words(run, error, status, said):
     assert finished.status == status and finished.step == 7
     assert finished.error.startswith(said) or said in finished.error
     assert "--resume_from_checkpoint latest" in finished.text
+
+
+def test_what_all_cards_see_is_said_by_the_first(run):
+    def fail():
+        raise Diverged("The loss became nan")
+
+    finished = ended(replace(run, team=Team(1, 2)), fail)
+    assert finished.status == "failed" and finished.error == ""
 
 
 def test_a_fault_of_ours_is_not_hidden(run):

@@ -49,7 +49,9 @@ class Ending:
             self.status = "interrupted" if controls.quit else "done"
         except (Quit, KeyboardInterrupt):
             self.status = "interrupted"
-        except (Diverged, ConfigError) as failure:
+        except Diverged as failure:  # of losses that all cards have: the first says it
+            self.error = str(failure) if self.run.team.leads else ""
+        except ConfigError as failure:
             self.error = str(failure)
         except torch.OutOfMemoryError as failure:
             fix = "a smaller --preset (or --vram_gb), or close other programs; then --resume_from_checkpoint latest"

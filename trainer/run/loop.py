@@ -58,16 +58,21 @@ def run(
     while trained.step < trained.total and not stopped:
         yield from one_step(trained, late)
         yield from late.settle(but=1)
-        hold, show, look = team.any(
-            controls.take("checkpoint"), controls.take("sample"), guard is not None and guard.due(trained.step)
+        hold, show, look, pause, leave = team.any(
+            controls.take("checkpoint") or due(habits.save_every),
+            controls.take("sample") or due(habits.sample_every),
+            guard is not None and guard.due(trained.step),
+            controls.pause,
+            controls.quit,
         )
-        if due(habits.save_every) or hold:
+        if hold:
             yield from keep("interval")
-        if due(habits.sample_every) or show:
+        if show:
             yield from trained.first(while_wanted(preview(trained.step), controls))
         if look:
             stopped = yield from read()
-        pause, leave = team.any(controls.pause, controls.quit)
+        if hold or show or look:  # which may have taken long
+            pause, leave = team.any(controls.pause, controls.quit)
         while pause and not leave:
             time.sleep(0.1)
             pause, leave = team.any(controls.pause, controls.quit)
