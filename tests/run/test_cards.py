@@ -94,6 +94,21 @@ def test_cards_that_die_end_the_run_in_their_name_and_it_goes_on_to_the_same_bit
     assert kills.same(tmp_path / "one/step-000006", tmp_path / "two/step-000006")
 
 
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_launcher_that_is_asked_to_stop_saves_once(
+    tmp_path: Path, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    begun = kills.start(SMALL.replace("_steps 2 --train", "_steps 300 --train").format(tmp_path, "run").split())
+    log = tmp_path / "run" / "log.jsonl"
+    kills.wait_for(begun, lambda: log.is_file() and '"Step"' in log.read_text())
+    begun.send_signal(asked)
+    _, said = begun.communicate(timeout=120)
+    assert begun.returncode == 130 and "Traceback" not in said and "exitcode" not in said
+    assert len(checkpoint.found(tmp_path / "run")) == 1
+    assert json.loads(log.read_text().splitlines()[-1])["status"] == "interrupted"
+
+
 def test_more_cards_than_pictures_in_a_step_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = SMALL.replace("_steps 2 --no", "_steps 1 --no").format(tmp_path, "run")
     assert launcher.launch(2, words.split()) == 2

@@ -5,12 +5,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+import psutil
 
 from trainer.errors import ConfigError
 
+STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 LINUX = hasattr(os, "sched_getaffinity")  # where a process may be kept from some of the cores
 
 
@@ -48,7 +56,8 @@ def require(cards: int, device: str) -> None:
 def launch(cards: int, words: list[str]) -> int:
     """Run `python -m trainer WORDS` once a card; returns 0, the exit code of the first that failed, or 2 where a signal ended it.
 
-    Where one dies the others are ended, and nothing is started again: the run resumes from a checkpoint.
+    Where one dies the others are ended, and nothing is started again: the run resumes from a checkpoint. 130 where somebody
+    asked to stop.
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -62,9 +71,12 @@ def launch(cards: int, words: list[str]) -> int:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         monitor_interval=0.5,
+        signals_to_handle="SIGQUIT",
     )
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)  # we say it ourselves
     try:
-        elastic_launch(config, sys.executable)("-m", "trainer", *words)
+        with _passed_on():
+            elastic_launch(config, sys.executable)("-m", "trainer", *words)
     except ChildFailedError as failure:
         rank, first = failure.get_first_failure()
         if first.exitcode > 0:
@@ -72,6 +84,31 @@ def launch(cards: int, words: list[str]) -> int:
         print(_ended(rank, signal.Signals(-first.exitcode)), file=sys.stderr)
         return 2
     return 0
+
+
+@contextmanager
+def _passed_on() -> Iterator[None]:
+    """What asks this process to stop asks each card's, and this one waits as long as they take to save: the elastic launcher
+    would kill them after half a minute. Their sessions are their own, so Ctrl-C in a terminal reaches this process alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set signal handlers
+        return
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        cards = psutil.Process().children()
+        if not cards:
+            raise KeyboardInterrupt
+        for card in cards:
+            with suppress(psutil.NoSuchProcess):
+                card.send_signal(number)
+
+    asking = [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]  # as nohup has it
+    before = {number: signal.signal(number, pass_on) for number in asking}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _ended(card: int, by: signal.Signals) -> str:
