@@ -63,6 +63,8 @@ def _dco(temperature: float) -> list[str]:
 HALF = PRIOR + _weight(0.3)
 SLOW = [*TEXT, "--text_encoder_lr", "1e-4"]
 WORD = [*TEXT, "--text_part", "identifier"]
+# Everything that tells the subject from its class by the identifier alone, and answers otherwise as the base model does
+TOLD = [*PRIOR, "--by", "prediction", *_others(0.5), "--contrast", "0.5", *WORD, "--text_encoder_lr", "3e-3"]
 WAYS: dict[str, list[str]] = {
     "no prior": NONE,
     "no prior, anchor 0.003": NONE + _anchor(0.003),
@@ -84,6 +86,9 @@ WAYS: dict[str, list[str]] = {
     "class images 0.3, anchor 0.005, 600": HALF + _anchor(0.005) + _steps(600),
     "others 0.5, 0.3, slow text, anchor 0.003": HALF + SLOW + _others(0.5) + _anchor(0.003),
     "predictions 0.3, anchor 0.005": HALF + _anchor(0.005) + ["--by", "prediction"],
+    "told apart, anchor 0.01, 600": TOLD + _anchor(0.01) + _steps(600),
+    "told apart, anchor 0.02, 600": TOLD + _anchor(0.02) + _steps(600),
+    "told apart, LoRA, 700": [*TOLD, "--method", "lora", *_steps(700)],
 }
 
 
