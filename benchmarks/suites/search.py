@@ -86,6 +86,7 @@ WAYS: dict[str, list[str]] = {
     "class images 0.3, anchor 0.005, 600": HALF + _anchor(0.005) + _steps(600),
     "others 0.5, 0.3, slow text, anchor 0.003": HALF + SLOW + _others(0.5) + _anchor(0.003),
     "predictions 0.3, anchor 0.005": HALF + _anchor(0.005) + ["--by", "prediction"],
+    "told apart, anchor 0.005, 600": TOLD + _anchor(0.005) + _steps(600),
     "told apart, anchor 0.01, 600": TOLD + _anchor(0.01) + _steps(600),
     "told apart, anchor 0.02, 600": TOLD + _anchor(0.02) + _steps(600),
     "told apart, LoRA, 700": [*TOLD, "--method", "lora", *_steps(700)],
