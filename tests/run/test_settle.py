@@ -25,8 +25,21 @@ def test_without_photos_the_built_in_subject_names_itself_and_its_prompts():
     settle.subject(made)
     assert made.data.class_name and made.provenance["data.instance_data_dir"] == "built-in photos"
     prompts = made.sample.validation_prompt
-    assert prompts[0] == f"a photo of {made.data.identifier} {made.data.class_name}" and len(prompts) == 3
+    assert prompts[0] == f"a photo of {made.data.identifier} {made.data.class_name}"
+    assert made.data.class_name not in prompts[3] and len(prompts) == 4  # what has nothing to do with the subject
+    assert all(made.value(key) == value for key, value in settle.DEMO_WAY.items())
+    assert made.train.max_train_steps == settle.DEMO_STEPS
+
+
+def test_whoever_chooses_how_the_demo_keeps_its_class_has_what_they_chose_alone():
+    """Part of the found way beside a choice of one's own would be neither."""
+    made = config(prior__num_class_images=4)
+    settle.subject(made)
+    assert made.prior.by == "images" and made.prior.anchor == 0 and made.train.text_part == "all"
     assert made.train.train_text_encoder  # the demo's text encoder passes over rare words
+    short = config(train__max_train_steps=7)
+    settle.subject(short)
+    assert short.train.max_train_steps == 7 and short.prior.by == "prediction"
 
 
 def test_the_demos_text_encoder_stays_as_the_person_said():

@@ -17,10 +17,21 @@ from trainer.data import folders
 from trainer.data.photos import PhotoSet, class_prompt, instance_prompt
 from trainer.models.base import Family
 from trainer.settings import checks, overlay
-from trainer.settings.config import Config
+from trainer.settings.config import Config, knobs
 
 DEMO_GUIDANCE = 3.5  # what the built-in model draws best with; 7.5 burns its colours
 DEMO_LOOK = {"sample.guidance_scale": DEMO_GUIDANCE, "prior.guidance_scale": DEMO_GUIDANCE, "prior.sample_steps": 25}
+# How the built-in subjects are learned best, by the search over four of them (README: Can it keep everything else, too?)
+DEMO_WAY = {
+    "prior.by": "prediction",
+    "prior.others": 0.5,
+    "prior.contrast": 0.5,
+    "prior.anchor": 0.01,
+    "train.train_text_encoder": True,
+    "train.text_part": "identifier",
+    "train.text_encoder_lr": 3e-3,
+}
+DEMO_STEPS = 600
 WORD_LR = 5e-4  # diffusers' examples/textual_inversion README
 SUBJECTS = Path(__file__).parent.parent / "assets" / "demo" / "subjects"
 
@@ -34,13 +45,25 @@ def subject(config: Config) -> None:
     for knob in ("class_name", "identifier"):
         if not config.chosen(f"data.{knob}"):
             config.settle(f"data.{knob}", facts[knob], "built-in photos")
-    if config.model.name == "demo" and config.train.method == "full" and not config.chosen("train.train_text_encoder"):
-        # its text encoder learned to pass over rare words, so a new name has to be learned there, too
-        config.settle("train.train_text_encoder", True, "built-in demo")
+    if config.model.name == "demo" and config.train.method == "full":
+        _demo_way(config)
     if not config.sample.validation_prompt:
         mine = instance_prompt(config.data)
-        prompts = [mine, f"{mine} {facts['unseen_context']}", class_prompt(config)]
+        prompts = [mine, f"{mine} {facts['unseen_context']}", class_prompt(config), "a photo of a car"]
         config.settle("sample.validation_prompt", prompts, "built-in photos")
+
+
+def _demo_way(config: Config) -> None:
+    """The whole of it, or where somebody chose a part of it what everybody's trainer does: the demo's text encoder learned to
+    pass over rare words, so a new name has to be learned there, too."""
+    theirs = any(config.chosen(key) for key in knobs() if key.startswith("prior.") or key in DEMO_WAY)
+    if not theirs:
+        for key, value in DEMO_WAY.items():
+            config.settle(key, value, "built-in demo")
+        if not config.chosen("train.max_train_steps") and not config.chosen("train.num_train_epochs"):
+            config.settle("train.max_train_steps", DEMO_STEPS, "built-in demo")
+    elif not config.chosen("train.train_text_encoder"):
+        config.settle("train.train_text_encoder", True, "built-in demo")
 
 
 def words(config: Config) -> None:
