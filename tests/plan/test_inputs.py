@@ -184,9 +184,18 @@ def test_a_search_for_algorithms_is_said_where_shapes_stay_the_same():
     assert "cuDNN searches" not in " ".join(assumptions(config, machine, torch.bfloat16))
 
 
-def test_a_card_that_cannot_be_measured_is_planned_as_before_and_that_is_said(driver, monkeypatch):
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        ConfigError("cuda:1 could not be measured: it took more than 120 s", "wait"),
+        torch.OutOfMemoryError("cuda:1 could not be measured: it took more than 120 s\nand more"),
+        OSError("cuda:1 could not be measured: it took more than 120 s."),
+    ],
+    ids=["refused", "no memory", "a library"],
+)
+def test_a_card_that_cannot_be_measured_is_planned_as_before_and_that_is_said(driver, monkeypatch, refusal):
     def refuse(*words):
-        raise ConfigError("cuda:1 could not be measured: it took more than 120 s", "wait")
+        raise refusal
 
     driver("NVIDIA GeForce RTX 6060", (12, 0))
     monkeypatch.setattr(learned, "learn", refuse)

@@ -96,8 +96,11 @@ def _learned(config: Config, facts: Facts, made: Machine, device: torch.device) 
     computes = solver.base(config, made.kind, made.computes).math
     try:
         known = learned.learn(config, facts, device, computes)
-    except (ConfigError, RuntimeError) as refusal:
-        return replace(made, unmeasured=next(iter(str(refusal).splitlines()), type(refusal).__name__))
+    except (
+        ConfigError,
+        *choice.FAILURES,
+    ) as refusal:  # whatever a small step may break off with; a run is still planned
+        return replace(made, unmeasured=choice.first_line(refusal))
     more = int(known.context.amount) - int(ASSUMED.context.amount)  # of what this process holds already
     assert made.free_vram_bytes is not None and made.total_vram_bytes is not None, "the card is here"
     return replace(made, constants=known, free_vram_bytes=min(made.free_vram_bytes + more, made.total_vram_bytes))
