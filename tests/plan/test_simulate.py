@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from trainer.benchmarks import plans
-from trainer.benchmarks.suites.planner import allocator_log, filled
+from trainer.benchmarks.suites.planner import allocator_log
 
 from trainer.machine import host
 from trainer.memory import checkpointing, clipping, recompute_kernels, stream
@@ -48,7 +48,7 @@ def test_a_simulated_plain_step_agrees_with_the_allocator(each):
     def build(device: str):
         parts = each.tiny()
         parts.denoiser.to(device)
-        given = filled(parts, rehearse.Shapes((128, 128)), torch.device(device)).values
+        given = rehearse.filled(rehearse.batch(parts, rehearse.Shapes((128, 128)), False), torch.device(device)).values
 
         def step() -> None:
             through(each.units(parts), given).square().mean().backward()
@@ -168,7 +168,7 @@ def real_step(case: Case) -> Callable[[], None]:
     shapes = rehearsals(case).shapes
     shapes = replace(shapes, apart=case.buckets)
     text = case.config().train.train_text_encoder
-    micro = [filled(parts, each, torch.device("cpu"), text=text) for each in shapes.micro_batches()]
+    micro = [rehearse.filled(rehearse.batch(parts, each, text), torch.device("cpu")) for each in shapes.micro_batches()]
     objective = Objective(parts.noise())
 
     def step() -> None:
