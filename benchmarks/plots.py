@@ -88,6 +88,8 @@ def plot_search(rows: list[Row], path: Path) -> Path:
     axis.axvspan(0, GOALS["unrelated_drift"], ymin=0, ymax=1, alpha=0.06, color="green")
     axis.axhline(GOALS["fidelity"], color="green", linewidth=0.8, linestyle=":")
     axis.set_xlim(left=0)
+    seen = [row["fidelity"] for row in ways]
+    axis.set_ylim(min(seen) - 0.1, max(seen) + 0.1)  # an interval of two runs is wider than everything there is
     axis.set_xlabel("drift of unrelated prompts from the base model (less is better)")
     axis.set_ylabel("subject fidelity (more is better)")
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
