@@ -27,7 +27,7 @@ from trainer.settings.config import Config
 
 BEGIN, END = "<!-- plan-table:begin -->", "<!-- plan-table:end -->"
 SEVERAL = "<!-- several-cards:begin -->", "<!-- several-cards:end -->"
-FAMILIES = ("sd1", "sd2", "sdxl", "sd35", "klein", "lumina2", "zimage")
+FAMILIES = tuple(family.name for family in models.FAMILIES)
 MODES = ("full", "full+text", "lora", "lora+text")
 PLANS, README = Path(__file__).parent / "PLANS.md", Path(__file__).parent.parent / "README.md"
 COUNTS = (2, 4, 8)

@@ -1,12 +1,15 @@
 """Families: public sizes, text and noise schedules equal to diffusers', learning defaults."""
 
+from typing import get_args
+
 import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from trainer.models import DEMO, SD1, SD2, SDXL, describe, family, guess
+from trainer.models import DEMO, FAMILIES, SD1, SD2, SDXL, describe, family, guess
 from trainer.models.sd import ldm
 from trainer.models.sd.text import tokenizer
+from trainer.settings.config import Model
 
 STABLE = (SD1, SD2, SDXL)  # transformers have tests of their own, in dit
 PROMPTS = ["a photo of a sks dog", "", "two cats, with hats; " * 30]
@@ -219,3 +222,9 @@ def test_a_denoiser_that_names_no_levels_is_taken_to_halve_as_often_as_the_publi
     facts = SD1.public()
     del facts.configs["unet"]["block_out_channels"]
     assert facts.divides == 64
+
+
+def test_the_settings_name_the_families_that_there_are():
+    """They know no model: the folders of configurations are what they go by."""
+    names = get_args(Model.model_fields["family"].annotation)
+    assert sorted(names) == sorted(["auto", *(each.name for each in FAMILIES)])

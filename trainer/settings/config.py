@@ -7,12 +7,19 @@ Nothing here imports torch, so `--help` answers at once.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, PrivateAttr
 
 from trainer.settings.knob import Section, knob
 from trainer.settings.learning import Lora, Prior, Train
+
+if TYPE_CHECKING:
+    Families = str
+else:  # a family is named here by the folder of its configurations
+    _CONFIGURED = (Path(__file__).parent.parent / "assets" / "models").iterdir()
+    Families = Literal[("auto", *sorted(folder.name for folder in _CONFIGURED if folder.is_dir()))]
 
 
 class Model(Section):
@@ -25,9 +32,7 @@ class Model(Section):
         "pretrained_model_name",
         "model",
     )
-    family: Literal["auto", "sd1", "sd2", "sdxl", "sd35", "klein", "lumina2", "zimage"] = knob(
-        "auto", "model family; auto reads it from the model"
-    )
+    family: Families = knob("auto", "model family; auto reads it from the model")
     prediction_type: Literal["auto", "epsilon", "v_prediction", "flow"] = knob(
         "auto", "what the denoiser predicts; auto reads the scheduler's configuration"
     )
