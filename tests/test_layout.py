@@ -403,7 +403,7 @@ def test_no_path_of_one_machine_is_written_down():
 def test_every_technique_has_a_card_with_what_it_saves_and_costs():
     from trainer.cli.explain import cards
 
-    beside = {"dco", "others", "word"}  # ways to keep what the model knew
+    beside = {"contrast", "dco", "others", "prediction", "word"}  # ways to keep what the model knew
     assert set(cards()) == beside | {path.stem for path in (TRAINER / "memory").glob("*.py")} - {"__init__"}
     assert all("Exact:" in text for text in cards().values())
 

@@ -144,18 +144,3 @@ def test_others_prompts_share_the_latents_and_bring_their_own_answers(parts, tmp
     _, plain = ensure(parts, tmp_path, draws=8, latents=4)
     assert set(plain.prompts) == {"a photo of a dog"}
     assert torch.equal(plain.latents[1], made.latents[1])  # the class's own are the same beside others
-
-
-def test_with_contrast_latents_of_the_class_are_the_photos_and_nothing_is_drawn_for_them(parts, tmp_path):
-    photos = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    config = settings(tmp_path, prior__contrast=0.5)
-    events, made = ensure(parts, tmp_path, config, draws=4, latents=4, photos=photos)
-    assert torch.equal(made.latents[[0, 2]], photos[:2].half())
-    assert next(event.total for event in events if isinstance(event, PhaseStarted)) == 2 * 2 + 4
-    _, drawn = ensure(parts, tmp_path, draws=4, latents=4)
-    assert torch.equal(drawn.latents[[1, 3]], made.latents[[1, 3]])
-    _, others = ensure(parts, tmp_path, config, draws=4, latents=4, photos=photos + 1)  # another subject
-    assert not torch.equal(others.latents[0], made.latents[0])
-    whole = settings(tmp_path, prior__contrast=1.0)
-    _, none = ensure(parts, tmp_path, whole, draws=4, latents=4, photos=photos)
-    assert torch.equal(none.latents, photos[[0, 1, 2, 0]].half())

@@ -10,12 +10,14 @@ target is the model's own answer, so its loss starts at zero and only measures d
 training and cached: no second model on the card.
 
 With `prior.others` a share of the latents is of other prompts, and the base model's answers to those are kept as well: what
-is neither subject nor class then stays without a picture of it. With `prior.contrast` a share of those of the class are the
-photos themselves, read with the class prompt: one and the same noised photo is then to be the subject under the one prompt and
-what the base model makes of it under the other, so that nothing but the identifier can tell them apart.
+is neither subject nor class then stays without a picture of it. With `prior.contrast` (contrast.py) some are the photos themselves.
 
 Where training rescales the schedule to zero terminal SNR, the untouched model is told the timestep of its own schedule
 that is as noisy; its last one where there is none.
+
+Saves: class images: fifty short trajectories are drawn instead of two hundred pictures, and none is decoded or encoded.
+Costs: a forward pass of the base model for each draw, once; 16-bit targets, on disk and in RAM.
+Exact: targets are the base model's answers, rounded to 16 bits.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from trainer.machine.phase import Phase
 from trainer.machine.team import ALONE, Team
 from trainer.objective.loss import Objective
 from trainer.objective.noise import Noise, golden
-from trainer.prior import others
+from trainer.prior import contrast, others
 from trainer.settings.config import Config
 
 NOISE_SEED = 1 << 32  # draws' noise must not be the noise that began a trajectory
@@ -160,7 +162,7 @@ def ensure(
         facts["levels"] = "zero terminal SNR"
     if config.prior.others:
         facts["prompts"] = prompts
-    of_photos = {} if photos is None else _of_photos(config, prompts, len(photos))
+    of_photos = {} if photos is None else contrast.places(config, prompts, len(photos))
     if photos is not None:
         facts["photos"] = [checksum({"latents": photos}), *of_photos]
     name = key(kind="predictions 1", **facts)
@@ -213,13 +215,6 @@ def _prompts(config: Config, family: str, latents: int) -> tuple[str, ...]:
     for number, word in enumerate(words):
         mixed[number * latents // count] = word
     return tuple(mixed)
-
-
-def _of_photos(config: Config, prompts: tuple[str, ...], photos: int) -> dict[int, int]:
-    """Which of the class's latents are which photo's, evenly among them."""
-    mine = [i for i, prompt in enumerate(prompts) if prompt == class_prompt(config)]
-    count = round(len(mine) * config.prior.contrast)
-    return {mine[n * len(mine) // count]: n % photos for n in range(count)}
 
 
 def _more(brush: Brush, made: Predictions, draws: int, phase: Phase, team: Team) -> Stage[Predictions]:

@@ -11,10 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from trainer import memory, models
-from trainer.data import crops
 from trainer.data import photos as data
 from trainer.data.batches import Batches, ClassRows, Draws, PriorRows
 from trainer.data.dataset import Dataset, Example
@@ -30,7 +28,7 @@ from trainer.machine.team import ALONE, Team
 from trainer.models import Parts, learning
 from trainer.objective.loss import Objective
 from trainer.policy import Policy
-from trainer.prior import dco, identifier, images, manifest, others, prediction
+from trainer.prior import contrast, dco, identifier, images, manifest, others, prediction
 from trainer.prior.prediction import Amount, PredictedRows, Predictions
 from trainer.run import resuming
 from trainer.run.prepare import Run
@@ -89,7 +87,10 @@ def class_images(run: Run, painter: Painter) -> Stage[Keep]:
         rows = config.train.max_train_steps * config.train.train_batch_size * config.train.gradient_accumulation_steps
         draws = min(Amount.draws, max(rows, 16))  # a short run cannot use more
         amount = Amount(draws, min(Amount.latents, draws // 4))
-        photos = (yield from run.team.in_turn(_squares(run, painter.parts))) if config.prior.contrast else None
+        photos = None
+        if config.prior.contrast:
+            encoder = Encoder.of(painter.parts, config, drawing, run.device)
+            photos = yield from run.team.in_turn(contrast.squares(encoder, run.photos, run.look.size))
         return (yield from prediction.ensure(painter, config, run.cache, amount, photos, run.team))
     found = yield from images.ensure(
         painter, config, images.folder_for(painter.parts, config, run.cache), team=run.team
@@ -100,14 +101,6 @@ def class_images(run: Run, painter: Painter) -> Stage[Keep]:
         manifest.record(run.folder, found)
     yield from (Notice(text, level="warning") for text in data.in_both(run.photos, found))
     return found
-
-
-def _squares(run: Run, parts: Parts) -> Stage[Tensor]:
-    """The photos' scaled latents, cut as class images are: (N, C, H/f, W/f), fp32."""
-    encoder = Encoder.of(parts, run.config, run.plan.drawing, run.device)
-    views = [(photo, crops.center(photo.size, run.look.size)) for photo in run.photos.photos]
-    examples = yield from encoder.images(views)
-    return parts.latents.scaled(torch.stack([example.mean for example in examples]).float())
 
 
 def cache(run: Run, parts: Parts, keep: Keep) -> Stage[Cached]:
