@@ -52,7 +52,7 @@ RUNS = {
     "lora": LORA,
     "lora-ema": f"{LORA} --ema",
     "ema": "--ema --gradient_accumulation_steps 2",
-    "prediction": "--by prediction",
+    "prediction": "--by prediction --contrast 0.5 --others 0.5",
     "streamed": "--stream state",
 }
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT

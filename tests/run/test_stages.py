@@ -60,7 +60,7 @@ def test_saving_comes_before_drawing(place):
         (),
         ("--train_text_encoder", "--ema", "--caption_dropout", "0.3"),
         ("--method", "lora", "--with_prior_preservation", "--dropout", "0.1"),
-        ("--by", "prediction", "--random_flip"),
+        ("--by", "prediction", "--contrast", "0.5", "--others", "0.5", "--random_flip"),
         ("--train_text_encoder", "--text_part", "identifier"),
         ("--by", "dco", "--no-with_prior_preservation", "--anchor", "0.1", "--random_flip"),
         ("--others", "0.5", "--timesteps", "noisy", "--method", "lora", "--with_prior_preservation", "--anchor", "0.1"),
