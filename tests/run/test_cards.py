@@ -99,7 +99,11 @@ def test_a_launcher_that_is_asked_to_stop_saves_once(
     tmp_path: Path, asked: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    before = signal.signal(
+        asked, signal.SIG_DFL
+    )  # a shell has its background jobs ignore SIGINT, and these would inherit that
     begun = kills.start(SMALL.replace("_steps 2 --train", "_steps 300 --train").format(tmp_path, "run").split())
+    signal.signal(asked, before)
     log = tmp_path / "run" / "log.jsonl"
     kills.wait_for(begun, lambda: log.is_file() and '"Step"' in log.read_text())
     begun.send_signal(asked)

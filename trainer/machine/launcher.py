@@ -33,12 +33,10 @@ def rank() -> int:
 
 
 def left_alone() -> str:
-    """What accelerate did not say: on CPUs it begins one process, whatever --num_processes asks for (more it leaves to MPI)."""
+    """What accelerate did not say: on CPUs it begins one process, however many it is asked for (more it leaves to MPI)."""
     if expected() > 1 or os.environ.get("ACCELERATE_USE_CPU") != "True" or "MASTER_ADDR" not in os.environ:
         return ""
-    return (
-        "accelerate launch began one process, as it does on CPUs whatever --num_processes says; --cards 2 begins two."
-    )
+    return "accelerate launch began one process, as it does on CPUs however many it is asked for; --cards 2 begins two."
 
 
 def require(cards: int, device: str) -> None:
