@@ -34,6 +34,9 @@ def test_a_stale_page_is_shown_with_the_command_that_mends_it(tmp_path):
                 (tmp_path / folder / path.name).write_bytes(path.read_bytes())
     for path in [*(ROOT / "trainer").glob("*.py"), ROOT / "pyproject.toml"]:
         (tmp_path / path.relative_to(ROOT)).write_bytes(path.read_bytes())
+    for family in (ROOT / "trainer/assets/models").iterdir():  # by which the families are named
+        if family.is_dir():
+            (tmp_path / family.relative_to(ROOT)).mkdir(parents=True)
     page = tmp_path / "trainer/settings/REFERENCE.md"
     page.write_text(page.read_text(encoding="utf-8").replace("rare word that will name", "a word that names"))
     done = subprocess.run(
