@@ -13,7 +13,8 @@ from trainer.models import family
 from trainer.plan import calibration, cards
 from trainer.plan.calibration import ASSUMED, GIB, MIB
 from trainer.plan.here import learned
-from trainer.plan.inputs import Machine, assumptions, at_hand, budget_bytes, convolved, smallest, unlike
+from trainer.plan.here.learned import convolved
+from trainer.plan.inputs import Machine, assumptions, at_hand, budget_bytes, smallest, unlike
 from trainer.settings import overlay
 
 MARGIN = int(calibration.MARGIN_BYTES.amount)

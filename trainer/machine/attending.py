@@ -56,10 +56,8 @@ def timed(
                 kept = meter.held() - before
                 del out
                 yield Timed(kernel, meter.seconds(both), kept, meter.most(both))
-        except (
-            RuntimeError
-        ):  # torch says so where a kernel does not take a call; that it finds no memory for it is as good
-            continue
+        except RuntimeError:
+            continue  # torch says so where a kernel does not take a call; that it finds no memory for it is as good
 
 
 def fastest(found: Sequence[Timed]) -> Timed | None:

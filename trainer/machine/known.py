@@ -7,7 +7,6 @@ none.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
@@ -19,11 +18,13 @@ from typing import Any
 
 import torch
 
+from trainer.errors import ConfigError
+from trainer.files.regular import json_object
+from trainer.files.store import key
 from trainer.files.whole import whole
 
-DRIVER = Path(
-    "/proc/driver/nvidia/version"
-)  # Linux names the driver's release here; elsewhere its CUDA version is known
+# Linux names the driver's release here; elsewhere its CUDA version is known
+DRIVER = Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True)
@@ -91,13 +92,12 @@ def all_of(of: Mapping[str, str]) -> Iterator[Known]:
 
 
 def _file(of: Mapping[str, str]) -> Path:
-    digest = hashlib.sha256(json.dumps(dict(of), sort_keys=True).encode()).hexdigest()
-    return folder() / f"{digest[:24]}.json"
+    return folder() / f"{key(**of)}.json"
 
 
 def _read(path: Path) -> Known | None:
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        said = json_object(path, "it is measured again")
         return Known(dict(said["of"]), float(said["made"]), dict(said["found"]))
-    except (OSError, ValueError, TypeError, KeyError):
+    except (ConfigError, ValueError, TypeError, KeyError):
         return None

@@ -6,7 +6,7 @@ what it says of itself, never what its name promises: a name is asked only where
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import psutil
@@ -20,7 +20,6 @@ from trainer.plan import calibration, cards, solver
 from trainer.plan.calibration import ASSUMED, Constants, gib
 from trainer.plan.here import learned
 from trainer.settings.config import Config
-from trainer.settings.effect import prior_is_on
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def _convolving(config: Config, facts: Facts, made: Machine, name: str, device: 
     asked = config.train.mixed_precision
     if asked in ("no", "bf16") or (made.bf16 and asked != "fp16"):
         return made
-    way = convolutions.trial([*convolved(config, facts)], device)
+    way = convolutions.trial([*learned.convolved(config, facts)], device)
     if way == "none" and asked == "fp16":
         raise ConfigError(
             f"Convolutions on this {name} give no numbers in fp16 (NaN), whatever algorithm cuDNN takes.",
@@ -133,13 +132,6 @@ def unlike(machines: Sequence[Machine]) -> str:
         f"The cards differ ({'; '.join(sizes)}). The plan is made for the smallest, which each of the others follows, and a "
         "step takes as long as the slowest needs."
     )
-
-
-def convolved(config: Config, facts: Facts) -> Iterator[convolutions.Shape]:
-    """The convolutions of a step; a denoiser that names no levels of channels has none."""
-    side = (config.data.resolution or facts.resolution) // 8
-    channels = facts.denoiser.get("block_out_channels", ())
-    return convolutions.levels(channels, config.train.train_batch_size * (1 + prior_is_on(config)), side, side)
 
 
 def look(index: int) -> cards.Device:

@@ -28,7 +28,7 @@ from trainer.out import checkpoint, inversion
 from trainer.out.export import write
 from trainer.out.metadata import metadata, photos_of
 from trainer.out.strength import Between
-from trainer.plan.inputs import convolved
+from trainer.plan.here.learned import convolved
 from trainer.policy import Drawing, Policy
 from trainer.run import settle
 from trainer.run.assemble import make_engine

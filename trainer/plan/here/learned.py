@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 
 import torch
@@ -28,15 +28,13 @@ from trainer.settings.config import Config
 from trainer.settings.effect import prior_is_on
 from trainer.step.engine import Engine
 
-SMALL = rehearse.Shapes(
-    (64, 64), rows=1
-)  # of the model whose operators are counted: nothing to compute, all of it is the host's
+# Of the model whose operators are counted: nothing to compute, all of it is the host's
+SMALL = rehearse.Shapes((64, 64), rows=1)
 STEPS = 5
 LEVELS = 2  # of a denoiser, the largest: what they take is most of a step
 GAIN = 1.03  # times as fast as without: below that a search is not worth its seconds
-POLICY = Policy(
-    moments="8bit", recompute_kernels=True, channels_last=True
-)  # with the kernels that a step has on a card
+# With the kernels that a step has on a card
+POLICY = Policy(moments="8bit", recompute_kernels=True, channels_last=True)
 LARGEST = 2 * GIB  # a context that is said to be larger was seen while another program came or went
 
 
@@ -51,37 +49,41 @@ def learn(
     work = work_of(config, facts, dtype)
     of = known.versions(device) | {"work": str(work)}
     found = known.read(of)
-    if found is None or not _whole(found):
-        seen = (measure or measured)(work, device)
-        try:
-            found = known.keep(of, seen)
-        except OSError:  # a home that cannot be written to: then each run measures
-            found = known.Known(of, time.time(), seen)
-    return _read(found)
+    if found is not None and (there := _read(found)) is not None:
+        return there
+    seen = (measure or measured)(work, device)
+    try:
+        found = known.keep(of, seen)
+    except OSError:  # a home that cannot be written to: then each run measures
+        found = known.Known(of, time.time(), seen)
+    return _told(found)
 
 
 def latest(device: torch.device) -> tuple[Constants, float] | None:
     """The newest that is known of `device`, and when it was measured, in seconds of the epoch."""
-    found = next(filter(_whole, known.all_of(known.versions(device))), None)
-    return None if found is None else (_read(found), found.made)
+    for found in known.all_of(known.versions(device)):
+        if (there := _read(found)) is not None:
+            return there, found.made
+    return None
 
 
-def _read(found: known.Known) -> Constants:
-    return constants(Seen.from_json(found.found["seen"]), found.found["launch"], found.date)
+def _told(found: known.Known) -> Constants:
+    """Raises KeyError, TypeError or ValueError for what nobody measured."""
+    return constants(Seen.from_json(found.found["seen"]), float(found.found["launch"]), found.date)
+
+
+def _read(found: known.Known) -> Constants | None:
+    """None where a file was damaged and is JSON still."""
+    try:
+        return _told(found) if 0 < float(found.found["launch"]) < 1 else None
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def measured(work: Work, device: torch.device) -> dict:
     before = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
     seen = probe.apart(work, device, before)
     return {"seen": asdict(seen), "launch": launch_seconds(device, getattr(torch, work.dtype))}
-
-
-def _whole(found: known.Known) -> bool:
-    try:
-        Seen.from_json(found.found["seen"])
-        return 0 < float(found.found["launch"]) < 1
-    except (KeyError, TypeError, ValueError):
-        return False
 
 
 def constants(seen: Seen, launch: float, date: str) -> Constants:
@@ -112,11 +114,18 @@ def searches(seen: Seen) -> bool:
     return seen.quick > GAIN * seen.plain and seen.searched <= max(seen.workspaces, ASSUMED.workspaces.amount)
 
 
+def convolved(config: Config, facts: Facts) -> Iterator[convolutions.Shape]:
+    """The convolutions of a step; a denoiser that names no levels of channels has none."""
+    side = (config.data.resolution or facts.resolution) // 8
+    channels = facts.denoiser.get("block_out_channels", ())
+    return convolutions.levels(channels, config.train.train_batch_size * (1 + prior_is_on(config)), side, side)
+
+
 def work_of(config: Config, facts: Facts, dtype: torch.dtype) -> Work:
     """A step's convolutions and products: of a UNet's largest levels, or of a transformer's blocks."""
     said, rows = facts.denoiser, config.train.train_batch_size * (1 + prior_is_on(config))
     side, name = (config.data.resolution or facts.resolution) // 8, str(dtype).removeprefix("torch.")
-    shapes = tuple(convolutions.levels(said.get("block_out_channels", ()), rows, side, side))[:LEVELS]
+    shapes = tuple(convolved(config, facts))[:LEVELS]
     if shapes:
         first = shapes[0]
         products = tuple((rows * s.height * s.width, s.channels, 8 * s.channels) for s in shapes)  # of a GEGLU
