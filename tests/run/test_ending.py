@@ -101,3 +101,19 @@ def test_the_largest_peak_of_each_phase_is_held_against_the_plan(run):
     list(ending.watch(work(), Controls()))
     assert ending.step == 4 and ending.peaks == {"sample": 5 << 30}
     assert "sample" in next(iter(ending.against_plan())).text
+
+
+def test_cards_leave_their_group_where_all_came_to_the_end_and_only_there(run):
+    """A process that ends with the group's threads is aborted now and then; one that breaks off must not wait for the others."""
+
+    def broken():
+        raise ConfigError("wrong", "mend it")
+
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        several = replace(run, team=Team(0, 2))
+        assert ended(several, broken).status == "failed" and torch.distributed.is_initialized()
+        assert ended(several, lambda: "").status == "done" and not torch.distributed.is_initialized()
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

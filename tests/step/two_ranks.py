@@ -173,6 +173,8 @@ def main() -> None:
     if team.leads:
         print("\n".join(json.dumps({"case": name} | row) for name, row in rows.items()), flush=True)
     team.wait()
+    team.leave()
+    assert not torch.distributed.is_initialized()
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ class Ending:
         """The events of `work`; what stops it short becomes words instead of an exception."""
         try:
             self.stopped = yield from watched(work, self._see)
+            self.run.team.leave()
             self.status = "interrupted" if controls.quit else "done"
         except (Quit, KeyboardInterrupt):
             self.status = "interrupted"

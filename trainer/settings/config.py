@@ -18,8 +18,9 @@ from trainer.settings.learning import Lora, Prior, Train
 if TYPE_CHECKING:
     Families = str
 else:  # a family is named here by the folder of its configurations
-    _CONFIGURED = (Path(__file__).parent.parent / "assets" / "models").iterdir()
-    Families = Literal[("auto", *sorted(folder.name for folder in _CONFIGURED if folder.is_dir()))]
+    _CONFIGURED = [path for path in (Path(__file__).parent.parent / "assets" / "models").iterdir() if path.is_dir()]
+    _CONFIGURED.sort(key=lambda folder: ((folder / "transformer").is_dir(), folder.name))
+    Families = Literal[("auto", *(folder.name for folder in _CONFIGURED))]
 
 
 class Model(Section):
