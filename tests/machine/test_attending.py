@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.nn.attention import SDPBackend
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 from trainer.machine.attending import Timed, fastest, timed
 from trainer.machine.probe import Meter
@@ -21,6 +23,20 @@ def test_on_a_cpu_its_own_kernels_are_timed_and_those_that_do_not_take_a_call_ar
     found = [*timed(SIZE, torch.float32, Meter(torch.device("cpu")), (FLASH, CUDNN, MATH))]
     assert [each.kernel for each in found] == [FLASH, MATH]
     assert all(each.seconds > 0 and each.kept == each.most == 0 for each in found)
+
+
+def test_a_kernel_is_timed_under_the_mask_of_a_call():
+    asked, mask = [], torch.ones(1, 1, 1, 77, dtype=torch.bool)
+
+    class Listens(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if func is scaled_dot_product_attention:
+                asked.append(args[3])
+            return func(*args, **(kwargs or {}))
+
+    with Listens():
+        assert [*timed(SIZE, torch.float32, Meter(torch.device("cpu")), (MATH,), mask)]
+    assert asked and all(each is mask for each in asked)
 
 
 @pytest.mark.parametrize(

@@ -133,22 +133,6 @@ def test_recompute_kernels_may_be_applied_twice(model):
     assert not any("forward" in module.__dict__ for module in unet.modules())
 
 
-def test_the_shapes_are_those_that_the_model_asks_for(model, monkeypatch):
-    unet, run = model
-    asked = set()
-    attend = attention.attend
-
-    def listen(query, key, value, name="sdpa"):
-        asked.add(attention.Shape(*query.shape[:3], key.shape[2], query.shape[3]))
-        return attend(query, key, value, name)
-
-    undo = attention.apply(unet, Policy())
-    monkeypatch.setattr(attention, "attend", listen)
-    run()
-    undo()
-    assert asked == set(attention.shapes(unet, 2, 16, 16))
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("head_dim", [40, 80, 160, 64])
 def test_the_kernels_of_this_machine_pass_their_own_check(dtype, head_dim):
@@ -156,15 +140,26 @@ def test_the_kernels_of_this_machine_pass_their_own_check(dtype, head_dim):
     assert "flash" in fact and f"heads of {head_dim}" in fact
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_kernel_is_compared_under_a_mask_where_the_model_has_one(dtype, monkeypatch):
+    shape = attention.Shape(2, 3, 96, 80, 40, masked=True)
+    (fact,) = attention.verify([shape], dtype, "cpu")
+    assert "heads of 40 and a mask" in fact
+    attend = attention.attend
+
+    def deaf(query, key, value, name="sdpa", mask=None):
+        return attend(query, key, value, name, mask if name == "math" else None)
+
+    monkeypatch.setattr(attention, "attend", deaf)
+    with pytest.raises(ConfigError, match="wrong"):
+        attention.verify([shape], dtype, "cpu")
+
+
 def test_a_kernel_with_wrong_gradients_is_found(monkeypatch):
     attend = attention.attend
 
-    def wrong(query, key, value, name="sdpa"):
-        return (
-            attend(query, key.detach() * 0.9 + key * 0.1, value, name)
-            if name == "sdpa"
-            else attend(query, key, value, name)
-        )
+    def wrong(query, key, value, name="sdpa", mask=None):
+        return attend(query, key.detach() * 0.9 + key * 0.1 if name == "sdpa" else key, value, name, mask)
 
     monkeypatch.setattr(attention, "attend", wrong)
     with pytest.raises(ConfigError, match="wrong"):
@@ -174,10 +169,10 @@ def test_a_kernel_with_wrong_gradients_is_found(monkeypatch):
 def test_a_check_of_many_tokens_needs_little_memory_and_still_finds_what_is_wrong(monkeypatch):
     attend, scores = attention.attend, []
 
-    def late(query, key, value, name="sdpa"):
+    def late(query, key, value, name="sdpa", mask=None):
         scores.append(query.shape[2] * key.shape[2])
         value = torch.cat([value[:, :, :-1], value[:, :, -1:] * 3], 2) if name == "sdpa" else value
-        return attend(query, key, value, name)
+        return attend(query, key, value, name, mask)
 
     attention.verify([attention.Shape(1, 2, 1100, 300, 16)], torch.float32, "cpu")
     monkeypatch.setattr(attention, "attend", late)
@@ -222,7 +217,7 @@ def test_where_only_one_kernel_takes_a_call_nothing_is_chosen(order):
 def cudnn_wins(monkeypatch):
     flash, cudnn = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION)
     seen = [attending.Timed(flash, 3e-3, 9, 9), attending.Timed(cudnn, 2e-3, 9, 9)]
-    monkeypatch.setattr(attending, "timed", lambda size, dtype, meter, kernels: seen)
+    monkeypatch.setattr(attending, "timed", lambda size, dtype, meter, kernels, mask: seen)
 
 
 def test_the_fastest_kernel_comes_first_for_the_whole_run_and_that_is_said(order, cudnn_wins):

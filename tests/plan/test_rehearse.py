@@ -1,12 +1,19 @@
 """What is rehearsed is what a run does: the same values, shapes and micro-batches, on tensors without memory."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
-from trainer.models import SD1, SDXL
+from trainer.memory.attention import Shape
+from trainer.models import FAMILIES, SD1, SDXL, family
 from trainer.objective.loss import Objective
 from trainer.plan import rehearse
 from trainer.plan.rehearse import Shapes, batch, split_state
+from trainer.policy import Policy
+from trainer.step.engine import Engine
 
 SIZE, LATENT = (64, 48), (2, 4, 6, 8)  # pixels (width, height), and what the VAE makes of two of them
 
@@ -43,3 +50,28 @@ def test_text_encoders_take_no_more_of_the_card_than_their_largest_layer():
     parts = SDXL.meta()
     layers = [sum(each.nbytes for each in unit.module.parameters()) for unit in SDXL.text_units(parts)]
     assert max(layers) <= rehearse.encode_text(parts).card_peak <= 1.02 * max(layers) < sum(layers) / 12
+
+
+@pytest.mark.parametrize("name", [each.name for each in FAMILIES if each.name != "demo"])
+def test_the_kinds_of_attention_are_those_that_the_model_asks_for(name):
+    """On a real forward pass prompts are equally long, so that nothing is masked; a plan counts with a mask where there can be one."""
+    asked = set()
+
+    class Listens(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if func is scaled_dot_product_attention:
+                query, key = (args or (kwargs["query"], kwargs["key"]))[:2]
+                asked.add(Shape(*query.shape[:3], key.shape[2], query.shape[3]))
+            return func(*args, **(kwargs or {}))
+
+    parts, policy, size = family(name).tiny(), Policy(), (96, 64)
+    given = rehearse.filled(batch(parts, Shapes(size, rows=3), text=False), torch.device("cpu"))
+    made = Engine(parts.family.units(parts, text=False), policy, "cpu")
+    with Listens():
+        made.forward(given.values)
+    empty = family(name).tiny()
+    for module in empty.modules().values():
+        module.to("meta")
+    found = rehearse.attention(empty, policy, 3, size)
+    assert {replace(each, masked=False) for each in found} == asked
+    assert [each.scores for each in found] == sorted((each.scores for each in found), reverse=True)

@@ -1,13 +1,16 @@
 """One object resumes: whatever a checkpoint holds comes back, the guard's readings cut to its step."""
 
 import json
+from dataclasses import replace
 
 import torch
 from tiny_run import events, of, prepared
 
+from trainer import memory
 from trainer.events import CheckpointSaved, Meters, Notice, outcome
+from trainer.machine.team import Team
 from trainer.out import checkpoint
-from trainer.run import saving
+from trainer.run import assemble, saving
 from trainer.run.stages import get_ready
 
 
@@ -87,3 +90,20 @@ def test_the_best_checkpoint_stays_and_the_one_that_was_best_before_it_may_go(pl
     steps = [checkpoint.step_of(path) for path in checkpoint.found(place / "best")]
     assert steps == sorted({kept["best_step"], 6})
     assert {event.kind for event in of(CheckpointSaved, found)} >= {"interval", "best", "last"}
+
+
+def test_a_kernel_is_chosen_for_the_attention_of_this_runs_pictures_on_each_card(place, monkeypatch):
+    """A card alone can time them; what it is asked to time is known without one."""
+    run = prepared(place, "--train_batch_size", 2, run="attends")
+    asked = []
+    monkeypatch.setattr(memory.attention, "settle", lambda kinds, *how: asked.append((kinds, how)) or ["chosen"])
+    trained, painter = outcome(get_ready(run))
+    dataset = trained.batches.dataset
+    for team, rows in ((Team(), 4), (Team(0, 3), 2)):
+        on_card = replace(run, device=torch.device("cuda"), team=team)
+        (said,) = assemble._attention(on_card, painter.parts, dataset)
+        kinds, how = asked.pop()
+        assert said.text == "chosen" and how == (run.plan.policy.math, torch.device("cuda"), "sdpa")
+        assert {kind.batch for kind in kinds} == {rows}
+        ((height, width),) = dataset.groups
+        assert max(kind.queries for kind in kinds) == height * width

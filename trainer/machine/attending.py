@@ -31,9 +31,13 @@ class Timed:
 
 
 def timed(
-    size: tuple[int, int, int, int, int], dtype: torch.dtype, meter: Meter, kernels: Sequence[SDPBackend]
+    size: tuple[int, int, int, int, int],
+    dtype: torch.dtype,
+    meter: Meter,
+    kernels: Sequence[SDPBackend],
+    mask: torch.Tensor | None = None,
 ) -> Iterator[Timed]:
-    """Those of `kernels` that take a call of this `size`: batch, heads, queries, keys, head's width."""
+    """Those of `kernels` that take a call of this `size`: batch, heads, queries, keys, head's width. mask: the call's."""
     batch, heads, queries, keys, width = size
 
     def draw(tokens: int) -> torch.Tensor:
@@ -43,7 +47,7 @@ def timed(
     q, k, v, pull = draw(queries), draw(keys), draw(keys), draw(queries).detach()
 
     def forward() -> torch.Tensor:
-        return scaled_dot_product_attention(q, k, v)
+        return scaled_dot_product_attention(q, k, v, mask)
 
     def both() -> object:
         return torch.autograd.grad(forward(), (q, k, v), pull)

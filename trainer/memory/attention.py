@@ -42,16 +42,30 @@ TOLERANCE = {torch.float32: 2e-3, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 
 @dataclass(frozen=True)
 class Shape:
-    """One kind of attention call: queries (batch, heads, queries, head_dim) against `keys` keys."""
+    """One kind of attention call: queries (batch, heads, queries, head_dim) against `keys` keys. masked: rows have texts of
+    different lengths, so that some keys are nobody's."""
 
     batch: int
     heads: int
     queries: int
     keys: int
     head_dim: int
+    masked: bool = False
 
     def __str__(self) -> str:
-        return f"{self.queries} x {self.keys} tokens, {self.heads} heads of {self.head_dim}"
+        words = f"{self.queries} x {self.keys} tokens, {self.heads} heads of {self.head_dim}"
+        return words + " and a mask" * self.masked
+
+    @property
+    def scores(self) -> int:
+        return self.batch * self.heads * self.queries * self.keys
+
+    def mask(self, device: torch.device) -> Tensor | None:
+        """(batch, 1, 1, keys), True where a key counts: all of them but an eighth at the end, or None."""
+        if not self.masked:
+            return None
+        counts = torch.arange(self.keys, device=device) < self.keys - self.keys // 8
+        return counts.expand(self.batch, 1, 1, self.keys)
 
 
 FIELDS = ("attention",)
@@ -139,8 +153,8 @@ class Processor:
         return out if attn.rescale_output_factor == 1.0 else out / attn.rescale_output_factor
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, attention: str = "sdpa") -> Tensor:
-    """softmax(q k^T / sqrt d) v; all (B, heads, tokens, d)"""
+def attend(query: Tensor, key: Tensor, value: Tensor, attention: str = "sdpa", mask: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt d) v; all (B, heads, tokens, d); mask: True where a key counts, for torch's own kernels"""
     if attention == "xformers" and query.is_cuda:
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
         kernels = _xformers()
@@ -148,31 +162,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, attention: str = "sdpa") -
         return kernels.memory_efficient_attention(query, key, value).transpose(1, 2)
     if attention == "math":
         with sdpa_kernel(SDPBackend.MATH):
-            return scaled_dot_product_attention(query, key, value)
-    return scaled_dot_product_attention(query, key, value)  # on meta a simulation takes over here
-
-
-def shapes(denoiser: nn.Module, batch: int, height: int, width: int, text_tokens: int = 77) -> list[Shape]:
-    """The kinds of attention calls that `denoiser` makes for latents of height x width, largest first; none of a transformer,
-    whose calls have masks and joints of their own."""
-    found, side, model = set(), 1, _diffusers(denoiser)
-    if not _has_levels(model):
-        return []
-    levels = [(block, bool(block.downsamplers)) for block in model.down_blocks] + [(model.mid_block, False)]
-    for block, shrinks in levels:
-        tokens = (height // side) * (width // side)
-        for transformer in getattr(block, "attentions", ()):
-            for layer in transformer.transformer_blocks[:1]:
-                for attn, keys in ((layer.attn1, tokens), (layer.attn2, text_tokens)):
-                    found.add(Shape(batch, attn.heads, tokens, keys, attn.inner_dim // attn.heads))
-        side *= 2 if shrinks else 1
-    return sorted(found, key=lambda s: -s.batch * s.heads * s.queries * s.keys)
+            return scaled_dot_product_attention(query, key, value, mask)
+    return scaled_dot_product_attention(query, key, value, mask)  # on meta a simulation takes over here
 
 
 def choose(shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[list[SDPBackend], str]:
     """The order in which kernels are taken for a run whose largest call is `shape`, and in words why it is not ORDER."""
     size = (shape.batch, shape.heads, shape.queries, shape.keys, shape.head_dim)
-    found = [*attending.timed(size, dtype, Meter(device), ORDER)]
+    found = [*attending.timed(size, dtype, Meter(device), ORDER, shape.mask(device))]
     best = attending.fastest(found)
     if best is None:
         return ORDER, ""
@@ -224,9 +221,9 @@ def verify(
     return facts
 
 
-def kernel_for(query: Tensor, key: Tensor, value: Tensor) -> str:
+def kernel_for(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> str:
     """The name of the kernel that SDPA takes for these inputs: flash, memory-efficient, cuDNN or math."""
-    choice = SDPBackend(torch.ops.aten._fused_sdp_choice(query, key, value))
+    choice = SDPBackend(torch.ops.aten._fused_sdp_choice(query, key, value, mask))
     return NAMES.get(choice, choice.name.lower())
 
 
@@ -242,20 +239,21 @@ def _verify_one(shape: Shape, dtype: torch.dtype, device: torch.device, attentio
     aside = torch.ones(shape.queries, dtype=torch.bool, device=device)
     aside[some] = False
     pull.masked_fill_(aside[:, None], 0)  # the other queries send no gradient to keys and values
-    kernel = kernel_for(query, key, value) if attention == "sdpa" else attention
+    mask = shape.mask(device)
+    kernel = kernel_for(query, key, value, mask) if attention == "sdpa" else attention
     # with math forbidden torch reports "error" where only math is left
     if attention == "sdpa" and device.type == "cuda" and kernel not in ("flash", "memory-efficient", "cuDNN"):
         raise ConfigError(
             f"no fused attention kernel takes {shape} in {dtype} on this card; the math path would store every score.",
             "Use --mixed_precision bf16 or fp16, or --attention xformers; --attention math accepts the memory it costs.",
         )
-    out = attend(query, key, value, attention)
+    out = attend(query, key, value, attention, mask)
     results = (out, *torch.autograd.grad(out, (query, key, value), pull))
     parts = (some, slice(None), slice(None))
     head = [
         x.detach()[:1, :1, part].float().requires_grad_() for x, part in zip((query, key, value), parts, strict=True)
     ]
-    truth = attend(head[0], head[1], head[2], "math")
+    truth = attend(head[0], head[1], head[2], "math", None if mask is None else mask[:1])
     expected = (truth, *torch.autograd.grad(truth, head, pull[:1, :1, some].float()))
     errors = [
         float((mine.detach()[:1, :1, part].float() - true.detach()).norm() / true.detach().norm())

@@ -150,12 +150,19 @@ class CardAttention(TorchFunctionMode):
     """Attention on meta tensors as a card would run it: torch itself takes the math path there, which stores every score.
 
     16-bit heads of at most 256 without a mask go to the flash kernel, all others to the memory-efficient one, as
-    torch's own choice on CUDA does.
+    torch's own choice on CUDA does. listen: told of every call.
     """
+
+    def __init__(self, listen: Callable[[Asked], None] | None = None):
+        super().__init__()
+        self.listen = listen
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func is nn.functional.scaled_dot_product_attention:
-            return _attend(Asked(*args, **(kwargs or {})))
+            asked = Asked(*args, **(kwargs or {}))
+            if self.listen is not None:
+                self.listen(asked)
+            return _attend(asked)
         return func(*args, **(kwargs or {}))
 
 

@@ -21,10 +21,11 @@ from trainer.draw import sampler
 from trainer.kernels.adamw_lowbit import block_bytes
 from trainer.machine import host
 from trainer.machine.team import ALONE, Rehearsed, Team
+from trainer.memory.attention import Shape
 from trainer.models import vae
 from trainer.models.base import Parts, loaded
 from trainer.objective.loss import Objective
-from trainer.plan.pretend import CardAttention
+from trainer.plan.pretend import Asked, CardAttention
 from trainer.plan.simulate import Tracker, Watched
 from trainer.policy import Policy
 from trainer.step.engine import Engine
@@ -90,6 +91,20 @@ def train(
             tracker.restart()
             run_step(made, micro, objective, shapes.accumulation)
     return tracker.watched()
+
+
+def attention(parts: Parts, policy: Policy, rows: int, size: tuple[int, int]) -> list[Shape]:
+    """The kinds of attention calls of a forward pass over `rows` pictures of `size` (width, height), by falling number of
+    scores; prompts are as long as they can be."""
+    found: set[Shape] = set()
+
+    def listen(asked: Asked) -> None:
+        count, heads, queries, width = asked.query.shape
+        found.add(Shape(count, heads, queries, asked.key.shape[2], width, asked.attn_mask is not None))
+
+    with engine(parts, policy, text=False) as made, CardAttention(listen):
+        made.forward(batch(parts, Shapes(size, rows), text=False).values)
+    return sorted(found, key=lambda shape: -shape.scores)
 
 
 def run_step(made: Engine, micro: list[MicroBatch], objective: Objective, accumulation: int = 1) -> None:

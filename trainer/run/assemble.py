@@ -27,6 +27,7 @@ from trainer.machine.phase import Phase
 from trainer.machine.team import ALONE, Team
 from trainer.models import Parts, learning
 from trainer.objective.loss import Objective
+from trainer.plan import rehearse
 from trainer.policy import Policy
 from trainer.prior import contrast, dco, identifier, images, manifest, others, prediction
 from trainer.prior.prediction import Amount, PredictedRows, Predictions
@@ -180,14 +181,20 @@ def _attention(run: Run, parts: Parts, dataset: Dataset) -> Iterator[Event]:
     policy = run.plan.policy
     if run.device.type != "cuda" or not memory.attention.enabled(policy):
         return
-    rows = run.config.train.train_batch_size * (2 if run.config.prior.with_prior_preservation else 1)
-    text = 77 * parts.windows
-    kinds = {
-        kind: None for size in dataset.groups for kind in memory.attention.shapes(parts.denoiser, rows, *size, text)
-    }
     ready = memory.attention.settle if run.basis.config.memory.attention == "auto" else memory.attention.verify
-    yield Notice("\n".join(ready([*kinds], policy.math, run.device, policy.attention)))
+    kinds = attention_calls(run, parts.latents.factor, dataset)
+    yield Notice("\n".join(ready(kinds, policy.math, run.device, policy.attention)))
     memory.allocator.release()
+
+
+def attention_calls(run: Run, pixels: int, dataset: Dataset) -> list[memory.attention.Shape]:
+    """The kinds of attention calls of this card's micro-batches, by falling number of scores. pixels: of a latent's side."""
+    rows = run.config.train.train_batch_size * (2 if run.config.prior.with_prior_preservation else 1)
+    empty = models.read_as(run.basis.facts.family.build_meta(run.basis.facts), run.config.model)
+    sizes = [(width * pixels, height * pixels) for height, width in dataset.groups]
+    mine = -(-rows // run.team.size)
+    found = {kind for size in sizes for kind in rehearse.attention(empty, run.plan.policy, mine, size)}
+    return sorted(found, key=lambda kind: -kind.scores)
 
 
 def _draws(
