@@ -83,6 +83,16 @@ def test_a_run_that_takes_more_than_planned_goes_on_by_a_smaller_plan_to_the_sam
     assert all(torch.equal(moved[key], small[key]) for key in small)
 
 
+def test_a_phase_that_is_still_to_come_is_planned_anew_before_it_finds_no_memory(place, card, takes):
+    """A step keeps to the budget, 684 MiB, with 1.2 more than its 682.2; to export needs 683.3 and has to keep to it, too."""
+    takes(1.2)
+    found = events(place, "--vram_gb", 684 / 1024, "--train_batch_size", 1, run="coming")
+    assert of(Finished, found)[0].status == "done"
+    first, second = of(PlanReady, found)
+    assert any("so phase export would take" in event.text for event in of(Notice, found))
+    assert second.phases["export"] <= 684 * MIB < first.phases["export"] + 1.2 * MIB
+
+
 def test_the_settings_of_the_run_are_those_of_the_second_plan(place, card, takes):
     takes(4.2)
     events(place, *MORE, "--checkpointing_steps", 2, run="told")

@@ -4,8 +4,8 @@ The first step loads, compiles and allocates what stays, so behind the second on
 
     beyond  =  what torch has reserved  +  the context and libraries  -  what was planned for a step
 
-Where the card or the budget has no room for it, whatever stands beside tensors is taken to be so much larger, and the
-planner chooses anew. The state goes to disk, the run's pieces are let go of and built again from there, in the same process;
+Where the card or the budget has no room for it, in a step or in a phase that is still to come, whatever stands beside tensors
+is taken to be so much larger, and the planner chooses anew. The state goes to disk, the run's pieces are let go of and built again from there, in the same process;
 how a step's bytes are placed changes no bit of what it computes. Where a step did not even come to its end, there is
 nothing to keep: the run begins again where it began.
 """
@@ -34,6 +34,7 @@ from trainer.run.trained import Trained
 from trainer.settings import overlay
 
 OUTGROWN = "the plan does not hold"  # why training ended, before it goes on by another plan
+ALIVE = ("train", "sample", "save", "export")  # phases that are still to come then
 STEP = 2  # of a process, behind which it is looked
 NOISE = 64 * MIB  # by which a card's account may be off, as others come and go; a plan's margin is twice that
 SLACK = 2 * NOISE  # more than a step that found no memory needs at least: how much more is not known
@@ -77,12 +78,13 @@ class Watch:
         raise failure
 
     def _larger(self, most: int, when: str) -> Stage[str]:
-        budget = self.run.plan.budget_bytes
-        if budget is None or most <= budget + NOISE:
+        plan, budget = self.run.plan, self.run.plan.budget_bytes
+        worst = max((phase for phase in plan.phases if phase.name in ALIVE), key=lambda phase: phase.vram_bytes)
+        coming = most + worst.vram_bytes - planned(plan)
+        if budget is None or coming <= budget + NOISE:
             return ""
-        yield Notice(
-            f"{when} the run takes {gib(most)} of {gib(budget)}, and {gib(planned(self.run.plan))} were planned."
-        )
+        then = f", so phase {worst.name} would take {gib(coming)}" if most <= budget + NOISE else ""
+        yield Notice(f"{when} the run takes {gib(most)} of {gib(budget)}, and {gib(planned(plan))} were planned{then}.")
         self.plan = smaller(self.run, most)
         if self.plan is None:
             yield Notice("No smaller plan was found, so it stays as it is.", level="warning")
@@ -112,7 +114,8 @@ def smaller(run: Run, most: int) -> Plan | None:
         return None
     same = ("weights", "moments", "channels_last", "math", "optimizer")
     alike = all(getattr(found.policy, name) == getattr(run.plan.policy, name) for name in same)
-    return found if found.fits and alike and found.policy != run.plan.policy else None
+    other = (found.policy, found.drawing) != (run.plan.policy, run.plan.drawing)
+    return found if found.fits and alike and other else None
 
 
 def go_on(run: Run, plan: Plan) -> Iterator[Event]:
