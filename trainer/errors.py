@@ -1,5 +1,7 @@
 """What a person can mend: a run or a command ends with it and its fix instead of a traceback."""
 
+from __future__ import annotations
+
 
 class ConfigError(ValueError):
     """Something the person at the keyboard can mend: `what` is wrong, and the `fix`. Exit code 2, nothing overwritten."""
@@ -7,6 +9,9 @@ class ConfigError(ValueError):
     def __init__(self, what: str, fix: str):
         self.what, self.fix = what, fix
         super().__init__(f"{what}\n  fix: {fix}")
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[str, str]]:
+        return type(self), (self.what, self.fix)  # one process tells another
 
 
 class Diverged(RuntimeError):

@@ -1,10 +1,13 @@
 """A team of one says and waits for nothing; what two tell each other is in tests/step/test_two_ranks.py."""
 
+import pickle
 import subprocess
 import sys
 
+import pytest
 import torch
 
+from trainer.errors import ConfigError
 from trainer.machine import launcher
 from trainer.machine.team import ALONE, Team
 
@@ -48,3 +51,30 @@ def test_a_run_of_one_process_sets_up_no_group(monkeypatch):
     assert launcher.expected() == 1 and launcher.rank() == 0
     code = "import sys, trainer.machine.team; print('accelerate' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_what_one_finds_out_all_are_told_and_what_a_person_can_mend_too():
+    def missing():
+        raise ConfigError("no checkpoint", "name another")
+
+    def asked_twice():
+        raise AssertionError("only the first looks")
+
+    said = []
+
+    class Leads(Team):
+        def tell(self, value):
+            said.append(pickle.loads(pickle.dumps(value)))
+            return value
+
+    class Follows(Team):
+        def tell(self, value):
+            assert value is None
+            return said.pop()
+
+    assert ALONE.told(lambda: 3) == 3
+    assert Leads(0, 2).told(lambda: 4) == 4 and Follows(1, 2).told(asked_twice) == 4
+    with pytest.raises(ConfigError):
+        Leads(0, 2).told(missing)
+    with pytest.raises(ConfigError, match=r"no checkpoint\n  fix: name another"):
+        Follows(1, 2).told(asked_twice)

@@ -16,10 +16,12 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
+
+from trainer.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -107,6 +109,22 @@ class Team:
         box = [value]
         torch.distributed.broadcast_object_list(box, 0, group=self.words)
         return box[0]
+
+    def told(self, find: Callable[[], T]) -> T:
+        """What rank 0 alone finds out, on every rank; what it met that a person can mend, too. For what changes a disk, or would
+        differ while another changes it."""
+        if self.size == 1:
+            return find()
+        found: T | ConfigError | None = None
+        if self.leads:
+            try:
+                found = find()
+            except ConfigError as error:
+                found = error
+        what = self.tell(found)
+        if isinstance(what, ConfigError):
+            raise what
+        return cast(T, what)
 
     def gather(self, value: T) -> list[T]:
         """Everybody's values in the order of ranks, on every rank."""

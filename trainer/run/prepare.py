@@ -103,11 +103,8 @@ def prepare(config: Config) -> Run:
     if config.prior.with_prior_preservation and config.prior.by == "images":
         manifest.check_early(config, config.data.resolution)
     folder = Path(team.tell(config.run.output_dir))
-    resume = (
-        checkpoint.locate(folder, config.checkpoint.resume_from_checkpoint)
-        if config.checkpoint.resume_from_checkpoint
-        else None
-    )
+    wanted = config.checkpoint.resume_from_checkpoint
+    resume = team.told(lambda: checkpoint.locate(folder, wanted)) if wanted else None
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         checks.card(config, properties.total_memory, properties.name)

@@ -4,10 +4,10 @@ The first step loads, compiles and allocates what stays, so behind the second on
 
     beyond  =  what torch has reserved  +  the context and libraries  -  what was planned for a step
 
-Where the card or the budget has no room for it, in a step or in a phase that is still to come, whatever stands beside tensors
-is taken to be so much larger, and the planner chooses anew. The state goes to disk, the run's pieces are let go of and built again from there, in the same process;
-how a step's bytes are placed changes no bit of what it computes. Where a step did not even come to its end, there is
-nothing to keep: the run begins again where it began.
+Where the card or the budget has no room for it, in a step or in a phase that is still to come, whatever stands beside
+tensors is taken to be so much larger, and the planner chooses anew. The state goes to disk, the run's pieces are let go of and
+built again from there, in the same process; how a step's bytes are placed changes no bit of what it computes. Where a step did
+not even come to its end, there is nothing to keep: the run begins again where it began.
 """
 
 from __future__ import annotations
