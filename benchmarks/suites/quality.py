@@ -30,6 +30,7 @@ from trainer.draw.sheet import contact_sheet
 from trainer.events import Controls, Finished, PhaseEnded, outcome
 from trainer.guard import judge
 from trainer.out.checkpoint import found
+from trainer.out.strength import Between
 from trainer.policy import Drawing
 from trainer.run import settle, stages
 from trainer.run.revisit import restore
@@ -178,6 +179,7 @@ class Protocol:
         kept = self._class_bytes() - there
         config = overlay.load(file=run / "config.toml")
         parts, engine, _ = restore(found(run)[-1], config, self.options.device)
+        Between(parts, config.model).put(engine, config.export.strength)
         prompts, live = Prompts.of(subject), config.train.train_text_encoder
         after = drawn(parts, engine, prompts, self.options, live=live, tiny=self.options.tiny)
         measured = scores(self.eye, subject, prompts, before, after)

@@ -5,8 +5,9 @@
 
 Successive halving (arXiv 1502.07943): rung after rung more subjects and seeds for fewer ways, so that little time is spent on
 ways that lose. Each run is a row of results/search.jsonl, and what stands there is not run again: the same command goes
-on where it ended, and takes new ways in. `words` may name `ways=a,b`, `minutes=<n>`, `rungs=<n>`, `base=`,
-`subjects=`, `judge=`, and `cache=<folder>`, where class images wait for the next time.
+on where it ended, and takes new ways in. `words` may name `ways=a;b`, `minutes=<n>`, `rungs=<n>`, `base=`,
+`subjects=`, `judge=`, `cache=<folder>`, where class images wait for the next time, and `halving=no`: all ways run on all
+subjects with all seeds, so that the ways that lose have intervals, too.
 """
 
 from __future__ import annotations
@@ -69,10 +70,14 @@ WAYS: dict[str, list[str]] = {
     "no prior": NONE,
     "no prior, anchor 0.003": NONE + _anchor(0.003),
     "no prior, anchor 0.01": NONE + _anchor(0.01),
+    "no prior, half of it": [*NONE, "--strength", "0.5"],
     "no prior, text, anchor 0.01": NONE + TEXT + _anchor(0.01),
     "class images, text": PRIOR + TEXT,
+    "class images, text, 600": PRIOR + TEXT + _steps(600),
     "class images 0.3, text": HALF + TEXT,
     "class images 0.3, text, anchor 0.003, 600": HALF + TEXT + _anchor(0.003) + _steps(600),
+    "others 0.5, text": PRIOR + TEXT + _others(0.5),
+    "others 0.5, text, 600": PRIOR + TEXT + _others(0.5) + _steps(600),
     "class images 0.3, anchor 0.01": HALF + _anchor(0.01),
     "class images 0.1, anchor 0.005": PRIOR + _weight(0.1) + _anchor(0.005),
     "others 0.5, 0.3, anchor 0.003": HALF + _others(0.5) + _anchor(0.003),
@@ -122,7 +127,8 @@ def suite(options: Options) -> Iterator[dict]:
         protocol = Protocol(base, eye, options, Path(asked.get("cache", Path(place) / "cache")))
         before: dict[str, list] = {}
         for number, rung in enumerate(rungs):
-            names = going_on(done, list(ways), rungs[:number], known)
+            passed = rungs[:number] if asked.get("halving", "yes") == "yes" else ()
+            names = going_on(done, list(ways), passed, known)
             for subject, seed, way in due(done, names, rung, known):
                 if time.monotonic() > until:
                     return
