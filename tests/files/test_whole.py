@@ -97,6 +97,28 @@ def test_a_part_that_proves_to_be_complete_is_used(tmp_path):
     assert tidy(tmp_path, lambda part: "good" in part.name) == ["good"] and names(tmp_path) == ["good"]
 
 
+@pytest.mark.parametrize("other", ["finishes", "removes"])
+def test_two_may_tidy_a_folder_at_once(tmp_path, other):
+    """While one looks whether a part is complete, the other has come to the same end."""
+    left(tmp_path, "good", "part")
+
+    def complete(part):
+        if other == "removes":
+            part.unlink()
+        else:
+            assert tidy(tmp_path, lambda part: True) == ["good"]
+        return True
+
+    assert tidy(tmp_path, complete) == []
+    assert names(tmp_path) == (["good"] if other == "finishes" else [])
+
+
+def test_what_is_there_and_lacks_a_file_is_not_taken_for_gone(tmp_path):
+    left(tmp_path, "good", "part")
+    with pytest.raises(FileNotFoundError):
+        tidy(tmp_path, lambda part: bool((part.parent / "nowhere").read_text()))
+
+
 def test_what_another_program_is_still_writing_is_left_alone(tmp_path):
     code = (
         "import sys; from pathlib import Path; from trainer.files.whole import whole, whole_folder\n"

@@ -102,7 +102,8 @@ def tidy(folder: Path, complete: Callable[[Path], bool] = lambda part: False) ->
     """Finish or remove what a killed program left in `folder`; the names of what was finished are returned.
 
     A part whose predecessor had been set aside was complete; of any other `complete(part)` decides. Nothing that a living
-    program writes, and nothing with a name of another form, is touched.
+    program writes, and nothing with a name of another form, is touched. Two may tidy one folder at once, as runs with one
+    cache do: what is gone when one of them comes to it, the other has done.
     """
     if not folder.is_dir():
         return []
@@ -111,16 +112,26 @@ def tidy(folder: Path, complete: Callable[[Path], bool] = lambda part: False) ->
     for path in sorted(
         left, key=lambda path: not path.name.endswith(".aside")
     ):  # set aside first: their parts are whole
-        found = LEFT.fullmatch(path.name)
-        part = path.with_name(path.name.removesuffix("aside") + "part") if path.name.endswith(".aside") else path
-        if _alive(part):
-            continue
-        if found is not None and not os.path.lexists(target := folder / found["name"]):
-            whole_one = part if part is not path and part.exists() else path
-            if found["kind"] == "aside" or (found["kind"] == "part" and complete(path)):
-                os.replace(whole_one, target)
-                finished.append(target.name)
-        remove(path)
+        try:
+            finished += _tidied(path, complete)
+        except FileNotFoundError:
+            if os.path.lexists(path):
+                raise
+    return finished
+
+
+def _tidied(path: Path, complete: Callable[[Path], bool]) -> list[str]:
+    found = LEFT.fullmatch(path.name)
+    part = path.with_name(path.name.removesuffix("aside") + "part") if path.name.endswith(".aside") else path
+    if _alive(part):
+        return []
+    finished = []
+    if found is not None and not os.path.lexists(target := path.with_name(found["name"])):
+        whole_one = part if part is not path and part.exists() else path
+        if found["kind"] == "aside" or (found["kind"] == "part" and complete(path)):
+            os.replace(whole_one, target)
+            finished.append(target.name)
+    remove(path)
     return finished
 
 
