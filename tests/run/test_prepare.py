@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from photos import folder_of
-from tiny_run import prepared, words
+from tiny_run import events, prepared, words
 
 from trainer.cli import parse as cli
 from trainer.data.photos import scan_class
 from trainer.errors import ConfigError
 from trainer.events import Controls
+from trainer.machine.team import Team
+from trainer.run import prepare as preparing
 from trainer.run import stages
 from trainer.run.prepare import prepare
 from trainer.settings import overlay
@@ -70,3 +72,24 @@ def learned(run):
     asked = prior.num_class_images if config.chosen("prior.num_class_images") else None
     of_class = [(photo.path, photo.prompt, photo.repeats) for photo in own.photos] if own else []
     return {(Path(path).absolute(), *rest) for path, *rest in photos + of_class}, asked, len(run.photos.problems)
+
+
+def test_a_card_beside_the_first_goes_on_where_it_is_told_and_changes_nothing_in_the_run(place, monkeypatch):
+    """Two that finished or removed what a killed run left met each other's half-done work."""
+    events(place, "--checkpointing_steps", 2, run="followed")
+    folder = place / "followed"
+    point = folder / "step-000002"
+    (folder / "step-000004").rename(folder / ".step-000004.999999999.part")  # whole, and not named yet
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+    class Follows(Team):
+        def tell(self, value):
+            return point if value is None else value
+
+        def gather(self, value):
+            return [value, value]
+
+    monkeypatch.setattr(preparing, "choose_device", lambda config: (Follows(1, 2), torch.device("cpu")))
+    run = prepared(place, "--resume_from_checkpoint", "latest", run="followed")
+    assert run.resume == point
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before

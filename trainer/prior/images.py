@@ -86,7 +86,7 @@ def ensure(
     parts, folder = painter.parts, Path(folder)
     resolution = config.data.resolution or parts.family.resolution
     made, usual = settings(parts, config, resolution), parts.family.defaults.class_images
-    there = team.tell(Wanted.found(folder, made, config, count, usual) if team.leads else None)
+    there = team.told(lambda: Wanted.found(folder, made, config, count, usual))
     own, manifest = there.own, there.manifest
     look = Look((resolution, resolution), config.prior.sample_steps, config.prior.guidance_scale)
     painter, prompt = replace(painter, look=look), class_prompt(config)

@@ -166,7 +166,7 @@ def ensure(
     if photos is not None:
         facts["photos"] = [checksum({"latents": photos}), *of_photos]
     name = key(kind="predictions 1", **facts)
-    found = team.tell(store.get(name, ("latents", "timesteps", "targets")) if team.leads else None)
+    found = team.told(lambda: store.get(name, ("latents", "timesteps", "targets")))
     if store.remade:
         yield Notice("Damaged predictions in the cache are made again.")
     have = 0 if found is None else len(found["timesteps"])
