@@ -25,9 +25,8 @@ from trainer.plan import calibration, rehearse
 from trainer.plan.plan import PhasePlan, Standing
 from trainer.plan.simulate import Watched
 from trainer.policy import Drawing, Policy
-from trainer.settings import keeping
+from trainer.settings import effect, keeping
 from trainer.settings.config import Config
-from trainer.settings.effect import prior_is_on
 from trainer.step.engine import Engine
 
 TILE = 512  # pixels: what makes a 1024 px picture cost the VAE no more than a 512 px one
@@ -54,10 +53,9 @@ class Rehearsals:
         self.vae_dtypes = (torch.float32, torch.bfloat16) if bf16 else (torch.float32,)
         self.text = config.train.train_text_encoder
         side = config.data.resolution or parts.side or parts.family.resolution
-        self.prior = prior_is_on(config)
-        batch = config.train.train_batch_size
+        self.prior, batch = effect.prior_is_on(config), config.train.train_batch_size
         self.team = Rehearsed(0, config.run.cards)
-        rows = -(-batch * (2 if self.prior else 1) // self.team.size)  # the most that one card has of a micro-batch
+        rows = -(-effect.rows(config) // self.team.size)  # the most that one card has of a micro-batch
         self.shapes = rehearse.Shapes((side, side), rows, min(batch, rows), config.train.gradient_accumulation_steps,
                                       config.data.masked_loss)  # fmt: skip
         self.objective = Objective.of(config, parts.noise(config.train.zero_terminal_snr, (side, side)))

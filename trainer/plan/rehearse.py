@@ -7,7 +7,7 @@ steps of a sampler, the pictures of a folder) is done once or twice here, becaus
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -93,9 +93,9 @@ def train(
     return tracker.watched()
 
 
-def attention(parts: Parts, policy: Policy, rows: int, size: tuple[int, int]) -> list[Shape]:
-    """The kinds of attention calls of a forward pass over `rows` pictures of `size` (width, height), by falling number of
-    scores; prompts are as long as they can be."""
+def attention(parts: Parts, policy: Policy, rows: int, sizes: Iterable[tuple[int, int]]) -> list[Shape]:
+    """The kinds of attention calls of forward passes over `rows` pictures of each of `sizes` (width, height), by falling
+    number of scores; prompts are as long as they can be."""
     found: set[Shape] = set()
 
     def listen(asked: Asked) -> None:
@@ -103,7 +103,8 @@ def attention(parts: Parts, policy: Policy, rows: int, size: tuple[int, int]) ->
         found.add(Shape(count, heads, queries, asked.key.shape[2], width, asked.attn_mask is not None))
 
     with engine(parts, policy, text=False) as made, CardAttention(listen):
-        made.forward(batch(parts, Shapes(size, rows), text=False).values)
+        for size in sizes:
+            made.forward(batch(parts, Shapes(size, rows), text=False).values)
     return sorted(found, key=lambda shape: -shape.scores)
 
 

@@ -34,6 +34,7 @@ from trainer.prior.prediction import Amount, PredictedRows, Predictions
 from trainer.run import resuming
 from trainer.run.prepare import Run
 from trainer.run.trained import Trained
+from trainer.settings import effect
 from trainer.settings.config import Config
 from trainer.step.ema import Average
 from trainer.step.engine import Engine
@@ -189,12 +190,9 @@ def _attention(run: Run, parts: Parts, dataset: Dataset) -> Iterator[Event]:
 
 def attention_calls(run: Run, pixels: int, dataset: Dataset) -> list[memory.attention.Shape]:
     """The kinds of attention calls of this card's micro-batches, by falling number of scores. pixels: of a latent's side."""
-    rows = run.config.train.train_batch_size * (2 if run.config.prior.with_prior_preservation else 1)
     empty = models.read_as(run.basis.facts.family.build_meta(run.basis.facts), run.config.model)
     sizes = [(width * pixels, height * pixels) for height, width in dataset.groups]
-    mine = -(-rows // run.team.size)
-    found = {kind for size in sizes for kind in rehearse.attention(empty, run.plan.policy, mine, size)}
-    return sorted(found, key=lambda kind: -kind.scores)
+    return rehearse.attention(empty, run.plan.policy, -(-effect.rows(run.config) // run.team.size), sizes)
 
 
 def _draws(

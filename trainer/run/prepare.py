@@ -26,9 +26,8 @@ from trainer.plan.plan import Plan
 from trainer.prior import manifest
 from trainer.run import settle
 from trainer.run.habits import Habits
-from trainer.settings import checks, overlay
+from trainer.settings import checks, effect, overlay
 from trainer.settings.config import Config
-from trainer.settings.effect import prior_is_on
 from trainer.step import optim
 
 
@@ -161,8 +160,7 @@ def choose_device(config: Config) -> tuple[Team, torch.device]:
 
 def _share_out(config: Config, team: Team) -> None:
     """Every card needs a picture of its own in each step. Raises ConfigError where there are fewer."""
-    train, halves = config.train, 1 + prior_is_on(config)
-    rows = train.train_batch_size * train.gradient_accumulation_steps * halves
+    rows = effect.rows(config) * config.train.gradient_accumulation_steps
     if rows < team.size:
         raise ConfigError(
             f"A step of this run has {rows} picture{'s' * (rows > 1)} for {team.size} cards.",

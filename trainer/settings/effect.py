@@ -41,6 +41,11 @@ def prior_is_on(config: Config) -> bool:
     return config.train.method == "full" and bool(demo or config.data.class_name or config.prior.class_prompt)
 
 
+def rows(config: Config) -> int:
+    """Of a micro-batch: its photos and as many class images."""
+    return config.train.train_batch_size * (1 + prior_is_on(config))
+
+
 def _rules(config: Config) -> Iterator[tuple[bool, str, str, str]]:
     """(nothing happens when, settings, why, what to add for it to count). A trailing dot means the whole section."""
     data, train, memory, sample = config.data, config.train, config.memory, config.sample

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from trainer.benchmarks.harness.timing import Options
 from trainer.benchmarks.suites import search
 from trainer.benchmarks.suites.quality import Subject
@@ -39,6 +40,28 @@ def test_the_better_ways_go_on_and_those_that_everybody_has_stay():
     stays = search.ALWAYS[0]
     done = [row(stays, class_kept=0.0), row("bad", fidelity=0.0), row("good"), row("fair", prompt=0.5)]
     assert search.going_on(done, [stays, "bad", "good", "fair"], [Rung(1, 1, 2)], KNOWN) == ["good", "fair", stays]
+
+
+@pytest.mark.parametrize(("halving", "goes_on"), [("yes", {"good"}), ("no", {"good", "bad"})])
+def test_ways_that_lose_run_to_the_end_where_nothing_is_halved(monkeypatch, tmp_path, halving, goes_on):
+    class Measures:
+        def __init__(self, *how):
+            pass
+
+        def before(self, subject):
+            return []
+
+        def one(self, subject, flags, seed, run, before):
+            return MET | {"fidelity": float(flags == ["good"])}, []
+
+    monkeypatch.setattr(search, "Protocol", Measures)
+    monkeypatch.setattr(search, "RESULTS", tmp_path)
+    monkeypatch.setattr(search, "strip", lambda *what: None)
+    monkeypatch.setattr(search, "scores", lambda *what: MET)
+    monkeypatch.setattr(search, "RUNGS", (Rung(1, 1, 1), Rung(1, 2, 1)))
+    monkeypatch.setattr(search, "WAYS", {"good": ["good"], "bad": ["bad"]})
+    found = list(search.suite(Options(words=(f"halving={halving}",))))
+    assert {each["way"] for each in found if each["seed"] == 1} == goes_on
 
 
 def test_what_was_measured_is_not_run_again():

@@ -24,8 +24,8 @@ from trainer.objective.loss import Objective
 from trainer.plan import rehearse
 from trainer.plan.calibration import ASSUMED, GIB, Constants, Value
 from trainer.policy import Policy
+from trainer.settings import effect
 from trainer.settings.config import Config
-from trainer.settings.effect import prior_is_on
 from trainer.step.engine import Engine
 
 # Of the model whose operators are counted: nothing to compute, all of it is the host's
@@ -118,12 +118,12 @@ def convolved(config: Config, facts: Facts) -> Iterator[convolutions.Shape]:
     """The convolutions of a step; a denoiser that names no levels of channels has none."""
     side = (config.data.resolution or facts.resolution) // 8
     channels = facts.denoiser.get("block_out_channels", ())
-    return convolutions.levels(channels, config.train.train_batch_size * (1 + prior_is_on(config)), side, side)
+    return convolutions.levels(channels, effect.rows(config), side, side)
 
 
 def work_of(config: Config, facts: Facts, dtype: torch.dtype) -> Work:
     """A step's convolutions and products: of a UNet's largest levels, or of a transformer's blocks."""
-    said, rows = facts.denoiser, config.train.train_batch_size * (1 + prior_is_on(config))
+    said, rows = facts.denoiser, effect.rows(config)
     side, name = (config.data.resolution or facts.resolution) // 8, str(dtype).removeprefix("torch.")
     shapes = tuple(convolved(config, facts))[:LEVELS]
     if shapes:

@@ -22,7 +22,7 @@ import torch
 
 from trainer import memory
 from trainer.errors import ConfigError
-from trainer.events import Event, Notice, Stage
+from trainer.events import PHASES, Event, Notice, Stage
 from trainer.files.whole import remove
 from trainer.out import checkpoint
 from trainer.plan import planner
@@ -34,7 +34,7 @@ from trainer.run.trained import Trained
 from trainer.settings import overlay
 
 OUTGROWN = "the plan does not hold"  # why training ended, before it goes on by another plan
-ALIVE = ("train", "sample", "save", "export")  # phases that are still to come then
+COMING = PHASES[PHASES.index("train") :]  # phases that are not over when it is looked
 STEP = 2  # of a process, behind which it is looked
 NOISE = 64 * MIB  # by which a card's account may be off, as others come and go; a plan's margin is twice that
 SLACK = 2 * NOISE  # more than a step that found no memory needs at least: how much more is not known
@@ -79,7 +79,7 @@ class Watch:
 
     def _larger(self, most: int, when: str) -> Stage[str]:
         plan, budget = self.run.plan, self.run.plan.budget_bytes
-        worst = max((phase for phase in plan.phases if phase.name in ALIVE), key=lambda phase: phase.vram_bytes)
+        worst = max((phase for phase in plan.phases if phase.name in COMING), key=lambda phase: phase.vram_bytes)
         coming = most + worst.vram_bytes - planned(plan)
         if budget is None or coming <= budget + NOISE:
             return ""
