@@ -57,6 +57,10 @@ def _others(share: float) -> list[str]:
     return ["--others", str(share)]
 
 
+def _until(step: int) -> list[str]:
+    return ["--text_encoder_stop_step", str(step)]
+
+
 def _dco(temperature: float) -> list[str]:
     return ["--by", "dco", "--temperature", str(temperature)]
 
@@ -74,6 +78,7 @@ WAYS: dict[str, list[str]] = {
     "no prior, text, anchor 0.01": NONE + TEXT + _anchor(0.01),
     "class images, text": PRIOR + TEXT,
     "class images, text, 600": PRIOR + TEXT + _steps(600),
+    "class images, text until 100": PRIOR + TEXT + _until(100),
     "class images 0.3, text": HALF + TEXT,
     "class images 0.3, text, anchor 0.003, 600": HALF + TEXT + _anchor(0.003) + _steps(600),
     "others 0.5, text": PRIOR + TEXT + _others(0.5),
