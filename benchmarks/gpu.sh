@@ -29,10 +29,11 @@ part() {  # its name, its seconds at most, then a module and its words
     [[ -n "${ONLY:-}" ]] && limit=$left
     (( limit > left )) && limit=$left
     (( limit < 5 )) && { echo "== $name left out: no time"; return; }
-    echo "== $name, at second $SECONDS (at most ${limit} s)"
-    timeout -k 10 "$limit" "$python" -m "$@" 2>&1 | tee "$log" | tail -n 40 | cut -c 1-400
-    local ended=${PIPESTATUS[0]}
-    (( ended )) && echo "== $name ended with $ended"
+    local began=$SECONDS ended said
+    timeout -k 10 "$limit" "$python" -m "$@" >"$log" 2>&1
+    ended=$?
+    said=$(tail -n 40 "$log" | cut -c 1-400)  # in one piece, where several end at once
+    printf '%s\n== %s: second %s to %s%s\n' "$said" "$name" "$began" "$SECONDS" "$( (( ended )) && echo ", ended with $ended")"
 }
 
 measure() {  # as `part`, for a suite and its options
@@ -41,19 +42,21 @@ measure() {  # as `part`, for a suite and its options
 }
 
 if [[ $call == first ]]; then
-    part    versions   60 trainer doctor
-    part    tests     120 pytest -q --maxfail 12 -n 4 -m gpu tests
+    # what is right or wrong, and bytes of a process's own, share the card; what is timed has it for itself
+    part    versions  120 trainer doctor &
+    part    tests     150 pytest -q --maxfail 12 -n 4 -m gpu $(grep -rlE 'mark\.gpu' tests --include='*.py') &
+    part    demo      120 trainer --preset 12gb --output_dir "$(mktemp -d)/run" --no-watch &
+    measure planner   120 planner --model sd1 &
+    wait
     part    probe      60 trainer plan --preset 12gb --family sd1
-    part    demo       90 trainer --preset 12gb --output_dir "$(mktemp -d)/run" --no-watch
-    measure planner    90 planner --model sd1
-    measure profile    60 profile --model sd1
     measure ladder    130 ladder  --model sd1
+    measure profile    60 profile --model sd1
+    measure kernels    60 kernels
 else
     measure presets-sd1  150 presets --model sd1
     measure peers        150 peers   --model sd1 --preset 6gb --repeats 1 ${PEERS:-}
     measure ladder-sdxl  100 ladder  --model sdxl --repeats 2
     measure presets-sdxl 200 presets --model sdxl
-    measure kernels       60 kernels
     measure planner-sdxl  60 planner --model sdxl
     measure scaling       60 scaling --repeats 3
 fi
