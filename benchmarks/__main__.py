@@ -31,8 +31,8 @@ OTHERS = {
 }
 MODELS = {"sd15": "sd1", "sd21": "sd2", "sdxl": "sdxl"}
 TAKE_PRESET = ("presets", "peers")
-TAKE_WORDS = ("planner", "peers", "quality", "search", "formats", "scripts")
-ANY_FAMILY = ("planner",)
+TAKE_WORDS = ("planner", "presets", "peers", "quality", "search", "formats", "scripts")
+ANY_FAMILY = ("planner", "presets")
 
 
 def main(words: list[str] | None = None) -> int:
@@ -47,7 +47,9 @@ def main(words: list[str] | None = None) -> int:
     if words and words[0] in OTHERS:
         return _package(f"benchmarks.{words[0]}").main(words[1:])
     parser.add_argument("words", nargs="*", help="further words of a suite, such as diffusers=/path/to/checkout")
-    parser.add_argument("--model", default="sd1", help="sd1 (sd15), sd2 or sdxl; peers: demo, too; planner: any family")
+    parser.add_argument(
+        "--model", default="sd1", help="sd1 (sd15), sd2 or sdxl; peers: demo, too; planner and presets: any family"
+    )
     parser.add_argument("--preset", help="for suites that run presets")
     parser.add_argument("--tiny", action="store_true", help="a tiny model: under a minute on two CPU cores")
     parser.add_argument("--repeats", type=int, help="timed runs of each row; default 5 (peers: 2), with --tiny 2")

@@ -53,12 +53,12 @@ class Material:
     pixels: int
 
 
-def material(options: Options, folder: Path) -> Material:
+def material(options: Options, folder: Path, precision: str = "fp32") -> Material:
     """Write a model with random weights, photos of noise and class images into `folder`. The model is spelled as those on
     the hub are, which old releases of transformers read, too."""
-    made = work.parts(options)
+    made = work.parts(options, dtype=export.PRECISIONS[precision])
     pixels = work.side(options, made)
-    for _ in export.write(made, None, folder, ["diffusers"], "fp32"):
+    for _ in export.write(made, None, folder, ["diffusers"], precision):
         pass
     for name, count in (("photos", PHOTOS), ("classes", CLASS_IMAGES)):
         (folder / name).mkdir()
@@ -83,10 +83,17 @@ def environment(*, own: bool) -> dict[str, str]:
     return os.environ | {"HF_HUB_OFFLINE": "1"} | path
 
 
-def run(command: Sequence[object], cwd: Path | None = None, timeout: float = 1800, own: bool = True) -> Ran:
+def run(
+    command: Sequence[object],
+    cwd: Path | None = None,
+    timeout: float = 1800,
+    own: bool = True,
+    together: bool = False,
+) -> Ran:
     """Run a command to its end, watching memory; its output's end is kept for when it fails. own: a program of this
-    checkout, which is then on its path; another trainer must not find our folders there."""
-    with tempfile.TemporaryFile("w+", errors="replace") as output, Watch() as watch:
+    checkout, which is then on its path; another trainer must not find our folders there. together: other jobs run on the
+    same card meanwhile."""
+    with tempfile.TemporaryFile("w+", errors="replace") as output, Watch(together) as watch:
         began = time.perf_counter()
         process = subprocess.Popen(
             [*map(str, command)],
@@ -122,18 +129,22 @@ def end(process: subprocess.Popen) -> None:
 
 class Watch:
     """Follows memory until stopped: one nvidia-smi that prints every 50 ms, or the resident set of process `pid`, polled as
-    often. What the card holds when the watch begins belongs to others and is taken off."""
+    often. What the card holds when the watch begins belongs to others and is taken off; `together`: others come and go
+    meanwhile, so only what nvidia-smi says of process `pid` counts (it cannot say that under Windows)."""
 
-    def __init__(self):
+    def __init__(self, together: bool = False):
         self.pid, self.peak, self.done = None, 0, threading.Event()
         smi = shutil.which("nvidia-smi")
-        self.smi = None
+        self.smi, self.before = None, 0
         if smi:
             card = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or "0"
-            query = ["-i", card, "--query-gpu=memory.used", "--format=csv,noheader,nounits", "-lms", "50"]
+            what = "--query-compute-apps=pid,used_memory" if together else "--query-gpu=memory.used"
+            query = ["-i", card, what, "--format=csv,noheader,nounits", "-lms", "50"]
             self.smi = subprocess.Popen([smi, *query], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-            self.before = self._card(self.smi.stdout.readline())
-        self.thread = threading.Thread(target=self._follow if self.smi else self._poll, daemon=True)
+            if not together:
+                self.before = self._card(self.smi.stdout.readline())
+        following = self._follow_process if together else self._follow
+        self.thread = threading.Thread(target=following if self.smi else self._poll, daemon=True)
         self.thread.start()
 
     def __enter__(self) -> Watch:
@@ -152,6 +163,12 @@ class Watch:
     def _follow(self) -> None:
         for line in self.smi.stdout:
             self.peak = max(self.peak, self._card(line) - self.before)
+
+    def _follow_process(self) -> None:
+        for line in self.smi.stdout:
+            pid, _, used = line.partition(",")
+            if pid.strip() == str(self.pid):
+                self.peak = max(self.peak, self._card(used))
 
     @staticmethod
     def _card(line: str) -> int:

@@ -26,22 +26,25 @@ TINY_SIDE = 64  # pixels
 PERIOD = 1048573
 
 
-def parts(options: Options, *only: str, device: torch.device | str = "cpu") -> Parts:
-    """The model of `options`: tiny, or of real size with random weights, which are made on `device`, or the built-in one.
-    `only` names the parts that are wanted, "denoiser" the family's own; of a real-size model the others stay without memory."""
+def parts(
+    options: Options, *only: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Parts:
+    """The model of `options`: tiny, or of real size with random weights of `dtype`, which are made on `device`, or the
+    built-in one. `only` names the parts that are wanted, "denoiser" the family's own; of a real-size model the others stay
+    without memory."""
     if options.model == DEMO:
         return load(DEMO)
-    return family(options.model).tiny() if options.tiny else real(options.model, *only, device=device)
+    return family(options.model).tiny() if options.tiny else real(options.model, *only, device=device, dtype=dtype)
 
 
-def real(name: str, *only: str, device: torch.device | str = "cpu") -> Parts:
+def real(name: str, *only: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Parts:
     """A public model's shapes, filled with small random numbers; norms start as identity, so activations stay finite."""
     made, device = family(name).meta(), torch.device(device)
     only = tuple(made.family.names.denoiser if part == "denoiser" else part for part in only)
     source = (torch.randn(PERIOD, generator=torch.Generator().manual_seed(0)) * 0.02).to(device)
     for module_name, module in made.modules().items():
         if not only or module_name in only:
-            fill(module, source)
+            fill(module.to(dtype), source)
     return made
 
 

@@ -124,6 +124,18 @@ class Meter:
         self.finish()
         return torch.cuda.max_memory_allocated(self.device) - held
 
+    def queued(self, act: Callable[[], object]) -> Callable[[], object]:
+        """`act` as a card that never waits for Python does it: recorded, to be replayed. Where it cannot be, as it is."""
+        if not self.card:
+            return act
+        recording = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(recording):
+                act()
+        except RuntimeError:
+            return act
+        return recording.replay
+
     def aside(self) -> AbstractContextManager[object]:
         """A queue of its own, where the device has more than one."""
         return torch.cuda.stream(torch.cuda.Stream(self.device)) if self.card else nullcontext()
@@ -159,15 +171,16 @@ def measure(work: Work, device: torch.device, before: int = 0, size: int = BYTES
     bare = meter.taken()
     convolved = [convolution(shape, dtype, device) for shape in work.convolutions]
     multiplied = [product(*shape, dtype, device) for shape in work.products]
-    for act in (*kernels(dtype, device), attention(*work.attention, dtype, device)):
+    for act in (*kernels(dtype, device), attention(*work.attention, dtype, device), *(each.act for each in multiplied)):
         act()
-    workspaces, plain = most(convolved, meter), rate(convolved, meter)
+    workspaces = most(convolved, meter)
     with convolutions.searching():
         for operator in convolved:
             operator.act()  # the search itself may try what it does not take
-        searched, quick = most(convolved, meter), rate(convolved, meter)
-    products = rate(multiplied, meter)
-    context = meter.taken()
+        searched = most(convolved, meter)
+        context = meter.taken()  # before there are recordings, which have memory of their own
+        quick = rate(convolved, meter)
+    plain, products = rate(convolved, meter), rate(multiplied, meter)
     del convolved, multiplied
     up, down, both = copies(size, meter)
     return Seen(bare, context, workspaces, searched, plain or products, quick or products, products, up, down, both)
@@ -175,7 +188,7 @@ def measure(work: Work, device: torch.device, before: int = 0, size: int = BYTES
 
 def rate(operators: Sequence[Operator], meter: Meter) -> float:
     """Flops a second of one after the other; 0 where there are none."""
-    seconds = sum(meter.seconds(operator.act) for operator in operators)
+    seconds = sum(meter.seconds(meter.queued(operator.act)) for operator in operators)
     return sum(operator.flops for operator in operators) / seconds if operators else 0.0
 
 
