@@ -61,6 +61,7 @@ def main(words: list[str] | None = None) -> int:
     timing, rows = _package("benchmarks.harness.timing"), _package("benchmarks.harness.rows")
     suite = _package(f"benchmarks.suites.{given.suite}")
     error = _package("errors").ConfigError
+    _package("memory.allocator").start()  # as a run does
     repeats, warmup = given.repeats or (2 if given.tiny else getattr(suite, "REPEATS", 5)), 1 if given.tiny else 2
     model = MODELS.get(given.model, given.model)
     options = timing.Options(model, given.preset, given.tiny, repeats, warmup, tuple(given.words))

@@ -72,14 +72,16 @@ class Timed:
         return (max(self.seconds) - min(self.seconds)) / 2
 
 
-def timed(call: Callable[[], object], options: Options) -> Timed:
-    """Run `call` warmup + repeats times; the device is waited for around each timed one."""
+def timed(call: Callable[[], object], options: Options, recorded: bool = False) -> Timed:
+    """Run `call` warmup + repeats times; the device is waited for around each timed one. recorded: the first runs record what
+    the others replay, in memory that torch does not call allocated by then, so the peak is that of all of them."""
     device = options.device
     for _ in range(options.warmup):
         call()
     if device.type == "cuda":
         torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
+        if not recorded:
+            torch.cuda.reset_peak_memory_stats()
     forget_peak_rss()
     seconds = []
     for _ in range(options.repeats):

@@ -87,14 +87,16 @@ def _engine(options: Options, policy: Policy) -> dict:
     batches = [work.batch(made, work.side(options, made), PAIRS, options.device, seed) for seed in range(4)]
     engine, step = work.stepper(made, policy, batches, options.device)
     try:
-        return _measured(step, options, partial(work.standing, engine))
+        return _measured(step, options, partial(work.standing, engine), policy.cuda_graphs)
     finally:
         undo()
 
 
-def _measured(step: Callable, options: Options, stays: Callable) -> dict:
+def _measured(step: Callable, options: Options, stays: Callable, recorded: bool = False) -> dict:
     release()  # what building the model left in the allocator's hands
-    row = timed(step, options).row(2 * PAIRS)
+    if recorded:
+        torch.cuda.reset_peak_memory_stats()
+    row = timed(step, options, recorded).row(2 * PAIRS)
     if options.device.type == "cpu":
         row["live_peak_bytes"], losses = work.live_peak(step, stays())
     else:

@@ -4,12 +4,15 @@ on a CPU instead (harness/footprint.py).
 
 On a card the measurement is torch's `max_memory_allocated` for a real-size model with random weights; on a CPU it is the
 allocator's own log for a tiny one, card and host told apart by who asked. The plan never sees the measurement: it is the
-same code run on meta tensors.
+same code run on meta tensors. A card also says what torch reserves for a step when nothing limits it, and with the word `least`
+the least that it may be limited to and still takes the step: the difference to what was measured is what the allocator
+cannot use. Further words name cases (`case=all streamed`).
 """
 
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -49,6 +52,19 @@ CASES: dict[str, Policy] = {
 # gradients, their sum over micro-batches) a card converts as it reads.
 ATTENTION = "aten::_scaled_dot_product_flash_attention_for_cpu_backward"
 OPAQUE = ("trainer::", "aten::convolution", ATTENTION, "aten::_foreach_norm", "aten::add_")
+LIMITS = (
+    0.5,
+    0.3,
+    0.2,
+    0.15,
+    0.12,
+    0.1,
+    0.08,
+    0.06,
+    0.04,
+    0.02,
+    0.0,
+)  # of a step, beyond what it has allocated at its peak
 HOST = "host memory"
 ON_HOST = (HOST, "aten::linspace")  # the latter is the objective's table of noise levels, which a run keeps in RAM
 
@@ -57,10 +73,12 @@ def suite(options: Options) -> Iterator[dict]:
     if "whole" in options.words:
         yield from footprint.rows(options)
         return
-    for name, policy in CASES.items():
+    named = [word.partition("=")[2] for word in options.words if word.startswith("case=")]
+    cases = {name: CASES[name] for name in named or CASES}
+    for name, policy in cases.items():
         yield guarded({"model": options.model, "case": name}, partial(row, options, name, policy))
     if "simulate" in options.words:
-        for name, policy in CASES.items():
+        for name, policy in cases.items():
             yield simulated(options, name, policy)
 
 
@@ -72,13 +90,16 @@ def row(options: Options, name: str, policy: Policy) -> dict:
         parts = made.meta() if real else made.tiny()
     with rehearse.engine(parts, policy, text=False) as engine:
         seen = rehearse.train(parts, engine, shapes, text=False)
-    planned, measured = (
-        (seen.card_peak, on_card(made, policy, shapes, options.device))
-        if real
-        else (seen.card_peak - seen.card_kept, on_cpu(made, policy, shapes).card_peak)
-    )
-    return {"model": options.model, "tiny": not real, "case": name, "planned_bytes": planned, "measured_bytes": measured,
-            "off_percent": round(100 * (planned - measured) / measured, 2), "simulation_seconds": round(seen.seconds, 2)}  # fmt: skip
+    more = {}
+    if real:
+        planned = seen.card_peak
+        more = on_card(made, policy, shapes, options.device, "least" in options.words)
+        measured = more.pop("measured_bytes")
+    else:
+        planned, measured = seen.card_peak - seen.card_kept, on_cpu(made, policy, shapes).card_peak
+    row = {"model": options.model, "tiny": not real, "case": name, "planned_bytes": planned, "measured_bytes": measured,
+           "off_percent": round(100 * (planned - measured) / measured, 2), "simulation_seconds": round(seen.seconds, 2)}  # fmt: skip
+    return row | more
 
 
 def simulated(options: Options, name: str, policy: Policy) -> dict:
@@ -94,17 +115,44 @@ def simulated(options: Options, name: str, policy: Policy) -> dict:
             "tflop": round(seen.flops / 1e12, 3)}  # fmt: skip
 
 
-def on_card(made, policy: Policy, shapes: rehearse.Shapes, device: torch.device) -> int:
-    """Bytes allocated at the peak of the second step of a real-size model with random weights."""
+def on_card(made, policy: Policy, shapes: rehearse.Shapes, device: torch.device, limit: bool = False) -> dict:
+    """Bytes allocated and reserved at the peak of the third step of a real-size model with random weights, and with
+    `limit` the least that torch may be limited to (`least`)."""
     gc.collect()  # the case before
     step, _ = real_step(made, work.real(made.name, "denoiser", device=device), policy, shapes, device)
-    step()
+    for _ in range(2):
+        step()
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
+    began = time.perf_counter()
     step()
     torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device)
+    took = time.perf_counter() - began
+    measured, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+    found = {"measured_bytes": measured, "reserved_bytes": reserved, "seconds": round(took, 3)}
+    return found | (least(step, measured, device) if limit else {})
+
+
+def least(step: Callable[[], object], measured: int, device: torch.device) -> dict:
+    """The least of the limits LIMITS under which two steps come to their end, and the seconds of the second. A step that
+    found no memory leaves an engine that cannot go on, so the limits fall until one does."""
+    total, found = torch.cuda.get_device_properties(device).total_memory, {}
+    try:
+        for share in LIMITS:
+            torch.cuda.empty_cache()
+            torch.cuda.set_per_process_memory_fraction((1 + share) * measured / total, device)
+            step()
+            torch.cuda.synchronize(device)
+            began = time.perf_counter()
+            step()
+            torch.cuda.synchronize(device)
+            found = {"least_bytes": int((1 + share) * measured), "least_seconds": round(time.perf_counter() - began, 3)}
+    except RuntimeError:  # torch's own words, or those of a library that found no workspace
+        pass
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+    return found
 
 
 def on_cpu(made, policy: Policy, shapes: rehearse.Shapes) -> Allocated:

@@ -63,7 +63,7 @@ def suite(options: Options) -> Iterator[dict]:
     )
 
     if device.type == "cuda":
-        replayed = timed(stepper(options, replace(policy, cuda_graphs=True)), options).row(2)
+        replayed = timed(stepper(options, replace(policy, cuda_graphs=True)), options, recorded=True).row(2)
         yield {"what": "step, replayed as a CUDA graph", "model": options.model} | replayed
 
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])

@@ -24,6 +24,7 @@ from trainer import memory
 from trainer.errors import ConfigError
 from trainer.events import PHASES, Event, Notice, Stage
 from trainer.files.whole import remove
+from trainer.machine import share
 from trainer.out import checkpoint
 from trainer.plan import planner
 from trainer.plan.calibration import GIB, MIB, Value, gib
@@ -42,10 +43,12 @@ ASKED = re.compile(r"allocate ([\d.]+) (GiB|MiB|KiB|bytes)")
 
 
 def taken(run: Run) -> int:
-    """Bytes that the process has of the card; 0 without one. What was free when the plan was made and is not, and torch does
-    not hold, is counted as its own."""
+    """Bytes that the process has of the card; 0 without one. Where the driver does not say, what was free when the plan was
+    made and is not, and torch does not hold, is counted as its own."""
     if run.device.type != "cuda":
         return 0
+    if (own := share.own_bytes(run.device)) is not None:
+        return own
     reserved, context = torch.cuda.memory_reserved(run.device), run.plan.constants.context.amount
     if (had := run.basis.machine.free_vram_bytes) is not None:
         context = max(context, min(had - torch.cuda.mem_get_info(run.device)[0] - reserved, 2 * GIB))
