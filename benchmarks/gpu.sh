@@ -53,11 +53,16 @@ if [[ $call == first ]]; then
     measure profile    60 profile --model sd1
     measure kernels    60 kernels
 else
-    measure presets-sd1  150 presets --model sd1
-    measure peers        150 peers   --model sd1 --preset 6gb --repeats 1 ${PEERS:-}
+    # jobs of their own are slow to start, and their bytes are their own: all at once, few threads each
+    export OMP_NUM_THREADS=2
+    measure presets-sd1  220 presets 4gb 6gb 8gb 12gb together --model sd1 &
+    measure presets-sdxl 220 presets 4gb 12gb together --model sdxl &
+    measure least-sd1    220 planner least --model sd1 &
+    measure least-sdxl   220 planner least "case=all streamed" "case=state streamed" --model sdxl &
+    wait
+    unset OMP_NUM_THREADS
     measure ladder-sdxl  100 ladder  --model sdxl --repeats 2
-    measure presets-sdxl 200 presets --model sdxl
-    measure planner-sdxl  60 planner --model sdxl
+    measure peers        150 peers   --model sd1 --preset 6gb --repeats 1 ${PEERS:-}
     measure scaling       60 scaling --repeats 3
 fi
 timeout -k 5 30 "$python" -m benchmarks report --results "$out" --out "$out" --no-readme >"$out/gpu-report.txt" 2>&1 || echo "== no report"

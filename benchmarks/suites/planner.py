@@ -137,11 +137,12 @@ def on_card(made, policy: Policy, shapes: rehearse.Shapes, device: torch.device,
 def least(step: Callable[[], object], measured: int, device: torch.device) -> dict:
     """The least of the limits LIMITS under which two steps come to their end, and the seconds of the second. A step that
     found no memory leaves an engine that cannot go on, so the limits fall until one does."""
-    total, found = torch.cuda.get_device_properties(device).total_memory, {}
+    number = torch.cuda.current_device() if device.index is None else device.index  # torch's limit is of a number alone
+    total, found = torch.cuda.get_device_properties(number).total_memory, {}
     try:
         for share in LIMITS:
             torch.cuda.empty_cache()
-            torch.cuda.set_per_process_memory_fraction((1 + share) * measured / total, device)
+            torch.cuda.set_per_process_memory_fraction((1 + share) * measured / total, number)
             step()
             torch.cuda.synchronize(device)
             began = time.perf_counter()
@@ -151,7 +152,7 @@ def least(step: Callable[[], object], measured: int, device: torch.device) -> di
     except RuntimeError:  # torch's own words, or those of a library that found no workspace
         pass
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        torch.cuda.set_per_process_memory_fraction(1.0, number)
     return found
 
 

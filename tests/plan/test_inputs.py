@@ -8,7 +8,7 @@ import torch
 from trainer.kernels import choice
 
 from trainer.errors import ConfigError
-from trainer.machine import convolutions
+from trainer.machine import convolutions, share
 from trainer.models import family
 from trainer.plan import calibration, cards
 from trainer.plan.calibration import ASSUMED, GIB, MIB
@@ -107,7 +107,7 @@ def test_the_convolutions_that_are_tried_are_those_of_the_run():
 def driver(monkeypatch):
     """Puts a card into the machine, as torch would describe it; 7 GiB of its 8 are free, for whoever asks about card 1."""
 
-    def put(name: str, capability: tuple[int, int], **more: int) -> None:
+    def put(name: str, capability: tuple[int, int], own: int | None = None, **more: int) -> None:
         said = SimpleNamespace(
             name=name, major=capability[0], minor=capability[1], multi_processor_count=30, total_memory=8 * GIB, **more
         )
@@ -115,6 +115,7 @@ def driver(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: {1: said}[index])
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: {1: (7 * GIB, 8 * GIB)}[index])
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda index: {1: 0}[index])
+        monkeypatch.setattr(share, "own_bytes", lambda device: {CARD: own}[device])
         monkeypatch.setattr(choice, "trial", lambda index: {1: ""}[index])
         monkeypatch.setattr(learned, "learn", lambda config, facts, device, dtype: {CARD: ASSUMED}[device])
 
@@ -173,6 +174,9 @@ def test_a_card_that_was_measured_is_planned_with_its_own_numbers_and_the_plan_s
     assert "Measured on this card (27 November 2026): context 0.52 GiB, arithmetic 50 TFLOP/s." in said
     assert "Assumed: workspaces, the allocator's share, the bus" in said
     assert "is estimated" not in said, "its speed was measured"
+    driver("NVIDIA GeForce RTX 6060", (12, 0), own=800 * MIB)
+    monkeypatch.setattr(learned, "learn", lambda config, facts, device, dtype: seen)
+    assert at_hand(config, CARD, facts).free_vram_bytes == 7 * GIB + 800 * MIB, "the driver knows better"
     config.run.card = "RTX 3060"
     assert at_hand(config, CARD, facts).constants == ASSUMED, "another card than the one that is here"
 

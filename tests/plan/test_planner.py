@@ -156,9 +156,11 @@ def test_all_phases_of_a_run_are_planned(facts):
 def test_the_step_is_counted_without_context_and_workspaces(facts):
     plan = draft(facts)
     train = next(phase for phase in plan.phases if phase.name == "train")
-    assert train.vram_bytes == plan.step_tensor_bytes + sum(
-        calibration.ASSUMED.overhead(plan.step_tensor_bytes).values()
-    )
+    beside = {kind: train.parts[kind] for kind in calibration.ASSUMED.overhead(0)}
+    assert train.vram_bytes == plan.step_tensor_bytes + sum(beside.values())
+    assumed = calibration.ASSUMED.overhead(plan.step_tensor_bytes)
+    assert beside["context"] == assumed["context"] and beside["workspaces"] == assumed["workspaces"]
+    assert beside["allocator"] > assumed["allocator"], "a small model's step leaves more of its pages empty"
 
 
 class Greedy(Rehearsals):
@@ -180,7 +182,7 @@ def test_what_somebody_set_wins_and_a_warning_says_that_it_does_not_fit(facts):
     tight = draft(facts, memory__vram_gb=10.0, train__train_batch_size=8)
     need = next(p for p in tight.phases if p.name == "train").vram_bytes
     assert free.fits
-    plan = draft(facts, memory__vram_gb=need / GIB - 0.005, memory__checkpointing="off", memory__gradients="card",
+    plan = draft(facts, memory__vram_gb=need / GIB - 0.03, memory__checkpointing="off", memory__gradients="card",
                  memory__stream="off", train__train_batch_size=8)  # fmt: skip
     assert plan.policy.checkpointing == "off"
     assert not plan.fits

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 
 from trainer.errors import ConfigError
-from trainer.events import Event, Exported, PhaseEnded, PhaseProgress, PhaseStarted
+from trainer.events import Event, Exported
 from trainer.files.mapped import Stored, forget
 from trainer.files.safetensors_stream import Writer, size_bytes
 from trainer.files.whole import tidy, whole, whole_folder
-from trainer.machine.vitals import Vitals
+from trainer.machine.phase import Phase
 from trainer.models import adapters, clip_skip, load, word
 from trainer.models.base import Parts
 from trainer.out.formats import NAMES, File, files
@@ -55,7 +55,6 @@ def write(
              None = those in `parts`. Whatever it does not name comes from `parts`, and missing parts from their source.
     replace: let finished exports of the same name give way.
     """
-    began = time.time()
     folder = Path(folder)
     full = tuple(name for name in formats if name not in LORA)
     dtype = PRECISIONS[precision]
@@ -68,18 +67,18 @@ def write(
     with clip_skip.whole(parts):
         planned = [file for name in formats for file in files(name, parts, folder, precision, dict(metadata or {}))]
         _check_room(folder, planned, dtype, replace)
-        yield PhaseStarted("export", total=len(formats), detail=", ".join(formats))
+        phase = Phase("export", "cuda" if torch.cuda.is_initialized() else "cpu")
+        yield phase.start(len(formats), ", ".join(formats))
         for done, name in enumerate(formats, start=1):
             own = [file for file in planned if file.format == name]
             values = _values(parts, trained if weights is not None else None, lora=name in LORA)
             said = time.monotonic()
             for exported in _export(own, values, dtype, precision):
                 if exported is not None or time.monotonic() - said > 1:
-                    yield exported or PhaseProgress("export", done - 1, len(formats), name)
+                    yield exported or phase.progress(done - 1, name)
                     said = time.monotonic()
-            yield PhaseProgress("export", done, len(formats), name)
-    vitals = Vitals(torch.device("cuda" if torch.cuda.is_initialized() else "cpu"))
-    yield PhaseEnded("export", time.time() - began, vitals.peak(), vitals.ram(), f"{len(formats)} formats in {folder}")
+            yield phase.progress(done, name)
+        yield phase.end(f"{len(formats)} formats in {folder}")
 
 
 def _parameter(parts: Parts, name: str) -> Tensor:

@@ -123,7 +123,8 @@ def beside(plan: Plan) -> str:
         f"{calibration.WORDS[kind]} {calibration.SHOWN[kind](upper.values()[kind].amount)}" for kind in unseen
     )
     tensors = [p.vram_bytes - sum(p.parts.get(kind, 0) for kind in constants.overhead(0)) for p in plan.phases]
-    most = max(map(upper.process, tensors))
+    held = [size + p.parts.get("allocator", 0) for size, p in zip(tensors, plan.phases, strict=True)]
+    most = max(map(upper.process, tensors, held))
     return (
         f"{' and '.join(', '.join(calibration.WORDS[kind] for kind in unseen).rsplit(', ', 1))} "
         f"{'are' if len(unseen) > 1 else 'is'} assumed, not measured on this card (trainer/plan/calibration.py); "

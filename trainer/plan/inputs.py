@@ -14,7 +14,7 @@ import torch
 
 from trainer.errors import ConfigError
 from trainer.kernels import choice
-from trainer.machine import convolutions
+from trainer.machine import convolutions, share
 from trainer.models import Facts
 from trainer.plan import calibration, cards, solver
 from trainer.plan.calibration import ASSUMED, Constants, gib
@@ -65,15 +65,16 @@ def at_hand(config: Config, device: torch.device, facts: Facts | None = None) ->
         return Machine("cuda", card, None, None)
     index = torch.cuda.current_device() if device.index is None else device.index
     free, total = torch.cuda.mem_get_info(index)
-    # what this very process holds already
-    mine = int(calibration.CONTEXT_BYTES.amount) + torch.cuda.memory_reserved(index)
+    # what this very process holds already, as far as the driver says it
+    own = share.own_bytes(torch.device("cuda", index))
+    mine = int(calibration.CONTEXT_BYTES.amount) + torch.cuda.memory_reserved(index) if own is None else own
     found = look(index)
     card = card or cards.match(found.name) or cards.estimated(found)
     made = Machine("cuda", card, min(free + mine, total), ram, total, found.capability, choice.trial(index))
     if facts is None:
         return made
     made = _convolving(config, facts, made, found.name, torch.device("cuda", index))
-    return made if config.run.card else _learned(config, facts, made, torch.device("cuda", index))
+    return made if config.run.card else _learned(config, facts, made, torch.device("cuda", index), own is not None)
 
 
 def _convolving(config: Config, facts: Facts, made: Machine, name: str, device: torch.device) -> Machine:
@@ -90,8 +91,9 @@ def _convolving(config: Config, facts: Facts, made: Machine, name: str, device: 
     return replace(made, convolutions=way)
 
 
-def _learned(config: Config, facts: Facts, made: Machine, device: torch.device) -> Machine:
-    """With what the card says of itself when it is tried; with assumptions where that does not come off."""
+def _learned(config: Config, facts: Facts, made: Machine, device: torch.device, told: bool) -> Machine:
+    """With what the card says of itself when it is tried; with assumptions where that does not come off. told: whether the
+    driver said what this process holds already."""
     computes = solver.base(config, made.kind, made.computes).math
     try:
         known = learned.learn(config, facts, device, computes)
@@ -100,7 +102,8 @@ def _learned(config: Config, facts: Facts, made: Machine, device: torch.device) 
         *choice.FAILURES,
     ) as refusal:  # whatever a small step may break off with; a run is still planned
         return replace(made, unmeasured=choice.first_line(refusal))
-    more = int(known.context.amount) - int(ASSUMED.context.amount)  # of what this process holds already
+    # of what this process holds already, where that was assumed
+    more = 0 if told else int(known.context.amount) - int(ASSUMED.context.amount)
     assert made.free_vram_bytes is not None and made.total_vram_bytes is not None, "the card is here"
     return replace(made, constants=known, free_vram_bytes=min(made.free_vram_bytes + more, made.total_vram_bytes))
 

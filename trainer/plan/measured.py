@@ -21,19 +21,20 @@ TOLERANCE = 0.05  # of the planned bytes; below it a deviation is the allocator'
 
 def compare(plan: Plan, actual: Mapping[str, int]) -> tuple[str, list[Notice]]:
     """(table, notices) of planned against measured peaks. actual: phase -> bytes allocated by torch, 0 without a card."""
-    lines, notices = ["phase         planned     measured  difference"], []
+    lines, notices = ["phase            planned   workspaces     measured  difference"], []
     for phase in plan.phases:
         measured = actual.get(phase.name, 0)
         if not measured:
             continue
         planned = phase.vram_bytes - sum(phase.parts.get(kind, 0) for kind in plan.constants.overhead(0))
-        apart = measured - planned
+        apart, room = measured - planned, phase.parts.get("workspaces", 0)
         if (
             apart > 0
         ):  # libraries take their workspaces from torch's allocator: these are planned, under a name of their own
-            apart = max(apart - phase.parts.get("workspaces", 0), 0)
+            apart = max(apart - room, 0)
         share = apart / max(planned, 1)
-        lines.append(f"{phase.name:12s} {gib(planned):>9s} {gib(measured):>11s}  {100 * share:+9.1f} %")
+        said = f"{100 * share:+.1f} %" if apart else "none"
+        lines.append(f"{phase.name:13s}{gib(planned):>11s}  + {gib(room):>9s}  {gib(measured):>11s}  {said:>10s}")
         if abs(share) > TOLERANCE and abs(apart) > 64 * calibration.MIB:
             notices.append(
                 Notice(

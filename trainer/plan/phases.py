@@ -89,7 +89,11 @@ class Rehearsals:
         return self.steps[policy]
 
     def step_bytes(self, policy: Policy) -> int:
-        return self.constants.process(self.step_tensors(policy))
+        return self.constants.process(self.step_tensors(policy), self._step_pages(policy))
+
+    def _step_pages(self, policy: Policy) -> int:
+        """What the allocator holds for a step's tensors."""
+        return self.work(policy).card_pages + self._recording(policy)
 
     def step_tensors(self, policy: Policy) -> int:
         return self.work(policy).card_peak + self._recording(policy)
@@ -165,7 +169,14 @@ class Rehearsals:
         found = [
             self._phase("load", 0, 0, process),
             self._phase("cache images", early.card, self._vae(drawing, decode=False), before + self.latents()),
-            self._phase("train", work.card_kept, _own(work) + self._recording(policy), ram, self._train_parts(policy)),
+            self._phase(
+                "train",
+                work.card_kept,
+                _own(work) + self._recording(policy),
+                ram,
+                self._train_parts(policy),
+                self._step_pages(policy),
+            ),
             replace(self._phase("sample", standing.card - parked, pictures, ram + to_ram), parked_bytes=to_ram),
             self._phase("save", standing.card, 0, ram + PIECE_BYTES),
             self._phase("export", standing.card, unit if on_card else 0, ram + PIECE_BYTES + (unit if away else 0)),
@@ -180,12 +191,15 @@ class Rehearsals:
     def _train_parts(self, policy: Policy) -> dict[str, int]:
         return self.split[_eager(policy)] | {"graphs": self._recording(policy)}
 
-    def _phase(self, name: str, standing: int, own: int, ram: int, parts: dict[str, int] | None = None) -> PhasePlan:
+    def _phase(
+        self, name: str, standing: int, own: int, ram: int, parts: dict[str, int] | None = None, pages: int = 0
+    ) -> PhasePlan:
         tensors, parts = standing + own, parts or {"standing": standing, "phase": own}
         parts = {kind: size for kind, size in parts.items() if size}
         if self.kind == "cpu":
             return PhasePlan(name, 0, ram + tensors, parts)
-        return PhasePlan(name, self.constants.process(tensors), ram, parts | self.constants.overhead(tensors))
+        more = self.constants.overhead(tensors, pages)
+        return PhasePlan(name, tensors + sum(more.values()), ram, parts | more)
 
     def _fit_drawing(self, policy: Policy, budget: int | None) -> Drawing:
         """The least approximate way for the VAE, and the largest batch of pictures, that fit the budget. The optimizer state

@@ -47,22 +47,25 @@ def nearest(config: Config, made: Plan, machine: Machine, facts: Facts) -> Itera
     budget = made.budget_bytes
     assert budget is not None, "what has no budget fits"
     train, side = config.train, config.data.resolution or facts.resolution
-    ways: list[tuple[str, dict[str, Any]]] = []
+    ways: list[list[tuple[str, dict[str, Any]]]] = []  # of each, the first that fits
     if (batch := train.train_batch_size) > 1:
         one = smallest(train__train_batch_size=1)
         each = max(made.vram_peak_bytes - one, 1) / (batch - 1)  # bytes grow along a straight line, near enough
         fewer = min(max(int((budget - one) / each) + 1, 1), batch - 1)
-        ways.append((f"--train_batch_size {fewer}", {"train__train_batch_size": fewer}))
+        sizes = dict.fromkeys((fewer, max(fewer - 1, 1), max(fewer * 7 // 8, 1)))  # pages are taken as a whole
+        ways.append([(f"--train_batch_size {size}", {"train__train_batch_size": size}) for size in sizes])
     if train.train_text_encoder:
-        ways.append(("no --train_text_encoder", {"train__train_text_encoder": False}))
+        ways.append([("no --train_text_encoder", {"train__train_text_encoder": False})])
     if train.method == "full":
-        ways.append(("--method lora", {"train__method": "lora"}))
+        ways.append([("--method lora", {"train__method": "lora"})])
     if side > 256:  # below that there is little left to see
         lower = side * 3 // 4 // 64 * 64
-        ways.append((f"--resolution {lower}", {"data__resolution": lower}))
-    for words, changes in ways:
-        if (size := smallest(**changes)) <= budget:
-            yield f"{words} (from {gib(size)})"
+        ways.append([(f"--resolution {lower}", {"data__resolution": lower})])
+    for way in ways:
+        sized = ((words, smallest(**changes)) for words, changes in way)
+        fits = next(((words, size) for words, size in sized if size <= budget), None)
+        if fits is not None:
+            yield f"{fits[0]} (from {gib(fits[1])})"
 
 
 def asked_for(config: Config) -> list[str]:

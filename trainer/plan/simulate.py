@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from trainer.plan.pages import Block, Pages
 from trainer.plan.pretend import Outcomes
 from trainer.plan.timeline import Entry
 
@@ -38,6 +39,9 @@ class Watched:
     host_peak: int = 0
     host_parts: dict[str, int] = field(default_factory=dict)
     card_kept: int = 0  # live on the card when the watch began: weights and optimizer state, not the step's own
+    card_pages: int = (
+        0  # the least that torch's allocator holds for the card's tensors at its worst moment (plan/pages.py)
+    )
     flops: int = 0
     moved: int = 0  # bytes that elementwise operators, norms and copies within the card read and wrote there
     matmul_moved: int = 0  # the same for operators with a flop formula
@@ -67,6 +71,8 @@ class Tracker(TorchDispatchMode):
         self._live: dict[
             int, tuple[Any, int, tuple[str, str]]
         ] = {}  # storage -> (weak reference, bytes, (place, kind))
+        self._pages = Pages()
+        self._blocks: dict[int, Block | None] = {}
         self._now: Counter[tuple[str, str]] = Counter()
         self._total = {"card": 0, "host": 0}
         self._copies = 0
@@ -79,13 +85,14 @@ class Tracker(TorchDispatchMode):
     def watched(self) -> Watched:
         """Everything since `restart` (or the beginning)."""
         return Watched(self._peak["card"], dict(self._parts["card"]), self._peak["host"], dict(self._parts["host"]), self._kept,
-                       self.flops, self.moved, self.matmul_moved, self.sent_up, self.sent_down, self.operators,
+                       self._pages.most, self.flops, self.moved, self.matmul_moved, self.sent_up, self.sent_down, self.operators,
                        time.perf_counter() - self._began, self._peak_at, (*self._timeline, self._entry("end")))  # fmt: skip
 
     def restart(self) -> None:
         """Begin a new watch: peaks start from what is live now, counters from zero."""
         self.flops = self.moved = self.matmul_moved = self.sent_up = self.sent_down = self.operators = 0
         self._peak, self._parts = {"card": 0, "host": 0}, {"card": {}, "host": {}}
+        self._pages.restart()
         self._kept, self._began, self._peak_at = self._total["card"], time.perf_counter(), "what was there before"
         self._timeline: list[Entry] = []
         self._told = (0, 0, 0)  # of the work so far, what stands in the timeline
@@ -259,11 +266,14 @@ class Tracker(TorchDispatchMode):
                 tracker._remove(key)
 
         self._live[key] = (weakref.ref(storage, died), size, (place, kind))
+        if place == "card":
+            self._blocks[key] = self._pages.take(size)
         self._now[place, kind] += size
         self._total[place] += size
 
     def _remove(self, key: int) -> None:
         _, size, (place, kind) = self._live.pop(key)
+        self._pages.give(self._blocks.pop(key, None))
         self._now[place, kind] -= size
         self._total[place] -= size
 

@@ -22,7 +22,7 @@ from trainer.models import Facts, family
 from trainer.models.base import loaded
 from trainer.objective.loss import Objective
 from trainer.plan import rehearse
-from trainer.plan.calibration import ASSUMED, GIB, Constants, Value
+from trainer.plan.calibration import ASSUMED, GIB, LATER_BYTES, Constants, Value
 from trainer.policy import Policy
 from trainer.settings import effect
 from trainer.settings.config import Config
@@ -103,7 +103,7 @@ def constants(seen: Seen, launch: float, date: str) -> Constants:
         date=date,
     )
     if 0 < seen.context < LARGEST:
-        found = replace(found, context=here(seen.context))
+        found = replace(found, context=here(seen.context + LATER_BYTES.amount))
     if seen.workspaces > found.workspaces.amount:
         found = replace(found, workspaces=here(seen.workspaces))
     return found
