@@ -23,6 +23,7 @@ def plot_ladder(rows: list[Row], path: Path) -> Path:
     rows = [row for row in rows if row.get("model") == rows[0].get("model")]  # of several models the first one measured
     figure, axis = _figure(9, 0.45 * len(rows) + 1.6)
     key = "peak_allocated_bytes" if any(row.get("peak_allocated_bytes") for row in rows) else "live_peak_bytes"
+    rows = [row for row in rows if key in row]
     names, sizes = [row["technique"] for row in rows], [row[key] / 2**20 for row in rows]
     axis.barh(names, sizes, color="#4c78a8")
     axis.invert_yaxis()
