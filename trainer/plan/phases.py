@@ -182,7 +182,8 @@ class Rehearsals:
             self._phase("export", standing.card, unit if on_card else 0, ram + PIECE_BYTES + (unit if away else 0)),
         ]
         if self.prior and self.config.prior.by == "images":
-            visiting = max(self._draw_base(policy, drawing.batch), early.card + self._vae(drawing, decode=True))
+            together = min(drawing.batch, self.class_images())
+            visiting = max(self._draw_base(policy, together), early.card + self._vae(drawing, decode=True))
             found.append(self._phase("class images", 0, visiting, before))
         if self.prior or not self.text:  # a text encoder that learns is read before the engine takes it over
             found.append(self._phase("cache text", 0 if self.text else early.card, self._encode(), before))
