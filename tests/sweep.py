@@ -303,7 +303,9 @@ class Sweep:
         shutil.rmtree(kept, ignore_errors=True)
         for name in ("run", "cache"):
             shutil.copytree(self.place.folder / name, kept / name)
-        return sorted(path.relative_to(kept) for path in kept.rglob("*") if path.is_file() and path.name != ".lock")
+        return sorted(
+            path.relative_to(kept) for path in kept.rglob("*") if path.is_file() and not path.name.endswith(".lock")
+        )
 
     def damaged(self, files: list[tuple[Path, Callable[[Path], None]]]) -> Iterator[Case]:
         for path, how in files:

@@ -1,5 +1,6 @@
 """Class images: drawn once, counted, topped up, never overwritten, never mixed silently."""
 
+import errno
 import hashlib
 import json
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from photos import finish, folder_of, noise_picture, settings
 from PIL import Image
 
@@ -17,10 +19,11 @@ from trainer.draw.painter import Painter
 from trainer.draw.sampler import Look
 from trainer.errors import ConfigError
 from trainer.events import Notice, PhaseEnded, PhaseProgress, PhaseStarted
+from trainer.files.claim import is_claim
 from trainer.models import SD1, SDXL
 from trainer.policy import Drawing
 from trainer.prior import images as prior
-from trainer.prior import manifest
+from trainer.prior import manifest, turn
 
 
 @pytest.fixture(scope="module")
@@ -344,7 +347,7 @@ def test_a_kill_at_any_file_leaves_pictures_that_the_next_start_knows_as_drawn(p
         events, photos = filled(moment)
         assert not any(isinstance(event, Notice) for event in events), moment
         assert [photo.digest for photo in photos.photos] == expected and len(contents(moment)) == 6
-        assert not list(moment.glob(".*"))
+        assert all(map(is_claim, moment.glob(".*")))
 
 
 def test_a_copy_among_ones_own_pictures_is_named_and_one_more_is_drawn_for_it(parts, texts, tmp_path):
@@ -366,6 +369,57 @@ def test_an_interrupted_run_keeps_what_was_drawn(parts, texts, tmp_path, monkeyp
     assert len(contents(tmp_path)) == 1
     events, photos = ensure(parts, texts, tmp_path, 3, batch=1)
     assert drawn(events) == 2 * 2 and len(photos.photos) == 3
+
+
+def waits(events):
+    return [event.text for event in events if isinstance(event, Notice) and "waits for it" in event.text]
+
+
+def test_the_second_of_two_waits_for_what_the_first_draws_and_draws_only_what_is_missing(
+    parts, texts, tmp_path, monkeypatch
+):
+    """Batches of other sizes draw pictures with other last bits, whose names are others: as two presets of one subject."""
+    monkeypatch.setattr(turn, "POLL_SECONDS", 0)
+    monkeypatch.setattr(prior, "CHUNK", 1)
+    first = prior.ensure(painter_of(parts, texts, batch=1), settings(tmp_path), tmp_path, count=3)
+    events = [next(first)]
+    while not contents(tmp_path):
+        events.append(next(first))
+    second = prior.ensure(painter_of(parts, texts, batch=4), settings(tmp_path), tmp_path, count=4)
+    meanwhile = [next(second) for _ in range(9)]
+    assert len(contents(tmp_path)) == 1 and len(waits(meanwhile)) == 1, (
+        "it looks again when the other is done, not before"
+    )
+
+    one = finish(first)[1]
+    rest, two = finish(second)
+    assert not waits(rest) and not any(isinstance(event, Notice) for event in rest)
+    assert "1 class images drawn, 3 reused: 4 different" in [e.detail for e in rest if isinstance(e, PhaseEnded)]
+    assert [photo.digest for photo in two.photos[:3]] == [photo.digest for photo in one.photos]
+    assert set(manifest.Manifest.read(tmp_path).images) == set(contents(tmp_path)) and len(contents(tmp_path)) == 4
+
+
+def test_a_folder_that_cannot_be_written_is_read_without_a_lock(parts, texts, tmp_path, monkeypatch):
+    before = ensure(parts, texts, tmp_path)[1]
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    events, again = ensure(parts, {}, tmp_path)
+    assert drawn(events) == 0 and not waits(events)
+    assert [photo.digest for photo in again.photos] == [photo.digest for photo in before.photos]
+
+
+def test_two_pictures_of_one_index_are_not_called_changed(parts, texts, tmp_path):
+    """As two runs left that drew at once, before one of them waited."""
+    ensure(parts, texts, tmp_path, 2)
+    noise_picture((64, 64), 5).save(other := tmp_path / "other.png")
+    sha = manifest.digest_of(other)
+    other.rename(tmp_path / f"00000-{sha[:12]}.png")
+    events, photos = ensure(parts, texts, tmp_path, 2)
+    assert drawn(events) == 0 and len(photos.photos) == 2
+    assert not any(isinstance(event, Notice) for event in events)
 
 
 def test_sdxl_draws_too(tmp_path):

@@ -253,6 +253,15 @@ def test_plain_lines_hold_every_fact_once_and_steps_thinned(recorded: list[Event
         assert any(fact in line for line in lines), fact
 
 
+def test_waiting_that_cannot_be_counted_is_one_line_and_a_row_of_the_dashboard(recorded: list[Event]) -> None:
+    begun = [*recorded[:1], PhaseStarted("class images", detail="waiting for another run")]
+    waiting = [*begun, *(PhaseProgress("class images", 0, 0, time=begun[-1].time + 60 * n) for n in range(9))]
+    tui.plain(begun, short := io.StringIO())
+    tui.plain(waiting, long := io.StringIO())
+    assert long.getvalue() == short.getvalue() and "waiting for another run" in long.getvalue()
+    assert "waiting for another run" in text(replay(waiting), 160, 48)
+
+
 def test_a_dashboard_needs_a_terminal_and_no_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

@@ -25,12 +25,14 @@ from trainer.draw.preview import slug
 from trainer.draw.sampler import Look
 from trainer.errors import ConfigError
 from trainer.events import Notice, Stage
+from trainer.files.claim import Claim
 from trainer.files.store import key
 from trainer.files.whole import whole
 from trainer.machine.phase import Phase
 from trainer.machine.team import ALONE, Team
 from trainer.models.base import Parts
 from trainer.prior.manifest import Manifest, digest, digest_of, opened, settings, theirs
+from trainer.prior.turn import come
 from trainer.settings.config import Config
 
 CHUNK = 16  # pictures between two moves of the denoiser off the card: little is lost when somebody interrupts
@@ -86,31 +88,15 @@ def ensure(
     parts, folder = painter.parts, Path(folder)
     resolution = config.data.resolution or parts.family.resolution
     made, usual = settings(parts, config, resolution), parts.family.defaults.class_images
-    there = team.told(lambda: Wanted.found(folder, made, config, count, usual))
-    own, manifest = there.own, there.manifest
     look = Look((resolution, resolution), config.prior.sample_steps, config.prior.guidance_scale)
-    painter, prompt = replace(painter, look=look), class_prompt(config)
-    chunks = list(_chunks(there.missing, len(there.indices), painter.drawing.batch, team.size))
-    mine = f", {len(own.photos)} your own" if own.photos else ""
-    phase = Phase("class images", painter.device)
-    reused = len(there.indices) - len(there.missing)
-    to_draw = f"{len(there.missing)} to draw, {reused} reused{mine}"
-    yield phase.start(sum(map(len, chunks)) * look.steps, to_draw)
-    yield from _about_own(own, len(there.indices), there.asked)
-    if there.changed:
-        yield Notice(_about_changed(folder, there.changed), "put them into another folder if you want to train on them")
-    done = 0
-    for first in range(0, len(chunks), team.size):
-        together = chunks[first : first + team.size]
-        chunk = together[team.rank] if team.rank < len(together) else []
-        seeds = [manifest.settings["seed"] + i for i in chunk]
-        pictures = (yield from painter.paint([prompt] * len(chunk), seeds, phase, done * look.steps)) if chunk else []
-        done += sum(map(len, together))
-        for drawn in team.gather([*zip(chunk, map(_png, pictures), strict=True)]):
-            for index, data in drawn:
-                if team.leads and index in there.missing:
-                    _save(data, folder, index, manifest)
-    manifest.images = team.tell(manifest.images)
+    painter, phase = replace(painter, look=look), Phase("class images", painter.device)
+    # from looking until all is written: another run would draw the same meanwhile, with other last bits
+    with Claim(folder) as claim:
+        yield from come(claim, phase, f"drawing class images in {folder}", team)
+        there = team.told(lambda: Wanted.found(folder, made, config, count, usual))
+        yield from _fill(folder, there, painter, class_prompt(config), phase, team)
+    own, manifest = there.own, there.manifest
+    mine, reused = _beside(own), len(there.indices) - len(there.missing)
     drawn = _drawn(folder, config, manifest, resolution, set(there.indices))
     yield from _about(drawn)
     chosen = replace(own, photos=(*own.photos, *drawn.photos), left=(*own.left, *drawn.left))
@@ -124,6 +110,35 @@ def ensure(
             "look at them, and name another --class_data_dir",
         )
     return chosen
+
+
+def _fill(folder: Path, there: Wanted, painter: Painter, prompt: str, phase: Phase, team: Team) -> Stage[None]:
+    """Draw what is missing; each picture that is done stays, whatever happens to the next."""
+    manifest, steps = there.manifest, painter.look.steps
+    chunks = list(_chunks(there.missing, len(there.indices), painter.drawing.batch, team.size))
+    reused = len(there.indices) - len(there.missing)
+    yield phase.start(
+        sum(map(len, chunks)) * steps, f"{len(there.missing)} to draw, {reused} reused{_beside(there.own)}"
+    )
+    yield from _about_own(there.own, len(there.indices), there.asked)
+    if there.changed:
+        yield Notice(_about_changed(folder, there.changed), "put them into another folder if you want to train on them")
+    done = 0
+    for first in range(0, len(chunks), team.size):
+        together = chunks[first : first + team.size]
+        chunk = together[team.rank] if team.rank < len(together) else []
+        seeds = [manifest.settings["seed"] + i for i in chunk]
+        pictures = (yield from painter.paint([prompt] * len(chunk), seeds, phase, done * steps)) if chunk else []
+        done += sum(map(len, together))
+        for drawn in team.gather([*zip(chunk, map(_png, pictures), strict=True)]):
+            for index, data in drawn:
+                if team.leads and index in there.missing:
+                    _save(data, folder, index, manifest)
+    manifest.images = team.tell(manifest.images)
+
+
+def _beside(own: PhotoSet) -> str:
+    return f", {len(own.photos)} your own" if own.photos else ""
 
 
 def _chunks(missing: Sequence[int], count: int, batch: int, cards: int = 1) -> Iterator[list[int]]:

@@ -54,7 +54,8 @@ def _texts(state: RunState, event: ev.Event, thinner: Thinner) -> Iterator[str]:
         case ev.PhaseStarted():
             yield f"{event.phase}: started" + (f" total={event.total}" if event.total else "") + _after(event.detail)
         case ev.PhaseProgress():
-            if thinner(event.time, event.done in (1, event.total)):
+            # what cannot be counted, such as waiting for another run, has no line: it has said what it is
+            if event.total and thinner(event.time, event.done in (1, event.total)):
                 eta = (
                     f" eta={duration(state.seconds_left)}"
                     if not math.isnan(state.seconds_left) and event.done < event.total
