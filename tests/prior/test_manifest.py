@@ -2,7 +2,8 @@
 
 import pytest
 
-from trainer.prior.manifest import MANIFEST, Damaged, Manifest, digest
+from trainer.prior import manifest as module
+from trainer.prior.manifest import MANIFEST, Damaged, Manifest, digest, theirs
 
 
 def folder_with(path, *texts):
@@ -29,6 +30,21 @@ def test_only_pictures_that_are_as_they_were_drawn_stand(tmp_path):
     (tmp_path / third).unlink()
     standing = manifest.standing(tmp_path)
     assert standing == {0: first} and manifest.changed(tmp_path, standing) == [second]
+
+
+def test_a_folder_that_another_run_begins_to_fill_meanwhile_is_nobodys_own(tmp_path, monkeypatch):
+    """Neither before it is looked at, nor in the middle of that: whoever took it for theirs would draw somewhere else."""
+    look, begun = module.find, []
+
+    def begins(*given):
+        begun.append(folder_with(tmp_path, "a"))
+        return look(*given)
+
+    monkeypatch.setattr(module, "find", begins)
+    assert not theirs(tmp_path) and begun
+    (tmp_path / MANIFEST).unlink()
+    monkeypatch.setattr(module, "find", look)
+    assert theirs(tmp_path), "a picture without a row is theirs"
 
 
 def test_every_flipped_character_of_what_counts_is_found(tmp_path):

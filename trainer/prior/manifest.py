@@ -79,8 +79,11 @@ class Manifest:
         }
 
     def changed(self, folder: Path, standing: dict[int, str]) -> list[str]:
-        """Names of drawn pictures that are there with other bytes than were written."""
-        return sorted(name for name in self.images if name not in standing.values() and (folder / name).is_file())
+        """Names of drawn pictures that are there with other bytes than were written. The second picture of an index, which
+        two runs left that drew at once, is not one of them."""
+        spare = self.images.keys() - set(standing.values())
+        there = (name for name in spare if (folder / name).is_file())
+        return sorted(name for name in there if digest_of(folder / name) != self.images[name]["sha256"])
 
 
 def digest(data: bytes) -> str:
@@ -127,13 +130,15 @@ def check_early(config: Config, resolution: int) -> None:
 
 def theirs(folder: Path) -> bool:
     """Whether somebody keeps pictures of their own in `folder`, and none of ours: nothing is drawn there."""
+    if not folder.is_dir():
+        return False
+    # pictures first: where another run begins to draw meanwhile, what is seen of it has its row already
+    pictures = any(candidates(place.folder) for place in find(folder, "class", "--class_data_dir").places)
     try:
         manifest = Manifest.read(folder)
     except Damaged:
         return False  # `opened` refuses it with the way out
-    if not folder.is_dir() or (manifest is not None and manifest.images):
-        return False
-    return any(candidates(place.folder) for place in find(folder, "class", "--class_data_dir").places)
+    return pictures and not (manifest is not None and manifest.images)
 
 
 def record(run: Path, chosen: PhotoSet) -> None:
