@@ -8,7 +8,7 @@ from small_data import small_data
 from trainer.data.batches import Batches, ClassRows
 from trainer.events import PhaseStarted
 from trainer.objective.loss import Objective
-from trainer.prior import dco
+from trainer.prior import dco, turn
 from trainer.step.engine import Engine, Policy
 
 
@@ -37,6 +37,19 @@ def test_a_cached_loss_is_what_the_untouched_model_has_on_that_row(given, tmp_pa
         expected = objective.errors(prediction, row.target, row.weights, row.mask)
         assert torch.allclose(row.reference, expected, rtol=1e-4)
     assert not any(torch.equal(deck.losses[0, 0], deck.losses[0, 1]) for deck in ready(given, tmp_path))
+
+
+def test_the_second_of_two_waits_and_has_the_losses_that_the_first_measured(given, tmp_path, monkeypatch):
+    monkeypatch.setattr(turn, "POLL_SECONDS", 0)
+    parts, data, config, objective, engine = given
+    deck = dco.decks(data, objective, config)[0]
+    first, second = (dco.known(deck, engine, parts.digest, tmp_path, rows) for rows in (1, 4))
+    next(first)
+    waiting = [next(second) for _ in range(9)]
+    assert "waits for it" in waiting[0].text
+    measured = finish(first)[1]
+    events, found = finish(second)
+    assert torch.equal(found.losses, measured.losses) and any("are known" in str(event) for event in events)
 
 
 def test_the_first_step_has_the_gradient_of_the_plain_loss(given, tmp_path):

@@ -12,17 +12,21 @@ from trainer.events import PhaseEnded, PhaseProgress, PhaseStarted
 from trainer.models import SD1, SD2, SDXL
 from trainer.objective.loss import Objective
 from trainer.policy import Drawing
-from trainer.prior import prediction
+from trainer.prior import prediction, turn
 
 FAMILIES = [SD1, SD2, SDXL]
 
 
-def ensure(parts, folder, config=None, draws=6, latents=2, photos=None, **more):
+def ensure(parts, folder, *args, **more):
+    return finish(begin(parts, folder, *args, **more))
+
+
+def begin(parts, folder, config=None, draws=6, latents=2, photos=None, **more):
     config = config or settings(folder)
     words = ["a photo of a dog", "a photo of a car", "a photo of a tree", ""]
     texts = finish(encode_prompts(parts, words, "cpu"))[1]
     painter = Painter(parts, Look((64, 64)), Drawing(**more), torch.device("cpu"), texts)
-    return finish(prediction.ensure(painter, config, folder, prediction.Amount(draws, latents, 2), photos))
+    return prediction.ensure(painter, config, folder, prediction.Amount(draws, latents, 2), photos)
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +85,30 @@ def test_a_second_run_reuses_and_a_longer_one_continues(parts, tmp_path):
     assert torch.equal(longer.targets[:4], first.targets) and torch.equal(longer.timesteps[:4], first.timesteps)
     _, at_once = ensure(parts, tmp_path / "other", draws=7)
     assert torch.allclose(longer.targets.float(), at_once.targets.float(), atol=2e-3)
+
+
+def test_a_run_with_fewer_waits_and_takes_nothing_from_one_with_more(parts, tmp_path, monkeypatch):
+    monkeypatch.setattr(turn, "POLL_SECONDS", 0)
+    more = begin(parts, tmp_path, draws=7)
+    while not isinstance(next(more), PhaseProgress):
+        pass
+    fewer = begin(parts, tmp_path, draws=4)
+    waiting = [next(fewer) for _ in range(9)]
+    assert "waits for it" in waiting[0].text
+    _, seven = finish(more)
+    rest, four = finish(fewer)
+    assert torch.equal(four.targets, seven.targets[:4]) and any("4 predictions reused" in str(event) for event in rest)
+    events, again = ensure(parts, tmp_path, draws=7)
+    assert not any(isinstance(event, PhaseStarted) for event in events) and torch.equal(again.targets, seven.targets)
+
+
+def test_other_predictions_are_waited_for_by_nobody(parts, tmp_path):
+    first = begin(parts, tmp_path)
+    while not isinstance(next(first), PhaseProgress):
+        pass
+    events, made = ensure(parts, tmp_path, settings(tmp_path, prior__class_seed=5))
+    assert len(made) == 6 and not any("waits for it" in str(event) for event in events)
+    first.close()
 
 
 def test_the_cache_depends_on_model_prompt_seed_and_size_but_not_on_learning(parts, tmp_path):

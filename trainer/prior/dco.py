@@ -30,9 +30,11 @@ from torch import Tensor
 from trainer.data.batches import MicroBatch, concat, noised_rows
 from trainer.data.dataset import Dataset, Example
 from trainer.events import Notice, Stage
+from trainer.files.claim import Claim
 from trainer.files.store import Store, checksum, key
 from trainer.machine.phase import Phase
 from trainer.objective.loss import Objective
+from trainer.prior.turn import come
 from trainer.settings.config import Config
 from trainer.step.engine import Engine
 
@@ -109,21 +111,26 @@ def known(deck: Deck, engine: Engine, model: str, folder: Path, rows: int = 1) -
         "computes": [str(policy.math), policy.weights, policy.channels_last, policy.attention],
         "device": engine.device.type,
     }
-    store, name = Store(Path(folder) / "losses"), key(kind="losses 1", **facts)
+    store, name, team = Store(Path(folder) / "losses"), key(kind="losses 1", **facts), engine.team
     what = "photos" if deck.caption_dropout is not None else "class images"
     total = len(deck.examples) * deck.count
-    if (found := store.get(name, ("losses",))) is not None:
-        yield Notice(f"The base model's losses on {total} draws of {what} are known.")
-        return replace(deck, losses=found["losses"])
     phase = Phase("class images", engine.device)
-    yield phase.start(total, f"the base model's losses on {total} draws of {what}")
-    losses = torch.empty(len(deck.examples), deck.count)
-    for place in range(len(deck.examples)):
-        for first in range(0, deck.count, rows):
-            some = range(first, min(first + rows, deck.count))
-            losses[place, first : some.stop] = _losses(concat([deck.row(place, n) for n in some]), engine, objective)
-        yield phase.progress((place + 1) * deck.count)
-    store.put(name, {"losses": losses})
+    with Claim(Path(folder) / "losses", name) as claim:  # another run's, of rows in other batches, would replace these
+        yield from come(claim, phase, f"measuring the base model's losses on the same {what}", team)
+        if (found := team.told(lambda: store.get(name, ("losses",)))) is not None:
+            yield Notice(f"The base model's losses on {total} draws of {what} are known.")
+            return replace(deck, losses=found["losses"])
+        yield phase.start(total, f"the base model's losses on {total} draws of {what}")
+        losses = torch.empty(len(deck.examples), deck.count)
+        for place in range(len(deck.examples)):
+            for first in range(0, deck.count, rows):
+                some = range(first, min(first + rows, deck.count))
+                losses[place, first : some.stop] = _losses(
+                    concat([deck.row(place, n) for n in some]), engine, objective
+                )
+            yield phase.progress((place + 1) * deck.count)
+        if team.leads:
+            store.put(name, {"losses": losses})
     yield phase.end(f"{total} losses")
     return replace(deck, losses=losses)
 

@@ -35,12 +35,14 @@ from trainer.data.photos import class_prompt
 from trainer.draw.painter import Brush, Painter
 from trainer.draw.sampler import Look, noise_of
 from trainer.events import Notice, Stage
+from trainer.files.claim import Claim
 from trainer.files.store import Store, checksum, key
 from trainer.machine.phase import Phase
 from trainer.machine.team import ALONE, Team
 from trainer.objective.loss import Objective
 from trainer.objective.noise import Noise, golden
 from trainer.prior import contrast, others
+from trainer.prior.turn import come
 from trainer.settings.config import Config
 
 NOISE_SEED = 1 << 32  # draws' noise must not be the noise that began a trajectory
@@ -166,41 +168,46 @@ def ensure(
     if photos is not None:
         facts["photos"] = [checksum({"latents": photos}), *of_photos]
     name = key(kind="predictions 1", **facts)
-    found = team.told(lambda: store.get(name, ("latents", "timesteps", "targets")))
-    if store.remade:
-        yield Notice("Damaged predictions in the cache are made again.")
-    have = 0 if found is None else len(found["timesteps"])
-    if have >= draws:
-        made = Predictions(prompts, noise, seed, found["latents"], found["timesteps"][:draws], found["targets"][:draws])
-        yield Notice(f"Prior by prediction: {draws} predictions reused ({made.size_bytes / 2**20:.1f} MiB).")
-        return made
     phase = Phase("class images", painter.device)
-    fresh = [i for i in range(latents) if i not in of_photos]
-    sampling = len(fresh) * look.steps if found is None else 0
-    yield phase.start(sampling + draws - have, f"{draws - have} predictions of the base model, no pictures")
-    with replace(painter, look=look).on_card(prompts) as brush:
-        if found is None:
+    # until they are written: another run's, made with other last bits or fewer of them, would replace these
+    with Claim(Path(folder) / "predictions", name) as claim:
+        yield from come(claim, phase, "making the same predictions of the base model", team)
+        found = team.told(lambda: store.get(name, ("latents", "timesteps", "targets")))
+        if store.remade:
+            yield Notice("Damaged predictions in the cache are made again.")
+        have = 0 if found is None else len(found["timesteps"])
+        if have >= draws:
+            made = Predictions(
+                prompts, noise, seed, found["latents"], found["timesteps"][:draws], found["targets"][:draws]
+            )
+            yield Notice(f"Prior by prediction: {draws} predictions reused ({made.size_bytes / 2**20:.1f} MiB).")
+            return made
+        fresh = [i for i in range(latents) if i not in of_photos]
+        sampling = len(fresh) * look.steps if found is None else 0
+        yield phase.start(sampling + draws - have, f"{draws - have} predictions of the base model, no pictures")
+        with replace(painter, look=look).on_card(prompts) as brush:
+            if found is None:
 
-            def clean_ones(rows: range) -> Stage[Tensor]:
-                some = [fresh[i] for i in rows]
-                return brush.latents(
-                    [prompts[i] for i in some], [seed + i for i in some], phase, rows.start * look.steps
-                )
+                def clean_ones(rows: range) -> Stage[Tensor]:
+                    some = [fresh[i] for i in rows]
+                    return brush.latents(
+                        [prompts[i] for i in some], [seed + i for i in some], phase, rows.start * look.steps
+                    )
 
-            clean: dict[int, Tensor] = {} if photos is None else {i: photos[n] for i, n in of_photos.items()}
-            if fresh:
-                drawn = yield from _together(team, range(len(fresh)), painter.drawing.batch, clean_ones)
-                clean |= dict(zip(fresh, drawn, strict=True))
-            found = {
-                "latents": torch.stack([clean[i] for i in range(latents)]).half(),
-                "timesteps": torch.empty(0, dtype=torch.int64),
-                "targets": torch.empty(0, *clean[0].shape, dtype=torch.float16),
-            }
-        made = yield from _more(brush, Predictions(prompts, noise, seed, **found), draws, phase, team)
-    if team.leads:
-        store.put(name, {"latents": made.latents, "timesteps": made.timesteps, "targets": made.targets})
-    yield phase.end(f"{draws - have} predictions made, {have} reused: {made.size_bytes / 2**20:.1f} MiB")
-    return made
+                clean: dict[int, Tensor] = {} if photos is None else {i: photos[n] for i, n in of_photos.items()}
+                if fresh:
+                    drawn = yield from _together(team, range(len(fresh)), painter.drawing.batch, clean_ones)
+                    clean |= dict(zip(fresh, drawn, strict=True))
+                found = {
+                    "latents": torch.stack([clean[i] for i in range(latents)]).half(),
+                    "timesteps": torch.empty(0, dtype=torch.int64),
+                    "targets": torch.empty(0, *clean[0].shape, dtype=torch.float16),
+                }
+            made = yield from _more(brush, Predictions(prompts, noise, seed, **found), draws, phase, team)
+        if team.leads:
+            store.put(name, {"latents": made.latents, "timesteps": made.timesteps, "targets": made.targets})
+        yield phase.end(f"{draws - have} predictions made, {have} reused: {made.size_bytes / 2**20:.1f} MiB")
+        return made
 
 
 def _prompts(config: Config, family: str, latents: int) -> tuple[str, ...]:
