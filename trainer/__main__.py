@@ -26,7 +26,7 @@ def main(words: list[str] | None = None) -> int:
             return _tell(command.name, command.version)
         from trainer.cli import commands
 
-        code = commands.DO[command.name](command)
+        code = commands.do(command)
         sys.stdout.flush()  # while a reader that has left is still expected
         return code
     except KeyboardInterrupt:

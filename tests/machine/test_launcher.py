@@ -1,5 +1,8 @@
 """A process learns its place from the environment that launchers make, and exit codes come through."""
 
+import os
+import signal
+
 import pytest
 import torch
 
@@ -11,6 +14,35 @@ def test_a_launcher_says_how_many_there_are_and_which_one_this_is(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "2")
     assert (launcher.expected(), launcher.rank()) == (4, 2)
+
+
+@pytest.mark.parametrize(("among", "said", "done"), [
+    ([False, False, False], "card 1 ends; it had not met the others yet", ("left", 2)),
+    ([False, False, True], "so the run saves and ends", ("asked", signal.SIGTERM)),
+    ([False, True, False], "", None),  # another saw it first, and this one writes its report
+], ids=["joining", "training", "leaving"])  # fmt: skip
+def test_a_process_whose_launcher_was_killed_ends_as_far_as_it_has_come(monkeypatch, capsys, among, said, done):
+    looks, ends = [], []
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(launcher.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(os, "getppid", lambda: looks.append("again") or {3: 1}.get(len(looks), 7))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: among[len(looks) - 1])
+    monkeypatch.setattr(os, "_exit", lambda code: ends.append(("left", code)))
+    monkeypatch.setattr(os, "kill", lambda process, number: ends.append(("asked", number)))
+    launcher._outlive(7)
+    assert ends == [done] * bool(done) and said in capsys.readouterr().err
+
+
+def test_the_first_of_several_forgets_the_others_and_no_choice_of_a_persons(monkeypatch, capsys):
+    told = ("RANK", "LOCAL_RANK", "GROUP_WORLD_SIZE", "ROLE_NAME", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "PMI_SIZE")
+    for name in (*told, "ACCELERATE_USE_CPU", "CUDA_VISIBLE_DEVICES", "ROLE_OF_MINE"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert launcher.goes_on_alone("sample")
+    assert capsys.readouterr().err == "note: `sample` runs in one process; the launcher started 2.\n"
+    assert not {*told, "WORLD_SIZE"} & {*os.environ}
+    assert {"ACCELERATE_USE_CPU", "CUDA_VISIBLE_DEVICES", "ROLE_OF_MINE"} <= {*os.environ}
+    assert launcher.goes_on_alone("sample") and capsys.readouterr().err == ""  # where nobody else is
 
 
 def test_one_process_where_accelerate_was_asked_for_more_is_said(monkeypatch):

@@ -5,10 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import kills
 import pytest
+import tiny_run
 
 from trainer.__main__ import main
 from trainer.machine import launcher
@@ -19,6 +25,8 @@ SMALL = (
     "--device cpu --max_train_steps 2 --train_batch_size 1 --gradient_accumulation_steps 2 --no-with_prior_preservation "
     "--num_validation_images 0 --no-watch --dashboard off --formats single_file --cache_dir {0}/cache --output_dir {0}/{1}"
 )
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "trainer"]
 
 
 def losses(run: Path) -> list[float]:
@@ -118,3 +126,80 @@ def test_more_cards_than_pictures_in_a_step_are_refused(tmp_path: Path, capfd: p
     assert launcher.launch(2, words.split()) == 2
     assert "1 picture for 2 cards" in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_one_process_draws_however_many_were_started(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    quick = ("--device", "cpu", "--dashboard", "off", "--max_train_steps", 1)
+    assert main(tiny_run.words(place, *quick, run="drawn-from")) == 0
+    line = ["sample", str(place / "drawn-from"), "--device", "cpu", "--output_dir"]
+    assert main([*line, str(tmp_path / "one")]) == 0
+    done = subprocess.run([*TORCHRUN, *line, str(tmp_path / "two")], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\npictures ") == 1
+    assert done.stderr.count("note: `sample` runs in one process") == 1
+    one, two = (
+        {path.name: digest(path) for path in (tmp_path / name).iterdir() if path.suffix == ".png"}
+        for name in ("one", "two")
+    )
+    assert one == two and one
+
+
+def test_what_only_says_something_says_it_once() -> None:
+    words = ["explain", "checkpointing"]
+    done = subprocess.run([*TORCHRUN, *words], capture_output=True, text=True, timeout=120)
+    alone = subprocess.run([sys.executable, "-m", "trainer", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == alone.stdout != ""
+
+
+def test_a_launcher_that_is_killed_takes_its_processes_along_and_the_run_goes_on(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    model = f"--model {place}/sd1 --instance_data_dir {place}/photos --class_name dog --resolution 64 "
+    words = (model + SMALL.replace("_steps 2 --train", "_steps 9999 --train")).format(tmp_path, "run").split()
+    begun = subprocess.Popen([*TORCHRUN, *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    log = tmp_path / "run" / "log.jsonl"
+    kills.wait_for(begun, lambda: log.is_file() and '"Step"' in log.read_text())
+    said = killed(begun, kills.ranks(begun.pid).values())
+    assert "the launcher has ended, so the run saves and ends" in said and "Traceback" not in said
+    assert json.loads(log.read_text().splitlines()[-1])["status"] == "interrupted"
+    [point] = checkpoint.found(tmp_path / "run")
+    one_more = str(int(point.name.removeprefix("step-")) + 1)
+    words[words.index("9999")] = one_more
+    assert main([*words, "--resume_from_checkpoint", "latest"]) == 0
+
+
+def test_a_process_that_waits_for_the_others_ends_with_its_launcher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of two, whose second never comes, under a shell that is killed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in {**told, "OMP_NUM_THREADS": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    line = [sys.executable, "-m", "trainer", *SMALL.format(tmp_path, "run").split()]
+    begun = subprocess.Popen(
+        ["sh", "-c", '"$@" & wait', "sh", *line], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    kills.wait_for(begun, lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
+    said = killed(begun, kills.ranks(begun.pid).values())
+    assert "card 0 ends; it had not met the others yet" in said and not (tmp_path / "run").exists()
+
+
+def killed(launcher: subprocess.Popen[str], cards: Iterable[int]) -> str:
+    """What was said around the SIGKILL of a launcher, whose processes are `cards`; its stderr is open until all have ended."""
+    cards = list(cards)
+    launcher.kill()
+    try:
+        return launcher.communicate(timeout=20)[1]
+    except subprocess.TimeoutExpired:
+        for card in cards:
+            with suppress(ProcessLookupError):
+                os.kill(card, signal.SIGKILL)
+        pytest.fail("they went on without it")

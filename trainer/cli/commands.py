@@ -15,7 +15,7 @@ from trainer.cli.parse import Command
 from trainer.errors import ConfigError
 from trainer.events import Controls, Event, Finished, Notice, RunStarted
 from trainer.files import disk
-from trainer.machine import libraries, releases
+from trainer.machine import launcher, libraries, releases
 from trainer.readers.lasting import lasting
 from trainer.settings.checks import check, judge, places
 from trainer.settings.config import Config
@@ -24,12 +24,20 @@ if TYPE_CHECKING:
     from trainer.readers import stray
 
 
+def do(command: Command) -> int:
+    """Returns the exit code. Of several processes that a launcher started, one does what is no training."""
+    if command.name != "train" and not launcher.goes_on_alone(command.name):
+        return 0
+    return DO[command.name](command)
+
+
 def train(command: Command) -> int:
+    if launcher.expected() > 1:
+        launcher.end_with_launcher()
     config = _named(command)
     notices = command.notices + check(config, tolerant=command.foreign)
 
     from trainer.files import hub
-    from trainer.machine import launcher
     from trainer.readers import log, stray, tui
 
     log.check(config)

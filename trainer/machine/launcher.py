@@ -1,4 +1,5 @@
-"""One process a card: what a launcher says about this one, and starting them ourselves, through torch's elastic launcher.
+"""One process a card: what a launcher says about this one, what becomes of it when the launcher has gone, and starting them
+ourselves, through torch's elastic launcher.
 
 `torchrun` and `accelerate launch` describe a process to itself in the same variables of its environment.
 """
@@ -7,19 +8,24 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-
-import psutil
 
 from trainer.errors import ConfigError
 
 STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 LINUX = hasattr(os, "sched_getaffinity")  # where a process may be kept from some of the cores
+# What torch's launcher tells a process about itself and the others, and what accelerate would believe of MPI's.
+TOLD = re.compile(
+    r"((LOCAL|GROUP|ROLE)_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+"
+    r"|(PMI|OMPI_COMM_WORLD|MV2_COMM_WORLD)_SIZE"
+)
 
 
 def expected() -> int:
@@ -30,6 +36,57 @@ def expected() -> int:
 def rank() -> int:
     """Which of them this process is, before it has met the others. The first, 0, leads."""
     return int(os.environ.get("RANK", "0"))
+
+
+def goes_on_alone(command: str) -> bool:
+    """Whether this process is the one that does `command`, which one process does, however many a launcher started.
+
+    The first is: it forgets the others, for whom libraries would wait. The others have nothing to do.
+    """
+    if expected() == 1:
+        return True
+    if rank() > 0:
+        return False
+    print(f"note: `{command}` runs in one process; the launcher started {expected()}.", file=sys.stderr)
+    for name in filter(TOLD.fullmatch, list(os.environ)):
+        del os.environ[name]
+    return True
+
+
+def end_with_launcher() -> None:
+    """From now on this process ends when what started it has ended: a launcher that was killed (by Linux, when the RAM ran
+    out) can end nobody, and its processes would wait for each other for half an hour, or train on where nobody can stop them.
+
+    Not on Windows, where a process keeps the number of a parent that has ended.
+    """
+    if os.name != "nt":
+        threading.Thread(target=_outlive, args=(os.getppid(),), name="launcher", daemon=True).start()
+
+
+def _outlive(parent: int) -> None:
+    """Wait until `parent` has ended; then end as a terminated run does, which saves, or at once where none has begun."""
+    met = False
+    while os.getppid() == parent:
+        met = met or _among_others()
+        time.sleep(1)
+    among = _among_others()
+    if met and not among:
+        return  # another saw it first, all have saved and left, and this one is about to end
+    does = "the run saves and ends" if among else f"card {rank()} ends; it had not met the others yet"
+    fix = "the same line with --resume_from_checkpoint latest goes on" if among else "start the same line again"
+    try:
+        print(f"error: the launcher has ended, so {does}\n  fix: {fix}", file=sys.stderr, flush=True)
+    finally:  # whoever read this may have gone with the launcher
+        if among:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            os._exit(2)  # the main thread waits inside of torch, where no signal reaches it
+
+
+def _among_others() -> bool:
+    """Whether this process has met the others and not left them. Imports nothing: before torch is there it has not."""
+    initialized = getattr(sys.modules.get("torch.distributed"), "is_initialized", None)
+    return initialized is not None and initialized()
 
 
 def left_alone() -> str:
@@ -91,6 +148,7 @@ def _passed_on() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set signal handlers
         return
+    import psutil
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         cards = psutil.Process().children()
