@@ -51,6 +51,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "fidelity": "fidelity",
         "class_kept": "class kept",
         "unrelated_drift": "unrelated drift",
+        "unrelated_drift_text_restored": "the same with the base model's text encoder",
         "prompt": "prompt",
         "context": "context",
         "class_drift": "class drift",

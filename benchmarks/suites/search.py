@@ -32,7 +32,8 @@ from .quality import Prompts, Protocol, Subject, scores, subjects
 
 GOALS = {"fidelity": 0.60, "class_kept": 0.95, "unrelated_drift": 0.30, "prompt": 0.60}  # the second to last: at most
 LESS_IS_BETTER = ("unrelated_drift",)
-MEASURES = (*GOALS, "context", "class_drift", "seconds")
+RESTORED = "unrelated_drift_text_restored"  # with the base model's text encoder in place of the trained one
+MEASURES = (*GOALS, RESTORED, "context", "class_drift", "seconds")
 # Student's t at 97.5 % for 1, 2, ... degrees of freedom
 T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20)
 
