@@ -347,6 +347,7 @@ def test_every_flag_that_a_message_recommends_exists():
         "dataset_config",
     }
     known |= {"force_reinstall", "no_deps"}  # pip's own, in the command that mends an installation
+    known |= {"query_compute_apps", "format"}  # nvidia-smi's own
     known |= {"no", "flag", "section.name", *(key.rpartition(".")[2] for key in knobs())}
     unknown = []
     for path in sorted((ROOT / "trainer").rglob("*.py")):

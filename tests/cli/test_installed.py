@@ -138,7 +138,7 @@ def test_what_plans_know_of_a_card_is_shown_with_its_age(config, cards, monkeypa
     monkeypatch.undo()
     cards(("RTX 3060", 12))
     *_, line = installed.card(config)
-    assert line.state == "ok" and line.detail.startswith("3 hours ago: context 0.50 GiB") and "20.0 GB/s" in line.detail
+    assert line.state == "ok" and line.detail.startswith("3 hours ago: context 0.61 GiB") and "20.0 GB/s" in line.detail
 
 
 @pytest.mark.parametrize("seconds,words", [(5, "5 seconds"), (150, "2 minutes"), (7300, "2 hours"), (10**6, "11 days")])

@@ -8,7 +8,7 @@ import torch
 from trainer.kernels import choice
 
 from trainer.errors import ConfigError
-from trainer.machine import convolutions, share
+from trainer.machine import convolutions, vitals
 from trainer.models import family
 from trainer.plan import calibration, cards
 from trainer.plan.calibration import ASSUMED, GIB, MIB
@@ -115,7 +115,7 @@ def driver(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: {1: said}[index])
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: {1: (7 * GIB, 8 * GIB)}[index])
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda index: {1: 0}[index])
-        monkeypatch.setattr(share, "own_bytes", lambda device: {CARD: own}[device])
+        monkeypatch.setattr(vitals, "own_bytes", lambda device: {CARD: own}[device])
         monkeypatch.setattr(choice, "trial", lambda index: {1: ""}[index])
         monkeypatch.setattr(learned, "learn", lambda config, facts, device, dtype: {CARD: ASSUMED}[device])
 

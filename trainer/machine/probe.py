@@ -29,7 +29,7 @@ from trainer.kernels.adamw_lowbit import State, step_
 from trainer.kernels.geglu import geglu
 from trainer.kernels.groupnorm_silu import groupnorm_silu
 from trainer.kernels.layernorm import layernorm
-from trainer.machine import convolutions, share
+from trainer.machine import convolutions, vitals
 from trainer.machine.convolutions import Shape
 
 BYTES = 1 << 27  # of a copy: large enough that its start does not count
@@ -105,7 +105,7 @@ class Meter:
         """Bytes that this process has of the card and torch does not hold."""
         if not self.card:
             return 0
-        if (own := share.own_bytes(self.device)) is None:
+        if (own := vitals.own_bytes(self.device)) is None:
             own = self.before - torch.cuda.mem_get_info(self.device)[0]
         return max(own - torch.cuda.memory_reserved(self.device), 0)
 

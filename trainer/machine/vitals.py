@@ -2,16 +2,25 @@
 
 "allocated" is what live tensors take from torch's allocator, "reserved" what the allocator took from the driver; neither
 includes the CUDA context. Load and temperature come from NVML where it is installed, read at most twice a second.
+
+What a process has of a card with everything, context and libraries included, is the driver's to say (`own_bytes`): what is free
+falls with what any program takes. It says so on Linux; not under Windows, not for a slice of a card, and not inside a container,
+whose processes have other numbers outside.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import psutil
 import torch
+
+SECONDS = 5.0  # a driver that does not answer by then is not waited for
 
 
 @dataclass
@@ -75,3 +84,23 @@ def _refusals() -> tuple[type[Exception], ...]:
     """What NVML raises, which is of a kind of its own, and what torch does where it is missing."""
     nvml = sys.modules.get("pynvml")
     return ImportError, RuntimeError, *([nvml.NVMLError] if nvml else [])
+
+
+def own_bytes(device: torch.device) -> int | None:
+    """Of this process on `device`, a card; None where the driver does not say, or says what cannot be."""
+    with suppress(OSError, subprocess.SubprocessError, RuntimeError, AttributeError):
+        card = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+        query = ["nvidia-smi", "-i", card, "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+        said = subprocess.run(query, capture_output=True, text=True, timeout=SECONDS, check=True).stdout
+        found = read(said, os.getpid())
+        return found if found is not None and found >= torch.cuda.memory_reserved(device) else None
+    return None
+
+
+def read(said: str, pid: int) -> int | None:
+    """Bytes of process `pid` in lines of "pid, MiB"; None where it is not among them or has no number."""
+    for line in said.splitlines():
+        number, _, used = (word.strip() for word in line.partition(","))
+        if number == str(pid) and used.isdigit():
+            return int(used) * 2**20
+    return None

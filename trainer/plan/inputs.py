@@ -14,7 +14,7 @@ import torch
 
 from trainer.errors import ConfigError
 from trainer.kernels import choice
-from trainer.machine import convolutions, share
+from trainer.machine import convolutions, vitals
 from trainer.models import Facts
 from trainer.plan import calibration, cards, solver
 from trainer.plan.calibration import ASSUMED, Constants, gib
@@ -66,7 +66,7 @@ def at_hand(config: Config, device: torch.device, facts: Facts | None = None) ->
     index = torch.cuda.current_device() if device.index is None else device.index
     free, total = torch.cuda.mem_get_info(index)
     # what this very process holds already, as far as the driver says it
-    own = share.own_bytes(torch.device("cuda", index))
+    own = vitals.own_bytes(torch.device("cuda", index))
     mine = int(calibration.CONTEXT_BYTES.amount) + torch.cuda.memory_reserved(index) if own is None else own
     found = look(index)
     card = card or cards.match(found.name) or cards.estimated(found)

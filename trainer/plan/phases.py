@@ -79,9 +79,7 @@ class Rehearsals:
                 self.unit_count, self.draws = len(made.units), any(made.runner.draws)
                 rehearsal = partial(rehearse.train, self.parts, made, text=self.text, objective=self.objective)
                 watched = rehearsal(self.shapes)
-                if (
-                    self.prior and self.config.data.buckets
-                ):  # class images are square: a step may have them beside or apart
+                if self.prior and self.config.data.buckets:  # class images are square: a step may have them apart
                     apart = rehearsal(replace(self.shapes, apart=True))
                     watched = max(watched, apart, key=lambda step: step.card_peak)
                 self.split[policy] = rehearse.split_state(watched.card_parts, made)
@@ -182,8 +180,8 @@ class Rehearsals:
             self._phase("export", standing.card, unit if on_card else 0, ram + PIECE_BYTES + (unit if away else 0)),
         ]
         if self.prior and self.config.prior.by == "images":
-            together = min(drawing.batch, self.class_images())
-            visiting = max(self._draw_base(policy, together), early.card + self._vae(drawing, decode=True))
+            drawn = self._draw_base(policy, min(drawing.batch, self.class_images()))
+            visiting = max(drawn, early.card + self._vae(drawing, decode=True))
             found.append(self._phase("class images", 0, visiting, before))
         if self.prior or not self.text:  # a text encoder that learns is read before the engine takes it over
             found.append(self._phase("cache text", 0 if self.text else early.card, self._encode(), before))
@@ -193,14 +191,14 @@ class Rehearsals:
         return self.split[_eager(policy)] | {"graphs": self._recording(policy)}
 
     def _phase(
-        self, name: str, standing: int, own: int, ram: int, parts: dict[str, int] | None = None, pages: int = 0
+        self, name: str, standing: int, own: int, ram: int, parts: dict | None = None, pages: int = 0
     ) -> PhasePlan:
         tensors, parts = standing + own, parts or {"standing": standing, "phase": own}
         parts = {kind: size for kind, size in parts.items() if size}
         if self.kind == "cpu":
             return PhasePlan(name, 0, ram + tensors, parts)
-        more = self.constants.overhead(tensors, pages)
-        return PhasePlan(name, tensors + sum(more.values()), ram, parts | more)
+        vram = self.constants.process(tensors, pages)
+        return PhasePlan(name, vram, ram, parts | self.constants.overhead(tensors, pages))
 
     def _fit_drawing(self, policy: Policy, budget: int | None) -> Drawing:
         """The least approximate way for the VAE, and the largest batch of pictures, that fit the budget. The optimizer state

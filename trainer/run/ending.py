@@ -22,7 +22,7 @@ from trainer.events import (
     watched,
 )
 from trainer.files import disk
-from trainer.plan import measured
+from trainer.plan.here import measured
 from trainer.run.prepare import Run
 
 

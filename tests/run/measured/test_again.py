@@ -173,7 +173,7 @@ def test_a_cpu_takes_nothing_of_a_card(place):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
 def test_on_a_card_everything_that_the_process_has_of_it_is_counted(monkeypatch):
-    monkeypatch.setattr(again.share, "own_bytes", lambda device: None)  # as where the driver does not say
+    monkeypatch.setattr(again.vitals, "own_bytes", lambda device: None)  # as where the driver does not say
     device = torch.device("cuda", 0)
     block = torch.empty(256 * MIB, dtype=torch.uint8, device=device)
     free, _ = torch.cuda.mem_get_info(device)

@@ -24,7 +24,7 @@ from trainer import memory
 from trainer.errors import ConfigError
 from trainer.events import PHASES, Event, Notice, Stage
 from trainer.files.whole import remove
-from trainer.machine import share
+from trainer.machine import vitals
 from trainer.out import checkpoint
 from trainer.plan import planner
 from trainer.plan.calibration import GIB, MIB, Value, gib
@@ -47,7 +47,7 @@ def taken(run: Run) -> int:
     made and is not, and torch does not hold, is counted as its own."""
     if run.device.type != "cuda":
         return 0
-    if (own := share.own_bytes(run.device)) is not None:
+    if (own := vitals.own_bytes(run.device)) is not None:
         return own
     reserved, context = torch.cuda.memory_reserved(run.device), run.plan.constants.context.amount
     if (had := run.basis.machine.free_vram_bytes) is not None:

@@ -10,7 +10,7 @@ import torch
 from trainer.data.batches import share
 from trainer.draw.painter import Painter
 from trainer.events import Event, Stage, outcome
-from trainer.plan import measured
+from trainer.plan.here import measured
 from trainer.run.prepare import Run
 from trainer.run.trained import Trained
 

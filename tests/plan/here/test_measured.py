@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from trainer.errors import ConfigError
-from trainer.plan import calibration, measured
+from trainer.plan import calibration
 from trainer.plan.calibration import GIB, MIB
+from trainer.plan.here import measured
 from trainer.plan.plan import PhasePlan, Plan
 from trainer.policy import Drawing, Policy
 
