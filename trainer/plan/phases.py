@@ -16,7 +16,6 @@ from torch import nn
 
 from trainer.events import PHASES
 from trainer.files.safetensors_stream import PIECE_BYTES
-from trainer.kernels.adamw_lowbit import block_bytes
 from trainer.machine.team import Rehearsed
 from trainer.models import learning, read_as
 from trainer.models.base import Parts, loaded
@@ -75,7 +74,7 @@ class Rehearsals:
         if policy not in self.steps:
             self._adapt()
             with rehearse.engine(self.parts, policy, text=self.text, team=self.team) as made:
-                self.standing[_eager(policy)] = _standing(made, policy, len(self.shapes.micro_batches()) > 1)
+                self.standing[_eager(policy)] = rehearse.standing(made, policy, len(self.shapes.micro_batches()) > 1)
                 self.unit_count, self.draws = len(made.units), any(made.runner.draws)
                 rehearsal = partial(rehearse.train, self.parts, made, text=self.text, objective=self.objective)
                 watched = rehearsal(self.shapes)
@@ -111,7 +110,7 @@ class Rehearsals:
         policy = _eager(policy)
         if policy not in self.standing:
             with rehearse.engine(self.parts, policy, text=self.text, team=self.team) as made:
-                self.standing[_eager(policy)] = _standing(made, policy, len(self.shapes.micro_batches()) > 1)
+                self.standing[_eager(policy)] = rehearse.standing(made, policy, len(self.shapes.micro_batches()) > 1)
         bounds = [self.standing[_eager(policy)].card]
         sibling = self.steps.get(replace(policy, gradients="card"))
         if sibling is not None:
@@ -335,25 +334,3 @@ def _cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def _own(watched: Watched) -> int:
     return watched.card_peak - watched.card_kept
-
-
-def _standing(made: Engine, policy: Policy, summed: bool) -> Standing:
-    """summed: whether gradients are sums of several micro-batches, in fp32."""
-    holdings, counted = made.holdings, made.bytes
-    anchor, host = counted.get("anchor", 0), counted["host"]
-    moving = [h.state.home.nbytes + (h.weights.home.nbytes if policy.stream == "all" else 0) for h in holdings]
-    saved = sum(h.weights.home.nbytes + block_bytes(h.form, h.state_names) for h in holdings if h.n)
-    wide = 4 if summed or made.team.size > 1 else 0
-    trained = sum(h.share.count * max(wide, h.tensors["weight"][1].itemsize) for h in holdings)
-    average = sum(4 * h.share.count for h in holdings)
-    blocks = tuple(sorted(moving, reverse=True))
-    return Standing(
-        counted["weights"] + counted["state"] + anchor,
-        counted["weights"],
-        anchor,
-        host,
-        saved,
-        trained,
-        average,
-        blocks,
-    )

@@ -25,6 +25,7 @@ from trainer.memory.attention import Shape
 from trainer.models import vae
 from trainer.models.base import Parts, loaded
 from trainer.objective.loss import Objective
+from trainer.plan.plan import Standing
 from trainer.plan.pretend import Asked, CardAttention
 from trainer.plan.simulate import Tracker, Watched
 from trainer.policy import Policy
@@ -219,3 +220,25 @@ def draw(
         for _ in range(look.steps):
             next(steps)
     return tracker.watched()
+
+
+def standing(made: Engine, policy: Policy, summed: bool) -> Standing:
+    """What an engine keeps between steps, bytes. summed: whether gradients are sums of several micro-batches, in fp32."""
+    holdings, counted = made.holdings, made.bytes
+    anchor, host = counted.get("anchor", 0), counted["host"]
+    moving = [h.state.home.nbytes + (h.weights.home.nbytes if policy.stream == "all" else 0) for h in holdings]
+    saved = sum(h.weights.home.nbytes + block_bytes(h.form, h.state_names) for h in holdings if h.n)
+    wide = 4 if summed or made.team.size > 1 else 0
+    trained = sum(h.share.count * max(wide, h.tensors["weight"][1].itemsize) for h in holdings)
+    average = sum(4 * h.share.count for h in holdings)
+    blocks = tuple(sorted(moving, reverse=True))
+    return Standing(
+        counted["weights"] + counted["state"] + anchor,
+        counted["weights"],
+        anchor,
+        host,
+        saved,
+        trained,
+        average,
+        blocks,
+    )
