@@ -91,6 +91,21 @@ if triton is not None:
         tl.store(sums + at, db, mask=c < width)
         tl.store(sums + tl.num_programs(0) * width + at, dw, mask=c < width)
 
+    @triton.jit
+    def _gather(sums, dw, db, programs, width, BP: tl.constexpr, BW: tl.constexpr):
+        """the programs' shares of BW columns, always in the same order"""
+        c = tl.program_id(0) * BW + tl.arange(0, BW)
+        bias = tl.zeros((BP, BW), tl.float32)
+        weight = tl.zeros((BP, BW), tl.float32)
+        for first in range(0, programs, BP):
+            p = first + tl.arange(0, BP)
+            mask = (p < programs)[:, None] & (c < width)[None, :]
+            at = p[:, None] * width + c[None, :]
+            bias += tl.load(sums + at, mask=mask, other=0.0)
+            weight += tl.load(sums + programs * width + at, mask=mask, other=0.0)
+        tl.store(db + c, tl.sum(bias, 0), mask=c < width)
+        tl.store(dw + c, tl.sum(weight, 0), mask=c < width)
+
 
 @choice.on_its_card
 def launch(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,10 +124,12 @@ def launch_backward(
     x, dy, width = x.contiguous(), dy.contiguous(), x.shape[-1]
     rows, br, bw = _blocks(x)
     programs = min(PROGRAMS, triton.cdiv(rows, br))
-    sums, dx = torch.empty(2, programs, width, dtype=torch.float32, device=x.device), torch.empty_like(x)
+    sums = torch.empty(2, programs, width, dtype=torch.float32, device=x.device)
+    # not two views of one sum: a custom op may not return tensors that share memory
+    dx, dw, db = torch.empty_like(x), torch.empty_like(weight), torch.empty(width, dtype=weight.dtype, device=x.device)
     _backward[(programs,)](dy, x, weight, mean, rstd, dx, sums, rows, width, BR=br, BW=bw)
-    db, dw = sums.sum(1).unbind()
-    return dx, dw.to(weight.dtype), db.to(bias.dtype)
+    _gather[(triton.cdiv(width, 64),)](sums, dw, db, programs, width, BP=32, BW=64)
+    return dx, dw, db
 
 
 def _blocks(x: Tensor) -> tuple[int, int, int]:

@@ -56,6 +56,7 @@ TESTED_IN = {
     "draw/preview": "draw/sampler",
     "guard/guard": "guard/rulings",
     "kernels/activations": "kernels/eager kernels/geglu kernels/groupnorm_silu kernels/layernorm",
+    "kernels/triton": "kernels/groupnorm_card",
     "kernels/adamw": "kernels/adamw_lowbit kernels/adamw_state kernels/moments kernels/weights24",
     "memory/contract": "memory/allocator memory/boundaries memory/channels_last memory/checkpointing memory/clipping "
     "memory/compile memory/cuda_graphs memory/moments memory/recompute_kernels memory/shard memory/stream memory/weights",

@@ -48,8 +48,8 @@ def test_activation_kernels_compute_what_their_references_compute(distances, ker
 
 KERNELS = {
     "adamw": {"_kernel"},
-    "groupnorm": {"_statistics", "_merge", "_forward", "_backward_sums", "_backward"},
-    "layernorm": {"_forward", "_backward"},
+    "groupnorm": {"statistics", "merge", "forward", "backward_sums", "gather", "backward"},
+    "layernorm": {"_forward", "_backward", "_gather"},
     "geglu": {"_forward", "_backward"},
     "trial": {"double"},
 }
@@ -92,7 +92,7 @@ def vectors(name: str, moves: dict[str, int]) -> bool:
     """Whether what is large moves 16 bytes at a time: one image position or one row alone has nothing to put together."""
     if "adamw" in name:  # a byte alone is the overflow flag
         return moves.get("ld.global.b8", 0) <= 1 and not any(f"{way}.global.b16" in moves for way in ("ld", "st"))
-    if "(1, 1)" in name or name.endswith(("_merge", "double")):
+    if "(1, 1)" in name or name.endswith(("merge", "gather", "double")):
         return True
     return "ld.global.v4.b32" in moves
 
