@@ -36,6 +36,8 @@ class Policy:
     shard: Literal["off", "state"] = "off"
     gradients: Literal["card", "ram"] = "card"
     clipping: Literal["exact", "previous"] = "exact"
+    early_updates: bool = False
+    reach_mb: int = 0
     max_grad_norm: float = 1.0
     optimizer: str = "adamw"
     hyper: AdamHyper = field(default_factory=AdamHyper)

@@ -22,7 +22,7 @@ class Unit:
     def away(self, state: bool) -> int:
         return self.size
 
-    def bring(self) -> None:
+    def bring(self, state: bool = False) -> None:
         self.there = True
 
 

@@ -15,7 +15,7 @@ import random
 import threading
 import weakref
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -236,8 +236,13 @@ def step(recorder: Recorder, engine: Engine, number: int, count: int = 1, **opti
     recorder.in_step = False
 
 
+CLIPPED = {
+    f"{name}, clipped": replace(policy, max_grad_norm=0.02) for name, policy in STREAMED.items() if policy.early_updates
+}
+
+
 @pytest.mark.parametrize("count", [1, 2], ids=["one micro-batch", "two micro-batches"])
-@pytest.mark.parametrize("policy", STREAMED.values(), ids=STREAMED.keys())
+@pytest.mark.parametrize("policy", (STREAMED | CLIPPED).values(), ids=(STREAMED | CLIPPED).keys())
 def test_no_copy_of_a_streamed_step_races_with_anything(recorder, policy, count):
     with streamed(recorder, policy) as engine:
         for number in range(3):
@@ -293,6 +298,8 @@ def drawn(seed: int) -> Policy:
             clipping=draw.choice(["exact", "previous"]),
             max_grad_norm=draw.choice([0.0, 0.02, 1.0]),
             resident_units=draw.choice([0, 0, 1, 3]),
+            early_updates=draw.random() < 0.3,
+            reach_mb=draw.choice([0, 1, 64]),
             recompute_kernels=draw.random() < 0.5,
             channels_last=draw.random() < 0.5,
         )
@@ -375,6 +382,7 @@ SABOTAGE = {
         "wait",
         lambda self, landing: landing is None or torch.cuda.current_stream().wait_event(landing),
     ),
+    "weights change before they are remembered": (stream.Block, "change", lambda self: None),
     "gradients are put together in a thread of their own": (Gradients, "copy", in_a_thread(Gradients.copy)),
 }
 
@@ -382,7 +390,7 @@ SABOTAGE = {
 @pytest.mark.parametrize("broken", SABOTAGE.values(), ids=SABOTAGE.keys())
 def test_the_checker_finds_what_is_broken_on_purpose(recorder, monkeypatch, broken):
     monkeypatch.setattr(*broken)
-    for name in ("all, previous norm", "all"):
+    for name in ("all, previous norm", "all", "state, early updates"):
         with streamed(recorder, STREAMED[name]) as engine:
             for number in range(2):
                 step(recorder, engine, number)

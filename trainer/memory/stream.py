@@ -58,6 +58,8 @@ class Clock(Protocol):
 
     def waited(self, number: int) -> None: ...
 
+    def met(self) -> None: ...
+
 
 class Lane:
     """A side stream for copies one way, "up" to the card or "down" to the host. On a CPU (and in a simulation) copies
@@ -95,6 +97,12 @@ class Traffic:
         self.device = device
         self.up, self.down = Lane(device, "up"), Lane(device, "down")
         self.leaving: list[tuple[Tensor, Landing | None]] = []
+        self.room = 0  # bytes that may be on their way to the host; always the last departure
+
+    @property
+    def leaving_bytes(self) -> int:
+        """On the card, and given up as soon as the host has them."""
+        return sum(tensor.nbytes for tensor, _ in self.leaving)
 
     @contextmanager
     def followed(self, clock: Clock) -> Iterator[None]:
@@ -114,9 +122,16 @@ class Traffic:
         elif self.up.stream is not None:
             torch.cuda.current_stream(self.device).wait_event(landing)
 
+    def meet(self) -> None:
+        """A simulation's host waits here for all that is queued, as one does that reads a number."""
+        if self.up.clock is not None:
+            self.up.clock.met()
+
     def save(self, target: Tensor, source: Tensor) -> Landing | None:
-        """Take `source` to the host. Its memory is reused only behind the copy, one departure later."""
-        self.settle(keep=1)
+        """Take `source` to the host. Its memory is reused only behind the copy, one departure later, or
+        as many as there is `room` for."""
+        while self.leaving_bytes > self.room and len(self.leaving) > 1:
+            self.settle(keep=len(self.leaving) - 1)
         event = self.down.copy(target, source)
         self.leaving.append((source, event))  # in a simulation too, so that the plan counts it
         return event
@@ -142,6 +157,7 @@ class Block:
     live: Tensor | None = None
     arrived: Landing | None = None
     saved: Landing | None = None
+    spare: Tensor | None = None  # host memory, as large: what may be taken back lies here or at home
 
     @classmethod
     def make(cls, size: int, resident: bool, traffic: Traffic) -> Block:
@@ -163,11 +179,41 @@ class Block:
         self._land()
         return live
 
-    def save(self) -> None:
-        """Start taking what has changed home; the card's copy stays for who still reads it."""
+    def save(self, aside: bool = False) -> None:
+        """Start taking what has changed home, or `aside` of it; the card's copy stays for who still reads it."""
         if not self.resident:
             assert self.live is not None, "only what is on the card can have changed there"
-            self.saved = self.traffic.save(self.home, self.live)
+            self.saved = self.traffic.save(self._spare() if aside else self.home, self.live)
+
+    def remember(self) -> None:
+        """Start copying a resident block to the host, before it changes in a way that may be taken back."""
+        if self.resident:
+            self.saved = self.traffic.down.copy(self._spare(), self.home)
+
+    def change(self) -> None:
+        """A resident block may change after this: what it was is on the host."""
+        if self.resident:
+            self.traffic.wait(self.saved)
+            self.saved = None
+
+    def accept(self) -> None:
+        """What was put aside is what counts from now on."""
+        if not self.resident:
+            self.home, self.spare = self._spare(), self.home
+
+    def take_back(self) -> None:
+        """What was put aside counts for nothing, and a resident block is what it was."""
+        if self.resident:
+            self.traffic.wait(self.traffic.up.copy(self.home, self._spare()))
+
+    def lend(self, size: int) -> Tensor | None:
+        """The spare bytes, where there are as many and nothing is put aside."""
+        return self._spare()[:size] if size <= self.home.nbytes else None
+
+    def _spare(self) -> Tensor:
+        if self.spare is None:
+            self.spare = host.empty(self.home.shape, torch.uint8, self.traffic.device)
+        return self.spare
 
     def leave(self, changed: bool) -> None:
         """Give the card's copy up, saving it first where it has changed."""

@@ -104,6 +104,10 @@ def table(plan: Plan) -> str:
             f"speed: about {plan.steps_per_second:.2f} steps a second on a {plan.card} - "
             f"an estimate from counted arithmetic and {rates}, not measured"
         )
+    if plan.clipped_steps_per_second is not None:
+        lines.append(
+            f"       while no step is clipped; where all are, updates wait: {plan.clipped_steps_per_second:.2f} steps a second"
+        )
     if plan.together is not None:
         lines.append(exchanged(plan.together))
     if plan.vram_peak_bytes:

@@ -32,6 +32,7 @@ TILE = 512  # pixels: what makes a 1024 px picture cost the VAE no more than a 5
 MAX_SAMPLE_BATCH = 8
 FILLS = 1024 * 1024  # pixels of a picture that keeps a card busy by itself
 PNG_SHARE = 0.6  # of the bytes of its pixels that a generated picture keeps as PNG: assumed
+SHARES = (1.0, 0.9, 0.75, 0.5)  # of the room that seems left, tried in turn for units that stay
 PHOTOS = 5  # DreamBooth's three to six, where the folder is not known
 
 
@@ -82,8 +83,18 @@ class Rehearsals:
                     apart = rehearsal(replace(self.shapes, apart=True))
                     watched = max(watched, apart, key=lambda step: step.card_peak)
                 self.split[policy] = rehearse.split_state(watched.card_parts, made)
-            self.steps[policy] = watched
+            self.steps[policy] = self._clipped_too(policy, watched) if policy.early_updates else watched
         return self.steps[policy]
+
+    def _clipped_too(self, policy: Policy, early: Watched) -> Watched:
+        """A step whose updates are early, with the room for one whose gradients wait: a step that is clipped is made again so."""
+        plain = self.work(replace(policy, early_updates=False, reach_mb=0))
+        wide = (
+            self.standing[policy].trained if len(self.shapes.micro_batches()) > 1 else 0
+        )  # sums, which no spare bytes hold
+        worst = max(early, plain, key=lambda step: step.card_peak)
+        pages, host = max(early.card_pages, plain.card_pages), max(early.host_peak + wide, plain.host_peak)
+        return replace(early, card_peak=worst.card_peak, card_parts=worst.card_parts, card_pages=pages, host_peak=host)
 
     def step_bytes(self, policy: Policy) -> int:
         return self.constants.process(self.step_tensors(policy), self._step_pages(policy))
@@ -126,15 +137,13 @@ class Rehearsals:
             early = max(0 if self.text else self._encode(), self._draw(policy, 1), vae)
             empty = max(empty, self.constants.process(early))
         spare = (budget - empty) / (1 + self.constants.allocator.amount)
-        best, kept = 0, 0
+        taken, kept = [0], 0  # by the number of units that stay
         for count, block in enumerate(standing.blocks, 1):
             kept += block
             following = standing.blocks[count] if count < len(standing.blocks) else 0
-            if kept - 2 * (standing.blocks[0] - following) <= spare:  # a window holds two units at a time
-                best = count
-        for count in dict.fromkeys((best, best - max(1, best // 10), best - max(2, best // 4))):
-            if count > 0:
-                yield count
+            taken.append(kept - 2 * (standing.blocks[0] - following))  # a window holds two units at a time
+        counts = (max(n for n, size in enumerate(taken) if n == 0 or size <= share * spare) for share in SHARES)
+        yield from (count for count in dict.fromkeys(counts) if count > 0)
 
     def larger_batch(self, policy: Policy, budget: int | None) -> int:
         """The largest power of two times the batch whose step fits, taking all that is not standing to grow with it."""
@@ -252,7 +261,8 @@ class Rehearsals:
             with rehearse.engine(self.parts, policy, text=self.text, team=self.team) as made:
                 return _own(rehearse.draw(self.parts, self._through(made), self.shapes.size, 1, made))
 
-        return pictures * self._once(("draw", _eager(policy)), run)
+        updates = {"early_updates": False, "reach_mb": 0}  # which drawing makes none of
+        return pictures * self._once(("draw", replace(_eager(policy), **updates)), run)
 
     def _through(self, made: Engine) -> nn.Module:
         return made.as_module(loaded(self.parts.denoiser), self.parts.family)

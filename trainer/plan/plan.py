@@ -76,6 +76,7 @@ class Plan:
     warnings: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()  # what the numbers rest on, where somebody should know
     refusal: ConfigError | None = field(default=None, compare=False)
+    clipped_steps_per_second: float | None = None  # with early updates, while every step is clipped
     together: Together | None = None  # where a plan is for several cards
     constants: Constants = ASSUMED  # what its sizes hold beside tensors, and its speed beside published rates
 
@@ -110,6 +111,7 @@ class Plan:
             "model": self.model, "mode": self.mode, "preset": self.preset, "budget_bytes": self.budget_bytes, "fits": self.fits,
             "vram_peak_bytes": self.vram_peak_bytes, "ram_peak_bytes": self.ram_peak_bytes, "disk_bytes": self.disk_bytes,
             "step_tensor_bytes": self.step_tensor_bytes, "steps_per_second": self.steps_per_second,
+            "clipped_steps_per_second": self.clipped_steps_per_second,
             "settings": self.settings, "phases": phases,
             "refusal": None if self.refusal is None else {"what": self.refusal.what, "fix": self.refusal.fix},
         }  # fmt: skip

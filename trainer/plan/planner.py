@@ -59,6 +59,15 @@ def _draft(config: Config, facts: Facts, machine: Machine, rehearsals: Rehearsal
     if found.policy.cuda_graphs:
         cuda_graphs.check_run(config.run.cards, rehearsals.draws)
     card = machine.card if machine.kind == "cuda" else None
+    faster = _hurried(config, ladder, found, max(p.ram_bytes for p in phases), budget, rehearsals, machine)
+    if faster is not found:
+        others = rehearsals.all(faster.policy, budget)
+        if max(phase.vram_bytes for phase in others[0]) <= (budget or 0):
+            found, (phases, drawing), work = faster, others, rehearsals.work(faster.policy)
+    clipped = None
+    if card is not None and found.policy.early_updates:
+        plain = solver.late(found.policy)
+        clipped = 1 / _seconds(config, rehearsals.work(plain), card, plain, machine.constants)
     may = config.memory.cuda_graphs is None and rehearsals.repeats()
     if may and card is not None and _waits_for_host(work, card, machine.constants):
         found, phases = _recorded(found, phases, budget, rehearsals)
@@ -75,6 +84,7 @@ def _draft(config: Config, facts: Facts, machine: Machine, rehearsals: Rehearsal
         disk_bytes=rehearsals.disk(found.policy),
         steps_per_second=None if card is None else 1 / _seconds(config, work, card, found.policy, machine.constants),
         card=card.name if card else "",
+        clipped_steps_per_second=clipped,
         explanation="",
         assumptions=assumptions(config, machine, found.policy.math),
         together=_together(config, work, card, found.policy, machine.constants) if config.run.cards > 1 else None,
@@ -158,6 +168,40 @@ def _waits_for_host(work: Watched, card: cards.Card, constants: Constants) -> bo
     return recorded < 0.97 * eager
 
 
+def _hurried(
+    config: Config,
+    ladder: list[tuple[solver.Rung, Policy]],
+    found: solver.Found,
+    ram: int,
+    budget: int | None,
+    rehearsals: Rehearsals,
+    machine: Machine,
+) -> solver.Found:
+    """The plan for a card whose speed is known: the ladder does not know how fast its bus is. ram: bytes that `found` takes."""
+    card = machine.card
+    if found.policy.early_updates and config.run.cards > 1:
+        raise ConfigError(
+            "memory.early_updates is for one card: with several, new weights would have to be taken back everywhere.",
+            "Leave out --early_updates.",
+        )
+    if card is None or machine.kind != "cuda" or not found.fits:
+        return found
+    least = ram - rehearsals.work(found.policy).host_peak
+    pace = solver.Pace(
+        lambda policy: _seconds(config, rehearsals.work(policy), card, policy, machine.constants),
+        rehearsals.step_bytes,
+        lambda policy: least + rehearsals.work(policy).host_peak,
+        budget,
+        machine.free_ram_bytes,
+        may_be_early=config.memory.early_updates is not False and config.run.cards == 1,
+        reach=config.memory.reach_mb,
+    )
+    found = solver.early(found, pace)
+    if budget is None or found.policy.stream != "off" or config.memory.resident_units is not None:
+        return found
+    return solver.streamed(ladder, found, pace, rehearsals.residents)
+
+
 def _recorded(
     found: solver.Found, phases: tuple[PhasePlan, ...], budget: int | None, rehearsals: Rehearsals
 ) -> tuple[solver.Found, tuple[PhasePlan, ...]]:
@@ -204,6 +248,8 @@ def explain(made: Plan, found: solver.Found, rehearsals: Rehearsals) -> str:
     if batch > rehearsals.config.train.train_batch_size:
         what = "pairs" if rehearsals.shapes.rows > rehearsals.shapes.instances else "photos"
         text += f" A batch of {batch} {what} would also fit."
+    if made.clipped_steps_per_second is not None:
+        text += " Updates do not wait for the gradient's norm; a step that has to be clipped is made again."
     if made.policy.cuda_graphs:
         text += " Steps are replayed as CUDA graphs, so that the card does not wait for Python."
     if made.policy.moments == "4bit":

@@ -137,6 +137,9 @@ class Tracker(TorchDispatchMode):
     def waited(self, number: int) -> None:
         self._timeline.append(self._entry("wait", number))
 
+    def met(self) -> None:
+        self._timeline.append(self._entry("meet"))
+
     def _entry(self, kind: Any, number: int = -1, size: int = 0, after: int | None = None) -> Entry:
         """With the work that was queued since the entry before."""
         now = self.flops, self.moved, self.operators

@@ -18,6 +18,10 @@ from trainer.errors import ConfigError
 from trainer.policy import AdamHyper, Policy
 from trainer.settings.config import Config
 
+SAVES = 0.05  # the part of a step's time from which a plan that takes more RAM is worth it
+FURTHEST, COARSE, FINE = 2048, 128, 16  # MiB that a step may reach ahead, and the steps in which that is searched
+NEAR = 0.02  # of the time of a step that reaches furthest: nearer to it nothing is searched
+
 
 @dataclass(frozen=True)
 class Rung:
@@ -174,3 +178,79 @@ def _fill(
         if larger <= budget:
             return fuller, larger
     return policy, size
+
+
+@dataclass(frozen=True)
+class Pace:
+    """A card whose speed is known. seconds, card_bytes, ram_bytes: of a policy's step, simulated; budget, ram: what there is of
+    both; may_be_early, reach: whether updates may be, and how far a step then reaches ahead, where somebody said."""
+
+    seconds: Callable[[Policy], float]
+    card_bytes: Callable[[Policy], int]
+    ram_bytes: Callable[[Policy], int]
+    budget: int | None
+    ram: int | None
+    may_be_early: bool = True
+    reach: int | None = None
+
+    def holds(self, policy: Policy) -> bool:
+        size, host = self.card_bytes(policy), self.ram_bytes(policy)
+        return size <= (self.budget or size) and host <= (self.ram or host)
+
+
+def late(policy: Policy) -> Policy:
+    """The same with updates that wait for the norm."""
+    return replace(policy, early_updates=False, reach_mb=0)
+
+
+def early(found: Found, pace: Pace) -> Found:
+    """The same plan with updates that do not wait for the norm (memory/clipping.py), where a step that is not clipped is faster by
+    that and there is RAM for what may be taken back, or where somebody asked for it."""
+    policy, asked = found.policy, found.policy.early_updates
+    if not pace.may_be_early or not policy.deferred or policy.stream == "off":
+        return found
+
+    def made(reach: int) -> Policy:
+        return replace(policy, early_updates=True, reach_mb=reach)
+
+    limit = float("inf") if asked else (1 - SAVES) * pace.seconds(late(policy))
+    if pace.seconds(made(FURTHEST if pace.reach is None else pace.reach)) > limit:
+        return found
+    reach = _furthest(pace, made) if pace.reach is None else pace.reach
+    if reach is None or not pace.holds(made(reach)) or pace.seconds(made(reach)) > limit:
+        return found
+    return replace(found, policy=made(reach), step_bytes=pace.card_bytes(made(reach)))
+
+
+def _furthest(pace: Pace, made: Callable[[int], Policy]) -> int | None:
+    """How far to reach ahead, MiB: the further, the less a step waits for the bus, until the card is full. None where nothing
+    fits."""
+    low, high = -COARSE, FURTHEST + COARSE
+    while high - low > COARSE:
+        middle = (low + high) // (2 * COARSE) * COARSE
+        low, high = (middle, high) if pace.holds(made(middle)) else (low, middle)
+    if low < 0:
+        return None
+    if low == FURTHEST or pace.seconds(made(low)) < (1 + NEAR) * pace.seconds(made(FURTHEST)):
+        return low
+    # pages are taken as a whole, so that a little further may fit again
+    finer = next((reach for reach in range(high - FINE, low, -FINE) if pace.holds(made(reach))), low)
+    return min(low, finer, key=lambda reach: pace.seconds(made(reach)))
+
+
+def streamed(
+    ladder: list[tuple[Rung, Policy]],
+    found: Found,
+    pace: Pace,
+    residents: Callable[[Policy, int], Iterator[int]],
+) -> Found:
+    """The rung that computes nothing twice and streams state, where it is faster than `found`, which recomputes units and streams
+    nothing: a bus may be fast enough to hide behind less arithmetic."""
+    others = [(rung, policy) for rung, policy in ladder if policy.stream == "state" and policy.checkpointing == "off"]
+    if found.policy.checkpointing != "blocks" or not others or pace.budget is None:
+        return found
+    other = solve(others, pace.budget, pace.card_bytes, residents)
+    other = early(other, pace) if other.fits else other
+    if not (other.fits and pace.holds(other.policy)):
+        return found
+    return other if pace.seconds(other.policy) <= (1 - SAVES) * pace.seconds(found.policy) else found

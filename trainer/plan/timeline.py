@@ -20,10 +20,11 @@ class Entry:
     """The work queued since the entry before, and what the host did then.
 
     up, down: a copy of `size` bytes, the `number`-th, which begins behind everything queued so far and behind copy `after`;
-    link: as many bytes to another card and from one; wait: the computing stream waits for copy `number`; end: the step is queued.
+    link: as many bytes to another card and from one; wait: the computing stream waits for copy `number`; meet: the
+    host waits for the computing stream; end: the step is queued.
     """
 
-    kind: Literal["up", "down", "link", "wait", "end"]
+    kind: Literal["up", "down", "link", "wait", "meet", "end"]
     flops: int
     moved: int
     operators: int
@@ -76,6 +77,8 @@ def _play(entries: Sequence[Entry], speeds: Speeds, clocks: dict[str, float]) ->
             clocks["compute"] = max(began + work, clocks["host"])  # no kernel runs before it is queued
         if entry.kind == "wait":
             clocks["compute"] = max(clocks["compute"], landed.get(entry.number, 0.0))
+        elif entry.kind == "meet":
+            clocks["host"] = max(clocks["host"], clocks["compute"])
         elif entry.kind == "link":
             ways = ("link", "up", "down") if speeds.through_host else ("link",)
             start = max(clocks["compute"], clocks["host"], *(clocks[way] for way in ways))

@@ -103,6 +103,13 @@ class Memory(Section):
     gradients: Literal["auto", "card", "ram"] = knob(
         "auto", "where gradients wait when exact clipping or accumulation needs them all"
     )
+    early_updates: bool | None = knob(
+        None,
+        "with streaming, do not wait for the norm; a step that is clipped is made again; default where that is faster",
+    )
+    reach_mb: int | None = knob(
+        None, "with early updates, MiB that may be on their way at a step's end; default what is fastest and fits", ge=0
+    )
     attention: Literal["auto", "sdpa", "xformers", "math"] = knob("auto", "attention backend")
     recompute_kernels: Literal["auto", "on", "off"] = knob(
         "auto", "norms, activations and gates whose backward recomputes from the input"

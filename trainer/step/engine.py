@@ -109,6 +109,32 @@ class Engine:
         """The step's operators, none of which waits for the device or asks it anything. Returns losses and norm."""
         route = self._route(rates)
         self.updates.start(update, rates)
+        self.settling.foresee(update, route.backward, self.learning)
+        draws = self.settling.early and any(self.runner.draws)
+        began = checkpointing.random_state(self.device) if draws else None
+        losses, norm = self._pass(route, micro_batches, loss, rates, update)
+        if self.policy.two_passes and self.updates.possible(update):
+            self.updates.decide(norm, update)
+            if not self.settling.judge():  # the step again, as it is where gradients wait
+                with checkpointing.replay(began, self.device):
+                    losses, norm = self._pass(route, micro_batches, loss, rates, update)
+                self.updates.decide(norm, update)
+            if not self.policy.deferred:
+                self.flush()
+        if update:
+            self.updates.finish(norm)
+        self.traffic.settle()
+        return torch.stack(losses), norm
+
+    def _pass(
+        self,
+        route: Route,
+        micro_batches: Sequence[Mapping[str, Tensor]],
+        loss: Loss,
+        rates: list[float],
+        update: bool,
+    ) -> tuple[list[Tensor], Tensor]:
+        """Forward and backward, with the updates that fall into them. Returns losses and norm."""
         while len(self.shelves) < len(micro_batches):
             self.shelves.append({})
         values = [
@@ -117,15 +143,7 @@ class Engine:
         ]
         kept = self._forward(route, values)
         losses, pieces = self._backward(route, values, kept, loss, rates, update)
-        norm = self.updates.measure(self.exchange.norms_of_all(pieces[::-1]))
-        if self.policy.two_passes and self.updates.possible(update):
-            self.updates.decide(norm, update)
-            if not self.policy.deferred:
-                self.flush()
-        if update:
-            self.updates.finish(norm)
-        self.traffic.settle()
-        return torch.stack(losses), norm
+        return losses, self.updates.measure(self.exchange.norms_of_all(pieces[::-1]))
 
     def _forward(self, route: Route, values: list[boundaries.Values]) -> dict:
         """All units but the last, whose forward is the beginning of backward; each is first updated, where its update
@@ -165,8 +183,8 @@ class Engine:
         pieces: list[Tensor] = []
         cotangents: list[dict[str, Tensor]] = [{} for _ in values]
         update = self.updates.possible(update)
-        at_once = self._at_once(update)
-        ahead = Ahead(route.backward, self.holdings)
+        early, at_once = self.settling.early, update and not self.policy.two_passes
+        ahead = Ahead(route.backward, self.holdings, early=early, reach=self.policy.reach_mb << 20)
         arriving: deque[tuple[int, Gradients | None, Callable[[], None] | None]] = (
             deque()
         )  # sums over cards, on their way
@@ -174,7 +192,7 @@ class Engine:
         for position, k in enumerate(route.backward):
             unit, holding, learns = self.units[k], self.holdings[k], self._learns(k, rates)
             self.settling.catch_up(k)  # the last unit, whose forward is here
-            holding.bring(state=learns and at_once)  # a state has its own visit's length to arrive
+            holding.bring(state=learns and (at_once or k in early))  # a state has its own visit's length to arrive
             ahead.turn(position)
             holding.use_weights()
             grad = begin(holding, self.device) if learns else None
@@ -201,36 +219,11 @@ class Engine:
             arriving.append((k, grad, summed))
             del grad
             while len(arriving) > self.team.behind:
-                self._arrived(*arriving.popleft(), rates, update, pieces)
+                self.settling.arrived(*arriving.popleft(), rates, update, pieces)
         while arriving:
-            self._arrived(*arriving.popleft(), rates, update, pieces)
+            self.settling.arrived(*arriving.popleft(), rates, update, pieces)
         self.settling.arrive()
         return losses, pieces
-
-    def _at_once(self, update: bool) -> bool:
-        """Whether a unit's update is made as soon as its gradient is there."""
-        return update and not self.policy.two_passes
-
-    def _arrived(
-        self,
-        k: int,
-        grad: Gradients | None,
-        summed: Callable[[], None] | None,
-        rates: list[float],
-        update: bool,
-        pieces: list[Tensor],
-    ) -> None:
-        """The end of unit k's visit: its gradient is whole, is measured, and is applied or waits."""
-        changed = summed is not None and update
-        if summed is not None:
-            summed()
-            pieces.append(self.exchange.norms_of_unit(grad.norms()))
-        if changed and self._at_once(update):
-            self.settling.at_once(k, grad.flat, rates[k], pieces[-1])
-        else:
-            if changed:
-                self.waiting.store(k, grad.flat, rates[k])
-            self.holdings[k].leave(changed=False)
 
     @property
     def waiting(self) -> Waiting:

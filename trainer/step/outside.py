@@ -112,13 +112,16 @@ def counted(holdings: Sequence[Holding], shelves: Iterable[Mapping[object, Tenso
     on_card = {"weights": 0, "state": 0}
     anchors = [holding.anchor for holding in holdings if holding.anchor is not None]
     on_card |= {"anchor": sum(each.nbytes for each in anchors if each.stays)} if anchors else {}
-    host = sum(tensor.nbytes for shelf in shelves for tensor in shelf.values())
+    lent = {h.weights.spare.data_ptr() for h in holdings if h.weights.spare is not None}
+    shelved = [tensor for shelf in shelves for tensor in shelf.values()]
+    host = sum(tensor.nbytes for tensor in shelved if tensor.data_ptr() not in lent)
     for holding in holdings:
         for kind, block in (("weights", holding.weights), ("state", holding.state)):
             if block.resident:
                 on_card[kind] += block.home.nbytes
             else:
                 host += block.home.nbytes
+            host += 0 if block.spare is None else block.spare.nbytes
     desks = {id(each.desk): each.desk for each in anchors if each.desk is not None}
     host += sum(side.nbytes for desk in desks.values() for side in desk.sides)
     return on_card | {"host": host}

@@ -186,6 +186,33 @@ class Holding:
         if self.anchor is not None:
             self.anchor.leave()
 
+    @property
+    def may_be_early(self) -> bool:
+        """Whether what an update changes can be kept beside it: a state that has a home in host memory."""
+        return self.n > 0 and not self.n_frozen and not self.state.resident
+
+    def lend(self, grad: Tensor) -> Tensor | None:
+        """Host memory for a gradient that waits: that of early updates, where there are any. It holds something only until they
+        are accepted or taken back."""
+        return self.weights.lend(grad.nbytes) if self.policy.early_updates and self.may_be_early else None
+
+    def updated_early(self) -> None:
+        """As `updated`, but until `accept` what was before is kept beside it."""
+        self.state.save(aside=True)
+        self.weights.save(aside=True)
+
+    def accept(self) -> None:
+        """An early update holds."""
+        self.state.accept()
+        self.weights.accept()
+        if not self.weights.resident:
+            self.point(self.weights.home)
+
+    def take_back(self) -> None:
+        """An early update was never made."""
+        self.state.take_back()
+        self.weights.take_back()
+
     def leave(self, changed: bool) -> None:
         """Send home what does not stay."""
         if not self.weights.resident:

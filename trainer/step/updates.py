@@ -103,6 +103,22 @@ class Updates:
             skip = ~torch.isfinite(norm)
         self.decision = Decision(max(self.taken, 1), clip, skip)
 
+    def foresee(self, update: bool) -> Decision:
+        """What `decide` will say of a step in which nothing is clipped."""
+        clip = self._inverse()
+        if clip is None and self.policy.max_grad_norm > 0:
+            clip = torch.ones((), device=self.device)
+        return Decision(max(self.taken, 1), clip, self._nothing(update))
+
+    def came_true(self, foreseen: Decision) -> bool:
+        """Whether the updates that were made by `foreseen` are those of the step's decision, to the bit. The host waits."""
+        decided = self.decision
+        if foreseen.skip is not None:  # a step that changes nothing
+            return True
+        same = [decided.clip == foreseen.clip] if decided.clip is not None else []
+        same += [~decided.skip] if decided.skip is not None else []
+        return bool(torch.stack(same).all()) if same else True
+
     def finish(self, norm: Tensor) -> None:
         self.norm.copy_(norm)
         if self.scale.factor is not None:
@@ -119,12 +135,22 @@ class Updates:
     def _inverse(self) -> Tensor | None:
         return None if self.scale.factor is None else 1.0 / self.scale.factor
 
-    def apply(self, index: int, holding: Holding, grad: Tensor, lr: float, norm: Tensor | None = None) -> None:
-        """Update one unit. `norm`: its parameters' norms, where the flag must come from this unit alone (one pass, fp16)."""
+    def apply(
+        self,
+        index: int,
+        holding: Holding,
+        grad: Tensor,
+        lr: float,
+        norm: Tensor | None = None,
+        decided: Decision | None = None,
+    ) -> None:
+        """Update one unit. `norm`: its parameters' norms, where the flag must come from this unit alone (fp16, and the step's
+        norm is not known). `decided`: where that is not the step's own decision."""
         if self.policy.optimizer != optim.OURS:
             self._step_theirs(index, holding, grad, lr)
             return
-        decided, skip = self.decision, self.decision.skip
+        decided = decided or self.decision
+        skip = decided.skip
         if skip is None and self.scale.factor is not None:
             skip = ~torch.isfinite(norm.sum())
         hyper = self.policy.hyper
