@@ -126,7 +126,9 @@ def row(made: Plan, family: str, card: cards.Card) -> str:
     words += ["gradients in RAM"] if policy.gradients == "ram" else []
     words += ["boundaries in RAM"] if policy.boundaries == "ram" else []
     words += [f"{policy.stream} streamed, {policy.resident_units} units stay"] if policy.stream != "off" else []
-    speed = "-" if made.steps_per_second is None else f"{made.steps_per_second:.2f} ({card.name})"
+    words += [f"early updates, reaching {policy.reach_mb} MiB"] if policy.early_updates else []
+    clipped = "" if made.clipped_steps_per_second is None else f", {made.clipped_steps_per_second:.2f} clipped"
+    speed = "-" if made.steps_per_second is None else f"{made.steps_per_second:.2f}{clipped} ({card.name})"
     fits = "yes" if made.fits else "no"
     return (
         f"| {family} | {made.mode} | {made.preset} | {fits} | {', '.join(words)} "

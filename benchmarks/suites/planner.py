@@ -44,6 +44,7 @@ CASES: dict[str, Policy] = {
     "4-bit moments": replace(MIXED, checkpointing="blocks", gradients="ram", moments="4bit"),
     "boundaries in RAM": replace(MIXED, checkpointing="blocks", gradients="ram", boundaries="ram"),
     "state streamed": replace(MIXED, checkpointing="blocks", gradients="ram", stream="state"),
+    "state streamed, early updates": replace(MIXED, gradients="ram", stream="state", early_updates=True, reach_mb=512),
     "all streamed": replace(MIXED, checkpointing="blocks", gradients="ram", boundaries="ram", stream="all"),
 }
 # What these allocate and free within themselves on a CPU is no business of a card's: kernels of ours have no temporaries

@@ -105,7 +105,7 @@ def test_the_json_line_has_exactly_the_promised_fields(facts, capsys):
     plan = draft(facts, memory__vram_gb=4.0)
     line = json.loads(json.dumps(plan.as_json()))
     assert list(line) == ["model", "mode", "preset", "budget_bytes", "fits", "vram_peak_bytes", "ram_peak_bytes", "disk_bytes",
-                          "step_tensor_bytes", "steps_per_second", "settings", "phases", "refusal"]  # fmt: skip
+                          "step_tensor_bytes", "steps_per_second", "clipped_steps_per_second", "settings", "phases", "refusal"]  # fmt: skip
     assert all(list(phase) == ["name", "vram_bytes", "ram_bytes", "parts"] for phase in line["phases"])
     assert line["vram_peak_bytes"] == max(phase["vram_bytes"] for phase in line["phases"])
 
@@ -371,3 +371,50 @@ def test_where_no_kernel_can_be_built_the_plan_counts_its_references_and_says_wh
     assert without.step_tensor_bytes > with_kernels.step_tensor_bytes
     (said,) = without.warnings
     assert "C compiler" in said and "Install" in said and not with_kernels.warnings
+
+
+def sd15(vram_gb: float, **machine: object) -> Plan:
+    config = small(memory__vram_gb=vram_gb)
+    config.model.name, config.model.family = None, "sd1"
+    return planner.draft(config, family("sd1").public(), replace(Machine("cuda", cards.find("RTX 3050")), **machine))
+
+
+def test_a_narrow_bus_is_hidden_by_updates_that_do_not_wait_for_the_norm():
+    """SD 1.5 with a pair on an 8-lane card of 4 GB; at 1.26 where each step has to be clipped."""
+    plan = sd15(3.5)
+    assert plan.fits and plan.policy.early_updates and plan.policy.reach_mb > 0
+    assert plan.steps_per_second > 1.70 > 1.3 > plan.clipped_steps_per_second > 1.2
+    said = command.table(plan)
+    assert f"{plan.clipped_steps_per_second:.2f} steps a second" in said and "made again" in plan.explanation
+    waiting = sd15(3.5, free_ram_bytes=plan.ram_peak_bytes - 1)
+    assert waiting.fits and not waiting.policy.early_updates and waiting.clipped_steps_per_second is None
+    assert (
+        plan.ram_peak_bytes > waiting.ram_peak_bytes + 2 * GIB
+    )  # what may be taken back: state and weights of 0.86 billion
+
+
+def test_state_that_streams_takes_the_place_of_recomputing_where_that_is_faster():
+    plan = sd15(5.4)
+    assert (plan.policy.checkpointing, plan.policy.stream) == ("off", "state")
+    slower = sd15(5.4, free_ram_bytes=3 * GIB)
+    assert (slower.policy.checkpointing, slower.policy.stream) == ("blocks", "off")
+    assert plan.steps_per_second > 1.1 * slower.steps_per_second
+
+
+@pytest.mark.parametrize(
+    "settings", [{"memory__early_updates": False}, {"run__cards": 2, "train__train_batch_size": 2}]
+)
+def test_updates_wait_where_somebody_asked_for_that_and_on_several_cards(facts, settings):
+    streamed = {"stream": "all", "checkpointing": "blocks", "gradients": "ram", "resident_units": 0}
+    plan = draft(facts, **{f"memory__{name}": value for name, value in streamed.items()}, **settings)
+    assert plan.policy.deferred and not plan.policy.early_updates and plan.clipped_steps_per_second is None
+
+
+def test_early_updates_that_were_asked_for_are_planned_or_refused(facts):
+    asked = {"memory__early_updates": True, "memory__reach_mb": 3}
+    plan = draft(facts, **asked)
+    assert plan.policy.early_updates and plan.policy.reach_mb == 3 and plan.policy.stream != "off"
+    with pytest.raises(ConfigError, match="one card"):
+        draft(facts, run__cards=2, train__train_batch_size=2, **asked)
+    with pytest.raises(ConfigError, match="early_updates"):
+        draft(facts, memory__stream="off", **asked)

@@ -77,6 +77,7 @@ class Case:
     boundaries: str = "card"
     stream: str = "off"
     stays: int = 0
+    early: bool = False
     compute: str = "bf16"
     accumulation: int = 1
     anchor: float = 0.0
@@ -99,7 +100,9 @@ class Case:
 
     def policy(self) -> Policy:
         """As the solver makes it for a card: low-bit weights and moments, kernels that recompute, channels last."""
-        return replace(solver.base(self.config(), "cuda"), **axes(self), resident_units=self.stays)
+        return replace(
+            solver.base(self.config(), "cuda"), **axes(self), resident_units=self.stays, early_updates=self.early
+        )
 
 
 def chosen() -> Iterator[Case]:
@@ -115,6 +118,7 @@ def chosen() -> Iterator[Case]:
             boundaries="ram" if "boundaries in RAM" in words else "card",
             stream=streamed[1] if streamed else "off",
             stays=STAYS if streamed and int(streamed[2]) else 0,
+            early="early updates" in words,
         )
 
 
@@ -130,6 +134,9 @@ OTHERS = [
     Case("sd2", "full", accumulation=2),
     Case("sdxl", "full+text", "blocks", "ram", "ram", accumulation=2),
     Case("sd1", "full", buckets=True),
+    Case("sd1", "full", gradients="ram", stream="state", early=True),
+    Case("sd1", "full", gradients="ram", stream="state", early=True, accumulation=2),
+    Case("sdxl", "full", "blocks", "ram", "ram", stream="all", stays=STAYS, early=True),
     Case("sd1", "full", anchor=0.01),
     Case("sdxl", "full+text", "blocks", "ram", part="identifier"),
     Case("sd2", "full", "blocks", "ram", anchor=0.01),
@@ -174,6 +181,10 @@ def real_step(case: Case) -> Callable[[], None]:
     def step() -> None:
         for _ in range(1 + engine.policy.deferred):  # the second one begins with updates that waited, as all later ones
             rehearse.run_step(engine, micro, objective, shapes.accumulation)
+        if engine.policy.early_updates:  # and one that has to be made again
+            engine.updates.policy = replace(engine.policy, max_grad_norm=1e-9)
+            rehearse.run_step(engine, micro, objective, shapes.accumulation)
+            assert engine.settling.again
 
     return step
 

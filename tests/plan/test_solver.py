@@ -181,3 +181,61 @@ def test_an_anchor_takes_the_place_of_weight_decay_and_follows_the_rate(method, 
 def test_the_share_of_an_anchor_is_that_of_a_rate_that_was_scaled():
     scaled = config(prior__anchor=0.003, train__learning_rate=2e-6, train__scale_lr=True, train__train_batch_size=4)
     assert solver.hyper(scaled).anchor * 4 * 2e-6 == pytest.approx(0.003)
+
+
+def pace(policy_seconds, budget: int = 10_000, ram: int | None = None, **more: object) -> solver.Pace:
+    """A card on which reaching ahead costs a byte a MiB, and early updates 7 bytes of RAM."""
+    return solver.Pace(
+        policy_seconds,
+        lambda policy: bytes_of(policy) + policy.reach_mb,
+        lambda policy: 7 * policy.early_updates,
+        budget,
+        ram,
+        **more,
+    )
+
+
+def waits(policy: Policy) -> float:
+    """A step of a second, half of it spent on the bus; early updates hide it as far as they reach."""
+    return 1.0 - policy.early_updates * (0.1 + 0.3 * min(policy.reach_mb, 1000) / 1000)
+
+
+STREAMED = solver.Found(replace(Policy(), stream="state", gradients="ram"), 550, "", True)
+
+
+def test_a_step_reaches_as_far_ahead_as_the_card_holds():
+    near, far = (solver.early(STREAMED, pace(waits, budget)).policy for budget in (1000, 10_000))
+    assert near.early_updates and 400 < near.reach_mb <= 450
+    assert far.reach_mb == solver.FURTHEST
+
+
+def test_early_updates_are_left_where_they_are_not_worth_their_ram_or_it_is_not_there():
+    assert solver.early(STREAMED, pace(lambda policy: 1.0 - 0.04 * policy.early_updates)) is STREAMED
+    assert solver.early(STREAMED, pace(waits, ram=6)) is STREAMED
+    assert solver.early(STREAMED, pace(waits, budget=549)) is STREAMED
+    assert solver.early(STREAMED, pace(waits, may_be_early=False)) is STREAMED
+    still = replace(STREAMED, policy=replace(STREAMED.policy, stream="off"))
+    assert solver.early(still, pace(waits)) is still
+
+
+def test_what_somebody_asked_for_is_not_weighed():
+    asked = replace(STREAMED, policy=replace(STREAMED.policy, early_updates=True))
+    made = solver.early(asked, pace(lambda policy: 1.0, reach=17))
+    assert made.policy.early_updates and made.policy.reach_mb == 17
+
+
+def test_streaming_takes_the_place_of_recomputing_only_where_it_is_faster():
+    ladder = solver.rungs(config(), solver.base(config(), "cuda"))
+
+    def seconds(policy: Policy) -> float:
+        return {"off": 1.0, "selective": 1.1, "blocks": 1.3}[policy.checkpointing] + (policy.stream != "off") * slow
+
+    recomputing = solver.solve(ladder, 699, bytes_of, residents)
+    assert recomputing.policy.checkpointing == "blocks"
+    for slow, stream in ((0.1, "state"), (0.4, "off")):
+        assert solver.streamed(ladder, recomputing, pace(seconds, 699), residents).policy.stream == stream
+    slow = 0.1
+    plain = solver.solve(ladder, 1000, bytes_of, residents)
+    assert solver.streamed(ladder, plain, pace(seconds, 1000), residents) is plain
+    small = solver.solve(ladder, 649, bytes_of, residents)
+    assert solver.streamed(ladder, small, pace(seconds, 549), residents) is small

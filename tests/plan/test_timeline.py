@@ -40,6 +40,17 @@ def test_a_copy_begins_behind_the_work_before_it_and_behind_the_copy_it_needs():
     assert there_and_back == pytest.approx(2.0 + 2.0)
 
 
+def test_a_host_that_reads_a_number_queues_nothing_until_the_card_has_it():
+    slow = replace(SPEEDS, launch=1.0)
+    first, rest = (
+        [work(kind, flops=300) for kind in ("meet", "end")],
+        [work("wait", flops=1, number=1), Entry("end", 0, 0, 0)],
+    )
+    waits, runs_ahead = (timeline.seconds([each, *rest], slow) for each in first)
+    assert runs_ahead == pytest.approx(3.01)
+    assert waits == pytest.approx(3.0 + 1.0)  # the second operator is launched when the first one's result is there
+
+
 def test_both_ways_at_once_share_the_bus():
     both = step(
         work("down", number=1, size=20), work("up", number=2, size=20), work("wait", number=1), work("wait", number=2)
