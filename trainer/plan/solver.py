@@ -1,8 +1,10 @@
 """From a budget to the fastest exact plan that fits it: walk a ladder of plans, each slower than the one above, and stop.
 
 The ladder's order is what each rung costs in time: keeping everything, recomputing the cheap part, sending gradients over
-the bus, recomputing whole units, then streaming what the card cannot hold, as little of it as possible. Whoever set a
-value keeps it on every rung; approximate techniques (4-bit moments, the previous step's norm) are never chosen unasked.
+the bus, recomputing whole units, then streaming what the card cannot hold, as little of it as possible. Where the card's bus is
+known, two choices are made by time instead: whether updates wait for the norm (`early`), and whether state streams rather than
+that units are recomputed (`streamed`). Whoever set a value keeps it on every rung; approximate techniques (4-bit moments, the
+previous step's norm) are never chosen unasked.
 Bytes come from one function that simulates a policy, so nothing here knows a formula for memory.
 """
 
@@ -251,6 +253,7 @@ def streamed(
         return found
     other = solve(others, pace.budget, pace.card_bytes, residents)
     other = early(other, pace) if other.fits else other
-    if not (other.fits and pace.holds(other.policy)):
-        return found
-    return other if pace.seconds(other.policy) <= (1 - SAVES) * pace.seconds(found.policy) else found
+    before = pace.seconds(found.policy)
+    if not (other.fits and pace.holds(other.policy)) or pace.seconds(late(other.policy)) > before:
+        return found  # also where every step has to be clipped
+    return other if pace.seconds(other.policy) <= (1 - SAVES) * before else found
