@@ -224,18 +224,24 @@ def test_what_somebody_asked_for_is_not_weighed():
     assert made.policy.early_updates and made.policy.reach_mb == 17
 
 
-def test_streaming_takes_the_place_of_recomputing_only_where_it_is_faster():
+def beside(found: solver.Found, budget: int, bus: float, clipped: float = 0.0) -> solver.Found:
+    """What takes `found`'s place on a card where streaming costs `bus` seconds, and `clipped` more where updates wait."""
     ladder = solver.rungs(config(), solver.base(config(), "cuda"))
 
     def seconds(policy: Policy) -> float:
-        return {"off": 1.0, "selective": 1.1, "blocks": 1.3}[policy.checkpointing] + (policy.stream != "off") * slow
+        computing = {"off": 1.0, "selective": 1.1, "blocks": 1.3}[policy.checkpointing]
+        return computing + (policy.stream != "off") * (bus + clipped * (not policy.early_updates))
 
-    recomputing = solver.solve(ladder, 699, bytes_of, residents)
+    return solver.streamed(ladder, found, pace(seconds, budget), residents)
+
+
+def test_streaming_takes_the_place_of_recomputing_only_where_it_is_faster_and_never_slower():
+    recomputing = found(699)
     assert recomputing.policy.checkpointing == "blocks"
-    for slow, stream in ((0.1, "state"), (0.4, "off")):
-        assert solver.streamed(ladder, recomputing, pace(seconds, 699), residents).policy.stream == stream
-    slow = 0.1
-    plain = solver.solve(ladder, 1000, bytes_of, residents)
-    assert solver.streamed(ladder, plain, pace(seconds, 1000), residents) is plain
-    small = solver.solve(ladder, 649, bytes_of, residents)
-    assert solver.streamed(ladder, small, pace(seconds, 549), residents) is small
+    assert beside(recomputing, 699, bus=0.1).policy.stream == "state"
+    assert beside(recomputing, 699, bus=0.4) is recomputing
+    early = beside(recomputing, 699, bus=0.0, clipped=0.2).policy
+    assert early.stream == "state" and early.early_updates
+    assert beside(recomputing, 699, bus=0.0, clipped=0.4) is recomputing  # slower while every step is clipped
+    assert beside(found(1000), 1000, bus=0.1) == found(1000)
+    assert beside(found(649), 549, bus=0.1) == found(649)  # it would not fit
