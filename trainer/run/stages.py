@@ -167,8 +167,8 @@ def train(run: Run, trained: Trained, painter: Painter, controls: Controls, watc
         stopped = yield from watch.broke_off(failure)
     seconds = time.perf_counter() - begun
     detail = f"{trained.step - first} steps, {images / max(seconds, 1e-9):.2f} images a second"
-    if again := trained.engine.settling.again:
-        detail += f"; {again} steps were made twice, because they had to be clipped (--no-early_updates makes none twice)"
+    if twice := trained.engine.settling.again:
+        detail += f"; {twice} steps were made twice, because they had to be clipped (--no-early_updates makes none twice)"
     yield phase.end(detail + (f"; stopped: {stopped}" if stopped else ""))
     return stopped
 
