@@ -54,6 +54,7 @@ RUNS = {
     "ema": "--ema --gradient_accumulation_steps 2",
     "prediction": "--by prediction --contrast 0.5 --others 0.5",
     "streamed": "--stream state",
+    "early": "--stream state --gradients ram --early_updates",
 }
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"}

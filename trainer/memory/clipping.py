@@ -37,7 +37,7 @@ FIELDS = ("gradients", "early_updates", "reach_mb")
 
 def begin(wanted: Memory, device: str) -> dict[str, Any]:
     """Where nobody asked, the planner decides once it knows the rest."""
-    return {"early_updates": bool(wanted.early_updates) and device == "cuda", "reach_mb": wanted.reach_mb or 0}
+    return {"early_updates": bool(wanted.early_updates), "reach_mb": wanted.reach_mb or 0}
 
 
 def enabled(policy: Policy) -> bool:

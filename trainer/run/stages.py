@@ -168,7 +168,7 @@ def train(run: Run, trained: Trained, painter: Painter, controls: Controls, watc
     seconds = time.perf_counter() - begun
     detail = f"{trained.step - first} steps, {images / max(seconds, 1e-9):.2f} images a second"
     if twice := trained.engine.settling.again:
-        detail += f"; {twice} steps were made twice, because they had to be clipped (--no-early_updates makes none twice)"
+        detail += f"; made twice, because they had to be clipped: {twice} (--no-early_updates makes no step twice)"
     yield phase.end(detail + (f"; stopped: {stopped}" if stopped else ""))
     return stopped
 
