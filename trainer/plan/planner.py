@@ -192,7 +192,7 @@ def _hurried(
         rehearsals.step_bytes,
         lambda policy: least + rehearsals.work(policy).host_peak,
         budget,
-        machine.free_ram_bytes,
+        None if machine.free_ram_bytes is None else int(solver.RAM_SHARE * machine.free_ram_bytes),
         may_be_early=config.memory.early_updates is not False and config.run.cards == 1,
         reach=config.memory.reach_mb,
     )

@@ -21,6 +21,7 @@ from trainer.policy import AdamHyper, Policy
 from trainer.settings.config import Config
 
 SAVES = 0.05  # the part of a step's time from which a plan that takes more RAM is worth it
+RAM_SHARE = 0.9  # of the RAM that is free, that may be filled for speed alone
 FURTHEST, COARSE, FINE = 2048, 128, 16  # MiB that a step may reach ahead, and the steps in which that is searched
 NEAR = 0.02  # of the time of a step that reaches furthest: nearer to it nothing is searched
 
