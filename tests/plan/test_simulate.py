@@ -101,7 +101,11 @@ class Case:
     def policy(self) -> Policy:
         """As the solver makes it for a card: low-bit weights and moments, kernels that recompute, channels last."""
         return replace(
-            solver.base(self.config(), "cuda"), **axes(self), resident_units=self.stays, early_updates=self.early
+            solver.base(self.config(), "cuda"),
+            **axes(self),
+            resident_units=self.stays,
+            early_updates=self.early,
+            reach_mb=int(self.early),
         )
 
 

@@ -75,6 +75,7 @@ def choices(policy: Policy) -> dict[str, Any]:
     """What a policy says of them, in the settings' own words."""
     found = {name: getattr(policy, name) for name in fields()}
     found["resident_units"] = policy.resident_units if policy.stream != "off" else None
+    found["reach_mb"] = policy.reach_mb if policy.early_updates else None
     return {name: worded(value) for name, value in found.items()}
 
 

@@ -64,6 +64,7 @@ class Settling:
     def foresee(self, update: bool, backward: Sequence[int], learns: Sequence[bool]) -> None:
         """Before a step: whose update will be made as if nothing had to be clipped. Their weights, where these stay on the card,
         start for the host now, in the order in which backward changes them."""
+        self._broken_off()
         if self.updates.policy.early_updates and self.clipped < RARELY:
             able = [k for k in backward if learns[k] and self.holdings[k].may_be_early]
             self.early = frozenset(able)
@@ -91,19 +92,26 @@ class Settling:
         self.clipped += RECENT * ((not calm) - self.clipped)
         if not calm and self.early:
             self.again += 1
-            self.take_back()
+            self.traffic.settle()  # the step that comes has the card to itself
+            self._take_back()
             return False
         for k in self.made:
             self.holdings[k].accept()
         self._end_early()
         return True
 
-    def take_back(self) -> None:
+    def _take_back(self) -> None:
         """What the step at hand has done so far."""
         for k in self.made:
             self.holdings[k].take_back()
         self._end_early()
         self.waiting.clear()
+
+    def _broken_off(self) -> None:
+        """A step that an error ended has made no update."""
+        if self.made:
+            self._take_back()
+        self._end_early()
 
     def _end_early(self) -> None:
         self.made.clear()
@@ -127,6 +135,7 @@ class Settling:
 
     def flush(self) -> None:
         """All updates that wait, as a pass of its own."""
+        self._broken_off()
         order = [*self.waiting.rates][::-1]
         if not order:
             return
@@ -149,7 +158,7 @@ class Settling:
 
     def abandon(self) -> None:
         """Forget what a step that broke off has left."""
-        self.take_back()
+        self._take_back()
         self.waiting = Waiting(self.updates.policy.gradients, self.traffic)
         self.travelling.clear()
         self.begun.clear()
