@@ -89,9 +89,8 @@ class Rehearsals:
     def _clipped_too(self, policy: Policy, early: Watched) -> Watched:
         """A step whose updates are early, with the room for one whose gradients wait: a step that is clipped is made again so."""
         plain = self.work(replace(policy, early_updates=False, reach_mb=0))
-        wide = (
-            self.standing[policy].trained if len(self.shapes.micro_batches()) > 1 else 0
-        )  # sums, which no spare bytes hold
+        # sums of micro-batches wait in fp32, for which early updates have no bytes to lend
+        wide = self.standing[policy].trained if len(self.shapes.micro_batches()) > 1 else 0
         worst = max(early, plain, key=lambda step: step.card_peak)
         pages, host = max(early.card_pages, plain.card_pages), max(early.host_peak + wide, plain.host_peak)
         return replace(early, card_peak=worst.card_peak, card_parts=worst.card_parts, card_pages=pages, host_peak=host)

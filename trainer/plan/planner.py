@@ -62,7 +62,7 @@ def _draft(config: Config, facts: Facts, machine: Machine, rehearsals: Rehearsal
     faster = _hurried(config, ladder, found, max(p.ram_bytes for p in phases), budget, rehearsals, machine)
     if faster is not found:
         others = rehearsals.all(faster.policy, budget)
-        if max(phase.vram_bytes for phase in others[0]) <= (budget or 0):
+        if budget is None or max(phase.vram_bytes for phase in others[0]) <= budget:
             found, (phases, drawing), work = faster, others, rehearsals.work(faster.policy)
     clipped = None
     if card is not None and found.policy.early_updates:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from trainer.memory.clipping import Waiting
 from trainer.step.residency import Holding
 
-DEPARTING = 3  # the share of the reach, one in so many, that departures may hold
+DEPARTING = 3  # one byte in so many of the reach may be a departure's
 
 
 class Ahead:
