@@ -4,7 +4,7 @@ Forward goes through the units in order and keeps what the policy says; backward
 unit, recompute if needed, take its cotangents, hand its gradients to one optimizer call, send it home. All micro-batches
 pass a unit before the next one's turn, so accumulation needs one unit-sized gradient buffer and a streamed unit is
 brought once. Every choice of residency and recomputation is a value in `Policy`, not a code path, and nothing in a step
-waits for the device.
+waits for the device, but for its norm where early updates hang on that.
 
     engine = Engine(units, Policy(weights="24bit", moments="8bit", compute=torch.bfloat16, checkpointing="blocks"), "cuda")
     result = engine.step(micro_batches, loss, lr=2e-6)
@@ -106,7 +106,7 @@ class Engine:
     def _run(
         self, micro_batches: Sequence[Mapping[str, Tensor]], loss: Loss, rates: list[float], update: bool
     ) -> tuple[Tensor, Tensor]:
-        """The step's operators, none of which waits for the device or asks it anything. Returns losses and norm."""
+        """The step's operators. Returns losses and norm."""
         route = self._route(rates)
         self.updates.start(update, rates)
         self.settling.foresee(update, route.backward, self.learning)
