@@ -373,13 +373,21 @@ def test_where_no_kernel_can_be_built_the_plan_counts_its_references_and_says_wh
     assert "C compiler" in said and "Install" in said and not with_kernels.warnings
 
 
-def sd15(vram_gb: float, **machine: object) -> Plan:
-    config = small(memory__vram_gb=vram_gb)
-    config.model.name, config.model.family = None, "sd1"
-    return planner.draft(config, family("sd1").public(), replace(Machine("cuda", cards.find("RTX 3050")), **machine))
+@pytest.fixture(scope="module")
+def sd15():
+    """Plans of SD 1.5 on an 8-lane card, by its memory; they share their simulations."""
+    shared: list[Rehearsals] = []
+
+    def made(vram_gb: float, early: bool | None = None, **machine: object) -> Plan:
+        config, facts = small(memory__vram_gb=vram_gb, memory__early_updates=early), family("sd1").public()
+        config.model.name, config.model.family = None, "sd1"
+        shared.extend([] if shared else [Rehearsals(config, facts.family.build_meta(facts), "cuda")])
+        return planner.draft(config, facts, replace(Machine("cuda", cards.find("RTX 3050")), **machine), shared[0])
+
+    return made
 
 
-def test_a_narrow_bus_is_hidden_by_updates_that_do_not_wait_for_the_norm():
+def test_a_narrow_bus_is_hidden_by_updates_that_do_not_wait_for_the_norm(sd15):
     """SD 1.5 with a pair on an 8-lane card of 4 GB; at 1.26 where each step has to be clipped."""
     plan = sd15(3.5)
     assert plan.fits and plan.policy.early_updates and plan.policy.reach_mb > 0
@@ -393,10 +401,10 @@ def test_a_narrow_bus_is_hidden_by_updates_that_do_not_wait_for_the_norm():
     )  # what may be taken back: state and weights of 0.86 billion
 
 
-def test_state_that_streams_takes_the_place_of_recomputing_where_that_is_faster():
-    plan = sd15(5.4)
+def test_state_that_streams_takes_the_place_of_recomputing_where_that_is_faster(sd15):
+    plan = sd15(5.4, early=False)
     assert (plan.policy.checkpointing, plan.policy.stream) == ("off", "state")
-    slower = sd15(5.4, free_ram_bytes=3 * GIB)
+    slower = sd15(5.4, early=False, free_ram_bytes=3 * GIB)
     assert (slower.policy.checkpointing, slower.policy.stream) == ("blocks", "off")
     assert plan.steps_per_second > 1.1 * slower.steps_per_second
 
