@@ -126,6 +126,16 @@ def take_step(
     return engine.step([values for values, _ in data], loss, lr, **options)
 
 
+def stored(engine: Engine) -> dict[str, Tensor]:
+    """A copy of what a checkpoint would hold."""
+    return {name: tensor.clone() for name, tensor in engine.state_dict().items()}
+
+
+def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
+    """The same names, and the same bits."""
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 def train(
     policy: Policy,
     steps: int = 20,

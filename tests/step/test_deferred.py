@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from policies import LOW
-from small_unet import Model, batch, take_step
+from small_unet import Model, batch, same, stored, take_step
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer.machine import host
@@ -31,14 +31,6 @@ def at_once(policy: Policy) -> Engine:
     engine = engine_of(replace(policy, gradients="card"))
     assert not engine.policy.deferred
     return engine
-
-
-def stored(engine: Engine) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in engine.state_dict().items()}
-
-
-def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
 
 
 @pytest.mark.parametrize("count", [1, 2], ids=["one micro-batch", "two micro-batches"])

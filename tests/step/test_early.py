@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from policies import LOW
-from small_unet import Model, batch, batches, take_step
+from small_unet import Model, batch, batches, same, stored, take_step
 
 from trainer import memory
 from trainer.errors import ConfigError
@@ -37,14 +37,6 @@ def early(policy: Policy, model: Model | None = None, text: bool = False, reach:
 def plain(policy: Policy, model: Model | None = None, text: bool = False) -> Engine:
     """Each update in its own step, behind the norm."""
     return Engine((model or Model()).units(text), replace(policy, gradients="card"), "cpu")
-
-
-def stored(engine: Engine) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in engine.state_dict().items()}
-
-
-def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
 
 
 def between(policy: Policy, count: int = 1) -> float:
