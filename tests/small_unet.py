@@ -3,6 +3,9 @@ text, a residual stream; and the same model as one plain forward pass."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -134,6 +137,14 @@ def stored(engine: Engine) -> dict[str, Tensor]:
 def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
     """The same names, and the same bits."""
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def end_alike(one: Engine, other: Engine, steps: Iterable[dict[str, Any]]) -> bool:
+    """Whether both hold the same bits after the same steps, each given by options of `take_step`."""
+    for number, options in enumerate(steps):
+        for engine in (one, other):
+            take_step(engine, number, **options)
+    return same(stored(one), stored(other))
 
 
 def train(

@@ -6,7 +6,7 @@ plain reference: fp32 everything, nothing recomputed, nothing streamed.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -70,6 +70,11 @@ class Policy:
         """Whether a unit's update waits for its next forward. Gradients that wait in RAM for the norm would come back, and
         the state with them, in a second pass that computes nothing to hide them behind; forward does."""
         return self.two_passes and self.gradients == "ram"
+
+    @property
+    def late(self) -> Policy:
+        """The same with updates that wait for the norm: how a step is made again, and what early updates change nothing of."""
+        return replace(self, early_updates=False, reach_mb=0)
 
     @property
     def anchor_stays(self) -> bool:

@@ -68,8 +68,7 @@ def test_a_step_that_is_taken_back_and_made_again_equals_one_that_waited(name):
 
 
 def bit_for_bit(streamed: Policy) -> None:
-    here = {"stream": "off", "boundaries": "card", "gradients": "card", "early_updates": False, "reach_mb": 0}
-    stays = replace(streamed, **here, resident_units=0)
+    stays = replace(streamed.late, stream="off", boundaries="card", gradients="card", resident_units=0)
     ours, theirs = trained(streamed, DEVICE), trained(stays, DEVICE)
     assert all(torch.equal(ours[n], theirs[n]) for n in theirs)
 

@@ -130,14 +130,14 @@ class Traffic:
     def save(self, target: Tensor, source: Tensor) -> Landing | None:
         """Take `source` to the host. Its memory is reused only behind the copy, one departure later, or
         as many as there is `room` for."""
-        while self.leaving_bytes > self.room and len(self.leaving) > 1:
-            self.settle(keep=len(self.leaving) - 1)
+        self.settle(keep=1)
         event = self.down.copy(target, source)
         self.leaving.append((source, event))  # in a simulation too, so that the plan counts it
         return event
 
     def settle(self, keep: int = 0) -> None:
-        while len(self.leaving) > keep:
+        """Wait for what leaves, but for the last `keep` and what there is room for beside them."""
+        while len(self.leaving) > keep and (not keep or self.leaving_bytes > self.room):
             _, event = self.leaving.pop(0)
             self.wait(event)
 

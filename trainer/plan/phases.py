@@ -88,7 +88,7 @@ class Rehearsals:
 
     def _clipped_too(self, policy: Policy, early: Watched) -> Watched:
         """A step whose updates are early, with the room for one whose gradients wait: a step that is clipped is made again so."""
-        plain = self.work(replace(policy, early_updates=False, reach_mb=0))
+        plain = self.work(policy.late)
         # sums of micro-batches wait in fp32, for which early updates have no bytes to lend
         wide = self.standing[policy].trained if len(self.shapes.micro_batches()) > 1 else 0
         worst = max(early, plain, key=lambda step: step.card_peak)
@@ -260,8 +260,7 @@ class Rehearsals:
             with rehearse.engine(self.parts, policy, text=self.text, team=self.team) as made:
                 return _own(rehearse.draw(self.parts, self._through(made), self.shapes.size, 1, made))
 
-        updates = {"early_updates": False, "reach_mb": 0}  # which drawing makes none of
-        return pictures * self._once(("draw", replace(_eager(policy), **updates)), run)
+        return pictures * self._once(("draw", _eager(policy).late), run)
 
     def _through(self, made: Engine) -> nn.Module:
         return made.as_module(loaded(self.parts.denoiser), self.parts.family)

@@ -66,8 +66,8 @@ def _draft(config: Config, facts: Facts, machine: Machine, rehearsals: Rehearsal
             found, (phases, drawing), work = faster, others, rehearsals.work(faster.policy)
     clipped = None
     if card is not None and found.policy.early_updates:
-        plain = solver.late(found.policy)
-        clipped = 1 / _seconds(config, rehearsals.work(plain), card, plain, machine.constants)
+        late = found.policy.late
+        clipped = 1 / _seconds(config, rehearsals.work(late), card, late, machine.constants)
     may = config.memory.cuda_graphs is None and rehearsals.repeats()
     if may and card is not None and _waits_for_host(work, card, machine.constants):
         found, phases = _recorded(found, phases, budget, rehearsals)
@@ -197,7 +197,7 @@ def _hurried(
         reach=config.memory.reach_mb,
     )
     found = solver.early(found, pace)
-    if budget is None or found.policy.stream != "off" or config.memory.resident_units is not None:
+    if config.memory.resident_units is not None:
         return found
     return solver.streamed(ladder, found, pace, rehearsals.residents)
 

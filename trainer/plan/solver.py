@@ -201,11 +201,6 @@ class Pace:
         return size <= (self.budget or size) and host <= (self.ram or host)
 
 
-def late(policy: Policy) -> Policy:
-    """The same with updates that wait for the norm."""
-    return replace(policy, early_updates=False, reach_mb=0)
-
-
 def early(found: Found, pace: Pace) -> Found:
     """The same plan with updates that do not wait for the norm (memory/clipping.py), where a step that is not clipped is faster by
     that and there is RAM for what may be taken back, or where somebody asked for it."""
@@ -216,7 +211,7 @@ def early(found: Found, pace: Pace) -> Found:
     def made(reach: int) -> Policy:
         return replace(policy, early_updates=True, reach_mb=reach)
 
-    limit = float("inf") if asked else (1 - SAVES) * pace.seconds(late(policy))
+    limit = float("inf") if asked else (1 - SAVES) * pace.seconds(policy.late)
     if pace.seconds(made(FURTHEST if pace.reach is None else pace.reach)) > limit:
         return found
     reach = _furthest(pace, made) if pace.reach is None else pace.reach
@@ -250,11 +245,12 @@ def streamed(
     """The rung that computes nothing twice and streams state, where it is faster than `found`, which recomputes units and streams
     nothing: a bus may be fast enough to hide behind less arithmetic."""
     others = [(rung, policy) for rung, policy in ladder if policy.stream == "state" and policy.checkpointing == "off"]
-    if found.policy.checkpointing != "blocks" or not others or pace.budget is None:
+    recomputes = found.policy.checkpointing == "blocks" and found.policy.stream == "off"
+    if not recomputes or not others or pace.budget is None:
         return found
     other = solve(others, pace.budget, pace.card_bytes, residents)
     other = early(other, pace) if other.fits else other
     before = pace.seconds(found.policy)
-    if not (other.fits and pace.holds(other.policy)) or pace.seconds(late(other.policy)) > before:
+    if not (other.fits and pace.holds(other.policy)) or pace.seconds(other.policy.late) > before:
         return found  # also where every step has to be clipped
     return other if pace.seconds(other.policy) <= (1 - SAVES) * before else found

@@ -86,10 +86,9 @@ def _rules(config: Config) -> Iterator[tuple[bool, str, str, str]]:
     yield single, "train.scale_lr", "a step is one photo", "--train_batch_size above 1"
     yield not train.ema, "train.ema_decay", "no average is kept", "--ema"
 
-    yield memory.stream == "off", "memory.resident_units", "nothing is streamed", "--stream state (or all)"
-    early = "memory.early_updates", "memory.reach_mb"
-    yield memory.stream == "off", " ".join(early), "nothing is streamed", "--stream state (or all)"
-    yield memory.early_updates is False, early[1], "updates wait for the norm", "--early_updates"
+    streaming = "memory.resident_units memory.early_updates memory.reach_mb"
+    yield memory.stream == "off", streaming, "nothing is streamed", "--stream state (or all)"
+    yield memory.early_updates is False, "memory.reach_mb", "updates wait for the norm", "--early_updates"
     once = config.checkpoint.checkpointing_steps is None and not config.guard.keep_best
     yield once, "checkpoint.checkpoints_total_limit", "only the end is saved", "--checkpointing_steps"
     drawn = " ".join(key for key in knobs() if key.startswith("sample.") and key != "sample.num_validation_images")

@@ -115,7 +115,7 @@ class Engine:
         losses, norm = self._pass(route, micro_batches, loss, rates, update)
         if self.policy.two_passes and self.updates.possible(update):
             self.updates.decide(norm, update)
-            if not self.settling.judge():  # the step again, as it is where gradients wait
+            if not self.settling.judge(update):  # the step again, as it is where gradients wait
                 with checkpointing.replay(began, self.device):
                     losses, norm = self._pass(route, micro_batches, loss, rates, update)
                 self.updates.decide(norm, update)

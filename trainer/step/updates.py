@@ -98,26 +98,22 @@ class Updates:
 
     def decide(self, norm: Tensor, update: bool) -> None:
         """After backward, where all gradients waited: the clip factor and the overflow flag of their updates."""
-        clip, skip = self._clip(norm) if self.policy.max_grad_norm > 0 else self._inverse(), self._nothing(update)
-        if self.scale.factor is not None and skip is None:
-            skip = ~torch.isfinite(norm)
-        self.decision = Decision(max(self.taken, 1), clip, skip)
+        self.decision = self._decided(norm, update)
 
     def foresee(self, update: bool) -> Decision:
         """What `decide` will say of a step in which nothing is clipped."""
-        clip = self._inverse()
-        if clip is None and self.policy.max_grad_norm > 0:
-            clip = torch.ones((), device=self.device)
-        return Decision(max(self.taken, 1), clip, self._nothing(update))
+        return self._decided(torch.zeros((), device=self.device), update)
 
     def came_true(self, foreseen: Decision) -> bool:
         """Whether the updates that were made by `foreseen` are those of the step's decision, to the bit. The host waits."""
-        decided = self.decision
-        if foreseen.skip is not None:  # a step that changes nothing
-            return True
-        same = [decided.clip == foreseen.clip] if decided.clip is not None else []
-        same += [~decided.skip] if decided.skip is not None else []
-        return bool(torch.stack(same).all()) if same else True
+        pairs = (self.decision.clip, foreseen.clip), (self.decision.skip, foreseen.skip)
+        return bool(torch.stack([decided == other for decided, other in pairs if decided is not None]).all())
+
+    def _decided(self, norm: Tensor, update: bool) -> Decision:
+        clip, skip = self._clip(norm) if self.policy.max_grad_norm > 0 else self._inverse(), self._nothing(update)
+        if self.scale.factor is not None and skip is None:
+            skip = ~torch.isfinite(norm)
+        return Decision(max(self.taken, 1), clip, skip)
 
     def finish(self, norm: Tensor) -> None:
         self.norm.copy_(norm)
@@ -144,8 +140,8 @@ class Updates:
         norm: Tensor | None = None,
         decided: Decision | None = None,
     ) -> None:
-        """Update one unit. `norm`: its parameters' norms, where the flag must come from this unit alone (fp16, and the step's
-        norm is not known). `decided`: where that is not the step's own decision."""
+        """Update one unit. `norm`: its parameters' norms, where the flag must come from this unit alone (one pass, fp16).
+        `decided`: where that is not the step's own decision."""
         if self.policy.optimizer != optim.OURS:
             self._step_theirs(index, holding, grad, lr)
             return
