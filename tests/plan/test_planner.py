@@ -373,42 +373,6 @@ def test_where_no_kernel_can_be_built_the_plan_counts_its_references_and_says_wh
     assert "C compiler" in said and "Install" in said and not with_kernels.warnings
 
 
-@pytest.fixture(scope="module")
-def sd15():
-    """Plans of SD 1.5 on an 8-lane card, by its memory; they share their simulations."""
-    shared: list[Rehearsals] = []
-
-    def made(vram_gb: float, early: bool | None = None, **machine: object) -> Plan:
-        config, facts = small(memory__vram_gb=vram_gb, memory__early_updates=early), family("sd1").public()
-        config.model.name, config.model.family = None, "sd1"
-        shared.extend([] if shared else [Rehearsals(config, facts.family.build_meta(facts), "cuda")])
-        return planner.draft(config, facts, replace(Machine("cuda", cards.find("RTX 3050")), **machine), shared[0])
-
-    return made
-
-
-def test_a_narrow_bus_is_hidden_by_updates_that_do_not_wait_for_the_norm(sd15):
-    """SD 1.5 with a pair on an 8-lane card of 4 GB; at 1.26 where each step has to be clipped."""
-    plan = sd15(3.5)
-    assert plan.fits and plan.policy.early_updates and plan.policy.reach_mb > 0
-    assert plan.steps_per_second > 1.70 > 1.3 > plan.clipped_steps_per_second > 1.2
-    said = command.table(plan)
-    assert f"{plan.clipped_steps_per_second:.2f} steps a second" in said and "made again" in plan.explanation
-    waiting = sd15(3.5, free_ram_bytes=plan.ram_peak_bytes - 1)
-    assert waiting.fits and not waiting.policy.early_updates and waiting.clipped_steps_per_second is None
-    assert (
-        plan.ram_peak_bytes > waiting.ram_peak_bytes + 2 * GIB
-    )  # what may be taken back: state and weights of 0.86 billion
-
-
-def test_state_that_streams_takes_the_place_of_recomputing_where_that_is_faster(sd15):
-    plan = sd15(5.4, early=False)
-    assert (plan.policy.checkpointing, plan.policy.stream) == ("off", "state")
-    slower = sd15(5.4, early=False, free_ram_bytes=3 * GIB)
-    assert (slower.policy.checkpointing, slower.policy.stream) == ("blocks", "off")
-    assert plan.steps_per_second > 1.05 * slower.steps_per_second
-
-
 @pytest.mark.parametrize(
     "settings", [{"memory__early_updates": False}, {"run__cards": 2, "train__train_batch_size": 2}]
 )

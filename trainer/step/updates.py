@@ -98,19 +98,22 @@ class Updates:
 
     def decide(self, norm: Tensor, update: bool) -> None:
         """After backward, where all gradients waited: the clip factor and the overflow flag of their updates."""
-        self.decision = self._decided(norm, update)
+        self.decision = self._decided(
+            self._clip(norm) if self.policy.max_grad_norm > 0 else self._inverse(), norm, update
+        )
 
     def foresee(self, update: bool) -> Decision:
         """What `decide` will say of a step in which nothing is clipped."""
-        return self._decided(torch.zeros((), device=self.device), update)
+        norm, inverse = torch.zeros((), device=self.device), self._inverse()
+        return self._decided(torch.ones_like(norm) if inverse is None else inverse, norm, update)
 
     def came_true(self, foreseen: Decision) -> bool:
         """Whether the updates that were made by `foreseen` are those of the step's decision, to the bit. The host waits."""
         pairs = (self.decision.clip, foreseen.clip), (self.decision.skip, foreseen.skip)
         return bool(torch.stack([decided == other for decided, other in pairs if decided is not None]).all())
 
-    def _decided(self, norm: Tensor, update: bool) -> Decision:
-        clip, skip = self._clip(norm) if self.policy.max_grad_norm > 0 else self._inverse(), self._nothing(update)
+    def _decided(self, clip: Tensor | None, norm: Tensor, update: bool) -> Decision:
+        skip = self._nothing(update)
         if self.scale.factor is not None and skip is None:
             skip = ~torch.isfinite(norm)
         return Decision(max(self.taken, 1), clip, skip)
